@@ -1,0 +1,164 @@
+"""`TTTGating`: the gated MLP of a Moshi layer whose down projection keeps learning from the stream.
+
+Shapes: `B` rows, `T` steps, `D` model width, `H` hidden width, `C` chunk size.
+
+The projection is called and never read: it may be an `nn.Linear`, a `LoRALinear`, a `QLinear` or a shard of FSDP, and no
+forward pass ever writes a parameter. What was learnt is an additive term with a state of its own.
+"""
+
+from contextlib import nullcontext
+from contextvars import ContextVar
+
+import torch
+from moshi.modules.gating import ActivationGating
+from moshi.modules.lora import LoRALinear
+from moshi.modules.streaming import StreamingModule
+from moshi.utils.compile import no_compile, torch_compile_lazy
+from moshi.utils.quantize import QLinear
+from torch import nn
+
+from .config import TTTConfig
+from .ops import FastWeight, dual, step_
+from .state import TTTState
+from .target import TargetGenerator
+
+target_source: ContextVar[torch.Tensor | None] = ContextVar("target_source", default=None)
+"""x0 of the layer call in progress: bound by `TTTTransformerLayer.forward` around the stock forward, whose `_ff_block`
+passes a gating nothing but its input. It never outlives the call, so a recomputed layer sees its own x0."""
+
+
+@torch_compile_lazy
+def _gated_hidden(weight_in: torch.Tensor, activation, x: torch.Tensor) -> torch.Tensor:
+    return _gate(nn.functional.linear(x, weight_in), activation)
+
+
+def _gate(gu: torch.Tensor, activation) -> torch.Tensor:
+    """`act(g) * u`, computed with the operations of `moshi.modules.gating`, hence with the same bits."""
+    gu = gu.unflatten(-1, (2, -1))
+    return activation(gu[..., 0, :]) * gu[..., 1, :]
+
+
+class TTTGating(StreamingModule[TTTState]):
+    """Stands in `layer.gating` for a stock `ActivationGating` and takes over its two projections.
+
+    Args:
+        gating: the stock module.
+        config: the TTT settings.
+        device, dtype: of the target generator's weights.
+
+    Attributes:
+        linear_in, linear_out: the stock projections, under their stock keys.
+        target_generator: the only new weights.
+    """
+
+    _fsdp_final = True  # as the stock gating: kept whole by moshi's own FSDP wrapping
+
+    def __init__(self, gating: ActivationGating, config: TTTConfig, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        self.activation = gating.activation
+        self.linear_in = gating.linear_in
+        self.linear_out = gating.linear_out
+        self.dim, self.hidden = gating.linear_out.weight.shape
+        self.target_generator = TargetGenerator(
+            self.dim, config.conv_kernel_size, config.conv_depthwise, device=device, dtype=dtype
+        )
+        self.training = gating.training
+        self.updates_enabled = True
+        self._enabled: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, T, D]` to `[B, T, D]`: the stock gated MLP plus what the fast weight adds.
+
+        While streaming, the state advances by T steps and gradients do not flow through the fast weight.
+
+        Raises:
+            ValueError: with `ttt_target="token_embeddings"`, when called outside of its transformer.
+        """
+        z = self._hidden(x)
+        out = self.linear_out(z)
+        source = x if self.config.target == "hidden_states" else target_source.get()
+        if source is None:
+            raise ValueError(
+                'ttt_target="token_embeddings" needs the input of the transformer stack: call the layer through its '
+                "transformer, or pass it as layer(x, ttt_x0=x0)."
+            )
+        if self._streaming_state is not None:
+            return self._stream(self._streaming_state, out, z, source)
+        return self._one_pass(out, z, source)
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.linear_in, nn.Linear):
+            return _gate(self.linear_in(x), self.activation)
+        with no_compile() if self.training else nullcontext():
+            return _gated_hidden(self.linear_in.weight, self.activation, x)
+
+    def _one_pass(self, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        config, steps = self.config, z.shape[1]
+        needed = (steps - 1) // config.chunk_size * config.chunk_size  # nobody reads the last chunk's targets
+        if not needed or not self.updates_enabled:
+            return out
+        v = self.target_generator(x0[:, :needed], config.chunk_size)
+        return dual(
+            out,
+            z,
+            v,
+            config.chunk_size,
+            config.learning_rate,
+            delta_clip=config.delta_clip,
+            decay=config.decay,
+        )
+
+    @torch.no_grad()
+    def _delta_steps(self, state: TTTState, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        assert self._enabled is not None
+        deltas = [
+            step_(
+                state.fast,
+                z[:, t],
+                self.target_generator.taps(x0[:, t]),
+                config.learning_rate,
+                state.exec_mask,
+                delta_clip=config.delta_clip,
+                decay=config.decay,
+                enabled=self._enabled,
+            )
+            for t in range(z.shape[1])
+        ]
+        return torch.stack(deltas, 1)
+
+    def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        delta = self._delta_steps(state, z, x0)
+        return (out.to(delta.dtype) + delta).to(out.dtype)
+
+    def _init_streaming_state(self, batch_size: int) -> TTTState:
+        device = next(self.target_generator.parameters()).device
+        if self._enabled is None or self._enabled.device != device:
+            self._enabled = torch.tensor(self.updates_enabled, device=device)
+        fast = FastWeight.allocate(
+            batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device
+        )
+        return TTTState(batch_size, device, fast)
+
+    def set_updates(self, enabled: bool) -> None:
+        """Whether what is heard from now on is written. Reaches replayed CUDA graphs too."""
+        self.updates_enabled = enabled
+        if self._enabled is not None:
+            self._enabled.fill_(enabled)
+
+    def _hidden_dtype(self) -> torch.dtype:
+        if isinstance(self.linear_in, QLinear):
+            return torch.float16
+        if isinstance(self.linear_in, LoRALinear):
+            return self.linear_in.lora_A.weight.dtype
+        return self.linear_in.weight.dtype
+
+    @torch.no_grad()
+    def w_down(self) -> torch.Tensor:
+        """A copy of W_0 `[D, H]`, whatever holds it, in at least float32. For reports."""
+        linear = self.linear_out
+        if isinstance(linear, QLinear):
+            return linear.weight.float() * (linear.weight_scb.float()[:, None] / 127)
+        weight = linear.merge_weight() if isinstance(linear, LoRALinear) else linear.weight
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,0 +1,218 @@
+"""One pass over many steps: In-Place TTT as chunk-causal linear attention, for training, evaluation and scoring.
+
+Shapes: `B` rows, `T` steps, `D` model width, `H` hidden width, `C` chunk size, `n = ceil(T / C)` chunks.
+
+The fast weight is an additive delta, so `o_t = base_t + η Σ_{chunk(j) < chunk(t)} (z_j · z_t) v_j` with
+`base = linear_out(z)`: linear attention with keys = queries = z and values = v whose mask is strictly lower
+triangular in chunks. No `[n, B, D, H]` tensor is ever built. The last chunk's v is never needed.
+"""
+
+import torch
+
+QUERY_BLOCK = 256
+"""Smallest number of query steps per matrix product: chunks shorter than this share one and are masked inside it."""
+
+SEGMENT = 2048
+"""Steps per segment once carrying a delta between segments costs fewer operations than attending to everything."""
+
+
+def dual(
+    base: torch.Tensor,
+    z: torch.Tensor,
+    v: torch.Tensor,
+    chunk_size: int,
+    learning_rate: float,
+    *,
+    delta_clip: float | None = None,
+    decay: float = 1.0,
+    delta: torch.Tensor | None = None,
+    return_delta: bool = False,
+    segment: int | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`base` plus what the fast weight adds, equal to :func:`naive` with `base = z @ w_down.T`.
+
+    Args:
+        base: `[B, T, D]`, the output of the stock down projection.
+        z: `[B, T, H]`.
+        v: `[B, T', D]`, targets of the first T' steps: all full chunks but a last one nobody needs, i.e.
+            `T' >= (ceil(T / C) - 1) * C`, and `T' >= floor(T / C) * C` with `return_delta`.
+        chunk_size, learning_rate, delta_clip, decay: as in :func:`naive`.
+        delta: `[B, D, H]`, what came before; None at the start of a stream.
+        return_delta: also return the delta after the last full chunk.
+        segment: steps per segment, rounded down to full chunks (at least one). None chooses: all at once while
+            `T (D + H) <= 4 D H`, i.e. below about 12,000 steps at Moshi's size, else segments of `SEGMENT` steps.
+    Returns:
+        `[B, T, D]` in the dtype of `base`; with `return_delta` also `[B, D, H]`, at least float32.
+    """
+    if z.dtype == torch.float16:  # z·z sums H products and leaves float16's range
+        z, v = z.float(), v.float()
+    steps, width, hidden = z.shape[1], v.shape[2], z.shape[2]
+    v = v.to(z.dtype)
+    full_steps = steps // chunk_size * chunk_size
+    if segment is None:
+        segment = steps if steps * (width + hidden) <= 4 * width * hidden else SEGMENT
+    segment = max(1, segment // chunk_size) * chunk_size
+    if delta_clip is not None:
+        v = clip_chunks(z, v, chunk_size, learning_rate, delta_clip)
+    if steps <= segment and delta is None:
+        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay)
+        if not return_delta:
+            return out
+        return out, _update(None, z[:, :full_steps], v[:, :full_steps], chunk_size, learning_rate, decay)
+
+    v = v[:, : min(steps, v.shape[1])]
+    outs, starts = [], range(0, steps, segment)
+    z_parts, base_parts = z.split(segment, 1), base.split(segment, 1)
+    for start, z_part, base_part in zip(starts, z_parts, base_parts, strict=True):
+        v_part = v[:, start : start + segment]
+        if delta is not None:
+            base_part = base_part + _apply(delta, z_part, chunk_size, decay).to(base.dtype)
+        outs.append(_chunk_causal(base_part, z_part, v_part, chunk_size, learning_rate, decay))
+        if return_delta or start + segment < steps:
+            full = z_part.shape[1] // chunk_size * chunk_size
+            delta = _update(delta, z_part[:, :full], v_part[:, :full], chunk_size, learning_rate, decay)
+    out = torch.cat(outs, 1)
+    return (out, delta) if return_delta else out
+
+
+def clip_chunks(
+    z: torch.Tensor, v: torch.Tensor, chunk_size: int, learning_rate: float, delta_clip: float
+) -> torch.Tensor:
+    """Scale each full chunk of `v` so that its update `η Σ v zᵀ` has a Frobenius norm of at most `delta_clip`.
+
+    The norm comes from Gram matrices, `‖Σ v zᵀ‖² = Σ_ij (v_i · v_j)(z_i · z_j)`, so no `[D, H]` tensor is built.
+    """
+    full = v.shape[1] // chunk_size * chunk_size
+    if not full:
+        return v
+    z_c = z[:, :full].unflatten(1, (-1, chunk_size))
+    v_c = v[:, :full].unflatten(1, (-1, chunk_size))
+    wide = torch.promote_types(z.dtype, torch.float32)
+    gram = (z_c @ z_c.transpose(2, 3)).to(wide) * (v_c @ v_c.transpose(2, 3)).to(wide)
+    square = learning_rate**2 * gram.sum((2, 3))
+    over = square > delta_clip**2
+    # The inner `where` keeps the square root away from 0, whose infinite derivative would turn a masked 0 into NaN.
+    scale = torch.where(over, delta_clip * torch.where(over, square, 1.0).rsqrt(), 1.0).to(v.dtype)
+    return torch.cat([(v_c * scale[:, :, None, None]).flatten(1, 2), v[:, full:]], 1)
+
+
+def _apply(delta: torch.Tensor, z: torch.Tensor, chunk_size: int, decay: float) -> torch.Tensor:
+    """`[B, T, D]`: what an earlier delta adds to the steps of a segment, decayed once per chunk begun since."""
+    out = z @ delta.to(z.dtype).transpose(1, 2)
+    if decay != 1.0:
+        chunk = torch.arange(z.shape[1], device=z.device) // chunk_size
+        out = out * (decay ** chunk.double()).to(out.dtype)[:, None]
+    return out
+
+
+def _update(
+    delta: torch.Tensor | None, z: torch.Tensor, v: torch.Tensor, chunk_size: int, learning_rate: float, decay: float
+) -> torch.Tensor:
+    """The delta `[B, D, H]` after the full chunks in `z`, accumulated in at least float32."""
+    chunks = z.shape[1] // chunk_size
+    if decay != 1.0:
+        age = chunks - 1 - torch.arange(z.shape[1], device=z.device) // chunk_size
+        v = v * (decay ** age.double()).to(v.dtype)[:, None]
+    update = learning_rate * (v.transpose(1, 2) @ z).to(torch.promote_types(z.dtype, torch.float32))
+    return update if delta is None else decay**chunks * delta + update
+
+
+def _chunk_causal(base, z, v, chunk_size, learning_rate, decay):
+    if z.shape[1] <= chunk_size:
+        return base
+    out_dtype = base.dtype
+    return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(out_dtype)
+
+
+class _Blocks:
+    """Which steps each matrix product covers: query blocks of whole chunks, and the mask inside a block.
+
+    A block's queries see all keys before the block's last chunk; inside the block a mask removes the chunks that are
+    not older than the query's own. With C >= QUERY_BLOCK a block is one chunk and needs no mask.
+    """
+
+    def __init__(self, steps: int, chunk_size: int, decay: float, like: torch.Tensor):
+        self.steps = steps
+        self.chunk_size = chunk_size
+        self.per_block = max(1, QUERY_BLOCK // chunk_size)
+        self.size = self.per_block * chunk_size
+        self.keys = (steps - 1) // chunk_size * chunk_size
+        self.decay = decay
+        self.like = like
+
+    def __iter__(self):
+        """Yields `(start, end, keys)`: queries `start:end` see keys `0:keys`."""
+        first = self.chunk_size if self.per_block == 1 else 0
+        for start in range(first, self.steps, self.size):
+            end = min(start + self.size, self.steps)
+            keys = (end - 1) // self.chunk_size * self.chunk_size
+            if keys:
+                yield start, end, keys
+
+    def mask_(self, scores: torch.Tensor, start: int, end: int, keys: int) -> None:
+        """Zero what is not chunk-causal and weigh by `γ^(age - 1)`, in place, for `scores [B, end - start, keys]`."""
+        if self.decay == 1.0:
+            if keys > start:
+                scores[:, :, start:] *= self._weights(start, end, start, keys)
+        else:
+            scores *= self._weights(start, end, 0, keys)
+
+    def _weights(self, start: int, end: int, first_key: int, last_key: int) -> torch.Tensor:
+        device = self.like.device
+        query = torch.arange(start, end, device=device) // self.chunk_size
+        key = torch.arange(first_key, last_key, device=device) // self.chunk_size
+        age = query[:, None] - key[None, :]
+        weights = (age > 0).to(self.like.dtype)
+        if self.decay != 1.0:
+            weights = weights * (self.decay ** (age - 1).clamp(min=0).double()).to(self.like.dtype)
+        return weights
+
+
+class _ChunkCausal(torch.autograd.Function):
+    """`base + η (mask ∘ z zᵀ) v`, with each gradient written by one matrix product per block.
+
+    Saved for backward: z, v and the scores `[B, T, keys]`, 2·T²/(C) fewer values than per-chunk weights would take.
+    """
+
+    @staticmethod
+    def forward(ctx, base, z, v, chunk_size, learning_rate, decay):
+        blocks = _Blocks(z.shape[1], chunk_size, decay, z)
+        scores = z.new_empty(z.shape[0], z.shape[1], blocks.keys)
+        out = torch.empty_like(base)
+        done = 0
+        for start, end, keys in blocks:
+            out[:, done:start] = base[:, done:start]
+            block = scores[:, start:end, :keys]
+            torch.bmm(z[:, start:end], z[:, :keys].transpose(1, 2), out=block)
+            blocks.mask_(block, start, end, keys)
+            scores[:, start:end, keys:end] = 0.0  # read by the key blocks of the backward pass
+            torch.baddbmm(base[:, start:end], block, v[:, :keys], alpha=learning_rate, out=out[:, start:end])
+            done = end
+        out[:, done:] = base[:, done:]
+        ctx.save_for_backward(z, v, scores)
+        ctx.blocks, ctx.learning_rate = blocks, learning_rate
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        z, v, scores = ctx.saved_tensors
+        blocks, rate = ctx.blocks, ctx.learning_rate
+        grad_z = torch.zeros_like(z)
+        grad_v = torch.zeros_like(v)
+        grad_scores = torch.empty_like(scores)
+        for start, end, keys in blocks:
+            block = grad_scores[:, start:end, :keys]
+            torch.bmm(grad[:, start:end] * rate, v[:, :keys].transpose(1, 2), out=block)
+            blocks.mask_(block, start, end, keys)
+            grad_scores[:, start:end, keys:end] = 0.0
+            torch.bmm(block, z[:, :keys], out=grad_z[:, start:end])
+        # Keys: one product per key block over all later queries, so that nothing is accumulated in low precision
+        # except the sum of the two roles z plays.
+        for first in range(0, blocks.keys, blocks.size):
+            last = min(first + blocks.size, blocks.keys)
+            query = first if blocks.per_block > 1 else first + blocks.size
+            p, dp = scores[:, query:, first:last], grad_scores[:, query:, first:last]
+            torch.bmm(p.transpose(1, 2), grad[:, query:] * rate, out=grad_v[:, first:last])
+            grad_z[:, first:last].baddbmm_(dp.transpose(1, 2), z[:, query:])
+        return grad, grad_z, grad_v, None, None, None

@@ -1,0 +1,23 @@
+"""Shared by all tests: moshi without torch.compile, the patch installed for one test at a time, small models."""
+
+import os
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
+
+import pytest
+import torch
+
+import moshi_patch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def patched():
+    """moshi with the patch installed, stock again afterwards."""
+    moshi_patch.install()
+    yield
+    moshi_patch.uninstall()
