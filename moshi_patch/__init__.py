@@ -1,4 +1,6 @@
-"""In-Place Test-Time Training (arXiv 2604.06169) for Kyutai's Moshi: `install()`, then `LMModel(ttt_enabled=True, ...)`.
+"""In-Place Test-Time Training (arXiv 2604.06169) for Kyutai's Moshi.
+
+`install()`, then `LMModel(ttt_enabled=True, ...)`, or any checkpoint whose config says so.
 
 Importing changes nothing.
 """

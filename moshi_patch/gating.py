@@ -2,12 +2,13 @@
 
 Shapes: `B` rows, `T` steps, `D` model width, `H` hidden width, `C` chunk size.
 
-The projection is called and never read: it may be an `nn.Linear`, a `LoRALinear`, a `QLinear` or a shard of FSDP, and no
-forward pass ever writes a parameter. What was learnt is an additive term with a state of its own.
+The projection is called and never read: it may be an `nn.Linear`, a `LoRALinear`, a `QLinear` or a shard of FSDP, and
+no forward pass ever writes a parameter. What was learnt is an additive term with a state of its own.
 """
 
 from contextlib import nullcontext
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from moshi.modules.gating import ActivationGating
@@ -18,9 +19,12 @@ from moshi.utils.quantize import QLinear
 from torch import nn
 
 from .config import TTTConfig
-from .ops import FastWeight, dual, step_
+from .ops import FastWeight, dual, segment_, step_
 from .state import TTTState
 from .target import TargetGenerator
+
+SEGMENT_STEPS = 16
+"""Steps from which a streamed segment is worth the matrix products over whole chunks that it costs once."""
 
 target_source: ContextVar[torch.Tensor | None] = ContextVar("target_source", default=None)
 """x0 of the layer call in progress: bound by `TTTTransformerLayer.forward` around the stock forward, whose `_ff_block`
@@ -107,12 +111,16 @@ class TTTGating(StreamingModule[TTTState]):
             config.learning_rate,
             delta_clip=config.delta_clip,
             decay=config.decay,
+            inplace=True,  # nothing else holds the projection's output
         )
 
     @torch.no_grad()
-    def _delta_steps(self, state: TTTState, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         config = self.config
-        assert self._enabled is not None
+        options = {"delta_clip": config.delta_clip, "decay": config.decay}
+        if z.shape[1] >= SEGMENT_STEPS and self.updates_enabled:
+            targets = partial(self.target_generator, chunk_size=config.chunk_size)
+            return segment_(state.fast, out, z, x0, targets, config.learning_rate, state.exec_mask, **options)
         deltas = [
             step_(
                 state.fast,
@@ -120,16 +128,12 @@ class TTTGating(StreamingModule[TTTState]):
                 self.target_generator.taps(x0[:, t]),
                 config.learning_rate,
                 state.exec_mask,
-                delta_clip=config.delta_clip,
-                decay=config.decay,
                 enabled=self._enabled,
+                **options,
             )
             for t in range(z.shape[1])
         ]
-        return torch.stack(deltas, 1)
-
-    def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        delta = self._delta_steps(state, z, x0)
+        delta = torch.stack(deltas, 1)
         return (out.to(delta.dtype) + delta).to(out.dtype)
 
     def _init_streaming_state(self, batch_size: int) -> TTTState:

@@ -42,7 +42,8 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
         `updates`: list of ints, updates per row since its last reset;
         `delta_norm`: list of floats, Frobenius norm of the fast weight's change per row;
         `relative_delta`: the same over the norm of W_down;
-        `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights. At `conv_norm` 0 nothing is learnt.
+        `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with the first 0 nothing is
+        learnt.
         The first three are None while the model is not streaming.
 
     Raises:

@@ -9,6 +9,8 @@ import torch
 
 import moshi_patch
 
+torch.set_num_threads(1)  # the tests' tensors are tiny: threads only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def _seed():

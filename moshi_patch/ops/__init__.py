@@ -1,7 +1,9 @@
-"""The In-Place TTT layer as pure functions of tensors: `naive` (the specification), `dual` (one pass), `step` (streaming)."""
+"""In-Place TTT as pure functions of tensors: `naive` (the specification), `dual` (one pass), `step_` and `segment_`
+(streaming)."""
 
 from .dual import dual
 from .naive import naive, naive_target
+from .segment import segment_
 from .step import FastWeight, step_
 
-__all__ = ["FastWeight", "dual", "naive", "naive_target", "step_"]
+__all__ = ["FastWeight", "dual", "naive", "naive_target", "segment_", "step_"]

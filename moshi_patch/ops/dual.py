@@ -28,6 +28,7 @@ def dual(
     delta: torch.Tensor | None = None,
     return_delta: bool = False,
     segment: int | None = None,
+    inplace: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`base` plus what the fast weight adds, equal to :func:`naive` with `base = z @ w_down.T`.
 
@@ -41,6 +42,7 @@ def dual(
         return_delta: also return the delta after the last full chunk.
         segment: steps per segment, rounded down to full chunks (at least one). None chooses: all at once while
             `T (D + H) <= 4 D H`, i.e. below about 12,000 steps at Moshi's size, else segments of `SEGMENT` steps.
+        inplace: `base` may be overwritten.
     Returns:
         `[B, T, D]` in the dtype of `base`; with `return_delta` also `[B, D, H]`, at least float32.
     """
@@ -50,12 +52,12 @@ def dual(
     v = v.to(z.dtype)
     full_steps = steps // chunk_size * chunk_size
     if segment is None:
-        segment = steps if steps * (width + hidden) <= 4 * width * hidden else SEGMENT
+        segment = steps + chunk_size if steps * (width + hidden) <= 4 * width * hidden else SEGMENT
     segment = max(1, segment // chunk_size) * chunk_size
     if delta_clip is not None:
         v = clip_chunks(z, v, chunk_size, learning_rate, delta_clip)
     if steps <= segment and delta is None:
-        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay)
+        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay, inplace)
         if not return_delta:
             return out
         return out, _update(None, z[:, :full_steps], v[:, :full_steps], chunk_size, learning_rate, decay)
@@ -117,18 +119,19 @@ def _update(
     return update if delta is None else decay**chunks * delta + update
 
 
-def _chunk_causal(base, z, v, chunk_size, learning_rate, decay):
+def _chunk_causal(base, z, v, chunk_size, learning_rate, decay, inplace=False):
     if z.shape[1] <= chunk_size:
         return base
-    out_dtype = base.dtype
-    return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(out_dtype)
+    if base.dtype != z.dtype:
+        return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(base.dtype)
+    return _ChunkCausal.apply(base if inplace else base.clone(), z, v, chunk_size, learning_rate, decay)
 
 
 class _Blocks:
     """Which steps each matrix product covers: query blocks of whole chunks, and the mask inside a block.
 
-    A block's queries see all keys before the block's last chunk; inside the block a mask removes the chunks that are
-    not older than the query's own. With C >= QUERY_BLOCK a block is one chunk and needs no mask.
+    With C >= QUERY_BLOCK a block is one chunk, sees the keys before it and needs no mask. A block of several chunks
+    sees the keys up to its own end, and a mask removes the chunks in it that are not older than the query's own.
     """
 
     def __init__(self, steps: int, chunk_size: int, decay: float, like: torch.Tensor):
@@ -145,9 +148,8 @@ class _Blocks:
         first = self.chunk_size if self.per_block == 1 else 0
         for start in range(first, self.steps, self.size):
             end = min(start + self.size, self.steps)
-            keys = (end - 1) // self.chunk_size * self.chunk_size
-            if keys:
-                yield start, end, keys
+            keys = start if self.per_block == 1 else min(end, self.keys)
+            yield start, end, keys
 
     def mask_(self, scores: torch.Tensor, start: int, end: int, keys: int) -> None:
         """Zero what is not chunk-causal and weigh by `γ^(age - 1)`, in place, for `scores [B, end - start, keys]`."""
@@ -169,50 +171,60 @@ class _Blocks:
 
 
 class _ChunkCausal(torch.autograd.Function):
-    """`base + η (mask ∘ z zᵀ) v`, with each gradient written by one matrix product per block.
+    """`base += η (mask ∘ z zᵀ) v` in place, and each gradient written by one matrix product per block.
 
-    Saved for backward: z, v and the scores `[B, T, keys]`, 2·T²/(C) fewer values than per-chunk weights would take.
+    Saved for backward: z, v and the scores `[B, T, keys]`. `base` needs not be kept, as it enters by addition alone.
     """
 
     @staticmethod
     def forward(ctx, base, z, v, chunk_size, learning_rate, decay):
         blocks = _Blocks(z.shape[1], chunk_size, decay, z)
         scores = z.new_empty(z.shape[0], z.shape[1], blocks.keys)
-        out = torch.empty_like(base)
-        done = 0
         for start, end, keys in blocks:
-            out[:, done:start] = base[:, done:start]
             block = scores[:, start:end, :keys]
-            torch.bmm(z[:, start:end], z[:, :keys].transpose(1, 2), out=block)
+            _matmul_(block, z[:, start:end], z[:, :keys].transpose(1, 2))
             blocks.mask_(block, start, end, keys)
-            scores[:, start:end, keys:end] = 0.0  # read by the key blocks of the backward pass
-            torch.baddbmm(base[:, start:end], block, v[:, :keys], alpha=learning_rate, out=out[:, start:end])
-            done = end
-        out[:, done:] = base[:, done:]
+            _matmul_(base[:, start:end], block, v[:, :keys], alpha=learning_rate, add=True)
+        ctx.mark_dirty(base)
         ctx.save_for_backward(z, v, scores)
         ctx.blocks, ctx.learning_rate = blocks, learning_rate
-        return out
+        return base
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         z, v, scores = ctx.saved_tensors
         blocks, rate = ctx.blocks, ctx.learning_rate
-        grad_z = torch.zeros_like(z)
-        grad_v = torch.zeros_like(v)
+        grad_z = torch.empty_like(z)
+        grad_v = torch.empty_like(v)
         grad_scores = torch.empty_like(scores)
+        done = 0
         for start, end, keys in blocks:
             block = grad_scores[:, start:end, :keys]
-            torch.bmm(grad[:, start:end] * rate, v[:, :keys].transpose(1, 2), out=block)
+            _matmul_(block, grad[:, start:end], v[:, :keys].transpose(1, 2), alpha=rate)
             blocks.mask_(block, start, end, keys)
-            grad_scores[:, start:end, keys:end] = 0.0
-            torch.bmm(block, z[:, :keys], out=grad_z[:, start:end])
-        # Keys: one product per key block over all later queries, so that nothing is accumulated in low precision
-        # except the sum of the two roles z plays.
+            grad_z[:, done:start] = 0.0
+            _matmul_(grad_z[:, start:end], block, z[:, :keys])
+            done = end
+        # Keys: one product per key block over all later queries, so that nothing is summed in low precision except
+        # the two roles z plays. In a block of several chunks the queries of the block itself are among them.
         for first in range(0, blocks.keys, blocks.size):
             last = min(first + blocks.size, blocks.keys)
             query = first if blocks.per_block > 1 else first + blocks.size
             p, dp = scores[:, query:, first:last], grad_scores[:, query:, first:last]
-            torch.bmm(p.transpose(1, 2), grad[:, query:] * rate, out=grad_v[:, first:last])
-            grad_z[:, first:last].baddbmm_(dp.transpose(1, 2), z[:, query:])
+            _matmul_(grad_v[:, first:last], p.transpose(1, 2), grad[:, query:], alpha=rate)
+            _matmul_(grad_z[:, first:last], dp.transpose(1, 2), z[:, query:], add=True)
+        grad_v[:, blocks.keys :] = 0.0
         return grad, grad_z, grad_v, None, None, None
+
+
+def _matmul_(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float = 1.0, add: bool = False) -> None:
+    """`out = α a b` or `out += α a b`, in place, for batches of matrices.
+
+    Row by row on a CPU, whose batched product copies what is transposed or strided (3× at Moshi's size).
+    """
+    if out.device.type != "cpu":
+        out.baddbmm_(a, b, beta=float(add), alpha=alpha)
+        return
+    for out_row, a_row, b_row in zip(out, a, b, strict=True):
+        out_row.addmm_(a_row, b_row, beta=float(add), alpha=alpha)

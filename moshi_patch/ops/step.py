@@ -109,7 +109,7 @@ def apply_delta(state: FastWeight, z: torch.Tensor, learning_rate: float) -> tor
 
 def fold(state: FastWeight, learning_rate: float, exec_mask: torch.Tensor) -> None:
     """Add this step's `ceil(D / C)` rows of the previous chunk's update to the delta, in place, where `exec_mask`."""
-    batch, width, hidden = state.delta.shape
+    _, width, hidden = state.delta.shape
     count = rows_per_step(width, state.chunk_size)
     start = state.position % state.chunk_size * count
     # The last windows may stand back from the end so that they fit; rows that are in already are left alone.

@@ -1,0 +1,194 @@
+"""Makes a tiny local repository, laid out like Moshi's on the Hub: language model with TTT, Mimi and text tokenizer.
+
+    python example/tiny_repo.py tiny_repo
+    python -m moshi_patch moshi.run_inference --device cpu --hf-repo tiny_repo --batch-size 1 in.wav out.wav
+
+Nothing in it was trained to speak. It shows that the machinery runs, and answers nothing sensible.
+"""
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import sphn
+import torch
+from moshi.models import LMModel, MimiModel, loaders
+from safetensors.torch import save_file
+
+import moshi_patch
+
+DATA = Path(__file__).parent / "data"
+
+LM: dict[str, Any] = {
+    "dim": 64,
+    "num_heads": 4,
+    "num_layers": 4,
+    "hidden_scale": 4.125,
+    "n_q": 8,
+    "dep_q": 4,
+    "card": 64,
+    "delays": [0, 0, 1, 1, 1, 0, 1, 1, 1],
+    "context": 64,
+    "max_period": 10000,
+    "causal": True,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "depformer_dim": 32,
+    "depformer_dim_feedforward": 132,
+    "depformer_num_heads": 2,
+    "depformer_num_layers": 2,
+    "depformer_gating": "silu",
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+    "depformer_multi_linear": True,
+    "existing_text_padding_id": 3,
+}
+"""A scaled-down Moshi as in its `config.json`; `text_card` is the tokenizer's."""
+
+TTT: dict[str, Any] = {
+    "ttt_enabled": True,
+    "ttt_layers": [1, 3],
+    "ttt_chunk_size": 16,
+    "ttt_learning_rate": 1e-3,
+}
+"""A chunk of 16 steps is 1.28 s: a few seconds of speech make several updates."""
+
+CONV_STD, TARGET_STD = 0.5, 0.1
+"""Spread of the target generators' weights around nothing (the filters) and around the identity (W_target)."""
+
+NAMES = {
+    "moshi_name": "model.safetensors",
+    "mimi_name": "mimi.safetensors",
+    "mimi_config_name": "mimi_config.json",
+    "tokenizer_name": "tokenizer.model",
+}
+
+MIMI_CODEBOOKS, MIMI_WIDTH = 8, 32
+
+
+def make_tiny_repo(folder: str | Path, seed: int = 0, **lm_overrides: Any) -> Path:
+    """Writes the repository and returns its folder; the same seed and overrides give the same weights.
+
+    The weights are random. So are those of the target generators, unlike in a model that TTT is added to: a fresh
+    target generator is exactly zero, and the fast weights would not be seen to move.
+
+    Args:
+        folder: made if it does not exist; files in it are overwritten.
+        seed: of all weights.
+        **lm_overrides: replace or add arguments of `LMModel`, `ttt_` ones included, in `config.json`. A `card` other
+            than 64 also changes Mimi's.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _train_tokenizer()
+    (folder / NAMES["tokenizer_name"]).write_bytes(tokenizer)
+    text_card = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
+    lm_config = {**LM, "text_card": text_card, **TTT, **lm_overrides}
+    mimi_config = _mimi_config(bins=lm_config["card"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _save(_make_mimi(mimi_config), folder / NAMES["mimi_name"])
+        _save(_make_lm(lm_config), folder / NAMES["moshi_name"])
+    _write_json(folder / NAMES["mimi_config_name"], mimi_config)
+    # Greedy, so that the same speech gets the same answer.
+    _write_json(folder / "config.json", {**lm_config, **NAMES, "lm_gen_config": {"use_sampling": False}})
+    return folder
+
+
+def _train_tokenizer() -> bytes:
+    """A sentencepiece model of the dialogues' words, with the special ids of Moshi's: 0 unknown, 3 padding."""
+    lines = [
+        " ".join(word for word, _, _ in json.loads(path.read_text())["alignments"])
+        for path in sorted(DATA.glob("*.json"))
+    ]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=96,
+        hard_vocab_limit=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        num_threads=1,
+        minloglevel=1,
+    )
+    return model.getvalue()
+
+
+def _mimi_config(bins: int) -> dict[str, Any]:
+    """Mimi with narrow layers: one step of 80 ms is 960 samples by the SEANet, times 2 by the resampling."""
+    transformer = loaders._transformer_kwargs | {
+        "d_model": MIMI_WIDTH,
+        "num_heads": 2,
+        "num_layers": 1,
+        "context": 25,
+        "dim_feedforward": 2 * MIMI_WIDTH,
+        "input_dimension": MIMI_WIDTH,
+        "output_dimensions": [MIMI_WIDTH],
+    }
+    return {
+        "sample_rate": loaders.SAMPLE_RATE,
+        "channels": 1,
+        "frame_rate": loaders.FRAME_RATE,
+        "seanet": loaders._seanet_kwargs | {"dimension": MIMI_WIDTH, "n_filters": 4},
+        "transformer": transformer,
+        "quantizer": {
+            "dimension": 16,
+            "n_q": MIMI_CODEBOOKS,
+            "bins": bins,
+            "input_dimension": MIMI_WIDTH,
+            "output_dimension": MIMI_WIDTH,
+        },
+    }
+
+
+@torch.no_grad()
+def _make_mimi(config: dict[str, Any]) -> MimiModel:
+    """A random Mimi whose codebooks fit the example's speech, so that different sounds get different codes."""
+    mimi = loaders.get_mimi(None, config, num_codebooks=MIMI_CODEBOOKS)
+    speech = [torch.from_numpy(sphn.read(str(path))[0])[:, None] for path in sorted(DATA.glob("*.wav"))]
+    latent = torch.cat([channel for pcm in speech for channel in mimi.encode_to_latent(pcm, quantize=False)], 1)
+    mimi.quantizer.train()  # in training, the first batches place the codebooks by k-means, one codebook at a time
+    for _ in range(MIMI_CODEBOOKS):
+        mimi.quantizer(latent[None], mimi.frame_rate)
+    return mimi.eval()
+
+
+@torch.no_grad()
+def _make_lm(config: dict[str, Any]) -> LMModel:
+    installed = moshi_patch.is_installed()
+    moshi_patch.install()
+    try:
+        model = LMModel(**config)
+    finally:
+        if not installed:
+            moshi_patch.uninstall()
+    for name, parameter in moshi_patch.ttt_parameters(model).items():
+        parameter += torch.randn_like(parameter) * (TARGET_STD if name.endswith("W_target.weight") else CONV_STD)
+    return model
+
+
+def _save(model: torch.nn.Module, path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(make_tiny_repo(args.folder, args.seed))
+
+
+if __name__ == "__main__":
+    main()

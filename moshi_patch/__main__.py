@@ -1,0 +1,116 @@
+"""`python -m moshi_patch MODULE [ARGS...]`: runs one of moshi's programs with the patch installed.
+
+    python -m moshi_patch moshi.server --hf-repo kyutai/moshiko-pytorch-bf16
+    python -m moshi_patch moshi.run_inference --device cpu --hf-repo ./my_model in.wav out.wav
+
+Two things the stock programs refuse work here: a machine without CUDA, and a local folder in place of a Hub repository.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
+from moshi.models import loaders
+
+from .patch import install
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Install the patch and run a module as `__main__`, with `argv[1:]` (or the command line's) as its arguments.
+
+    Raises:
+        SystemExit: with code 2 for a missing or unknown module; and whatever the module itself raises.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m moshi_patch", description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
+    )
+    parser.add_argument("module", metavar="MODULE", help="for example moshi.server or moshi.run_inference")
+    parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
+    options = parser.parse_args(argv)
+    install()
+    if not is_runnable(options.module):
+        parser.exit(2, f"{parser.prog}: error: no module named {options.module!r} that can be run\n")
+    sys.argv = [options.module, *options.args]
+    with without_cuda(), local_repositories():
+        runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+
+
+def is_runnable(module: str) -> bool:
+    """Whether `python -m module` would find something to run. Imports the packages it lies in.
+
+    Raises:
+        Exception: whatever importing those packages raises, as that is not the absence of `module`.
+    """
+    if not module or module.startswith("."):
+        return False
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{module}.__main__")
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return False
+    return spec is not None
+
+
+@contextlib.contextmanager
+def without_cuda() -> Iterator[None]:
+    """Where CUDA is not available, `torch.cuda.synchronize` does nothing inside; elsewhere it stays as it is.
+
+    `moshi.server` calls it after its warm-up on every device, so `--device cpu` could not start without CUDA. There is
+    nothing to wait for then: operations on the CPU are done when they return.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    stock = torch.cuda.synchronize
+    torch.cuda.synchronize = lambda device=None: None
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize = stock
+
+
+@contextlib.contextmanager
+def local_repositories() -> Iterator[None]:
+    """Inside, `CheckpointInfo.from_hf_repo` and so `--hf-repo` also take the path of a folder.
+
+    A folder that exists wins over a repository of the same name on the Hub.
+    """
+    stock = loaders.hf_hub_download
+
+    def download(repo_id: str | Path, filename: str, *args: Any, **kwargs: Any) -> str:
+        if os.path.isdir(repo_id):
+            return file_in_folder(repo_id, filename)
+        return stock(repo_id, filename, *args, **kwargs)
+
+    loaders.hf_hub_download = download
+    try:
+        yield
+    finally:
+        loaders.hf_hub_download = stock
+
+
+def file_in_folder(folder: str | Path, filename: str) -> str:
+    """The path of `filename` in `folder`.
+
+    Raises:
+        LocalEntryNotFoundError: naming both. It is a FileNotFoundError, and an EntryNotFoundError as the Hub gives.
+    """
+    path = Path(folder) / filename
+    if not path.is_file():
+        raise LocalEntryNotFoundError(f"The local folder {str(folder)!r} has no file {filename!r}.")
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Nothing is mutated, and gradients are those of the loss at W_0: no forward pass writes a parameter."""
+
+import pytest
+import torch
+
+import moshi_patch
+
+from .models import TTT, random_codes, randomise_targets, relative, tiny_model
+
+pytestmark = pytest.mark.usefixtures("patched")
+
+
+def ttt_model(**overrides):
+    return randomise_targets(tiny_model(**{**TTT, "positional_embedding": "none", **overrides}))
+
+
+def loss_of(model, codes):
+    return model.forward_text(codes)[1].log_softmax(-1)[..., 0].mean()
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(one, other, tolerance=1e-12):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert relative(one[name], other[name]) < tolerance, name
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "streaming"])
+def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
+    model = ttt_model()
+    model.train(mode == "train")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    codes = random_codes(model, 2, 33)
+    if mode == "streaming":
+        with model.streaming(2), torch.no_grad():
+            for t in range(33):
+                model.forward_text(codes[:, :, t : t + 1])
+            assert min(moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"]) == 6
+            during = model.state_dict()
+            assert list(during) == list(before)
+    else:
+        model(codes).text_logits[..., 3:, :].sum().backward()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
+@pytest.mark.parametrize("options", [{}, {"ttt_delta_clip": 0.3, "ttt_decay": 0.8}], ids=str)
+def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
+    model = ttt_model(**options).train()
+    codes = random_codes(model, 2, 23)
+    grads = gradients(model, loss_of(model, codes))
+    gating = "transformer.layers.1.gating."
+    names = ["linear_in.weight", "linear_out.weight", *(n for n in grads if n.startswith(gating + "target_generator"))]
+    for name in [n if n.startswith(gating) else gating + n for n in names] + ["text_emb.weight"]:
+        parameter = model.get_parameter(name)
+        direction = torch.randn_like(parameter)
+        step = 1e-5
+        with torch.no_grad():
+            parameter += step * direction
+            upper = loss_of(model, codes)
+            parameter -= 2 * step * direction
+            lower = loss_of(model, codes)
+            parameter += step * direction
+        numeric = ((upper - lower) / (2 * step)).item()
+        assert numeric == pytest.approx((grads[name] * direction).sum().item(), rel=1e-6), name
+
+
+def test_two_forwards_before_one_backward_give_the_gradients_of_each_alone():
+    model = ttt_model().train()
+    one, other = random_codes(model, 2, 23, seed=7), random_codes(model, 2, 33, seed=8)
+    together = gradients(model, loss_of(model, one) + loss_of(model, other))
+    first, second = gradients(model, loss_of(model, one)), gradients(model, loss_of(model, other))
+    assert_same_gradients(together, {name: first[name] + second[name] for name in first})
+
+
+def test_activation_checkpointing_gives_the_gradients_of_the_plain_run():
+    plain, checkpointed = ttt_model().train(), ttt_model(gradient_checkpointing=True).train()
+    codes = random_codes(plain, 2, 33)
+    assert checkpointed.transformer.checkpointing
+    expected = gradients(plain, loss_of(plain, codes))
+    assert_same_gradients(gradients(checkpointed, loss_of(checkpointed, codes)), expected)
+    both = loss_of(checkpointed, codes) + loss_of(checkpointed, codes.flip(2))
+    flipped = gradients(plain, loss_of(plain, codes.flip(2)))
+    assert_same_gradients(gradients(checkpointed, both), {n: expected[n] + flipped[n] for n in expected})
+
+
+def test_no_output_of_the_whole_model_depends_on_a_later_input():
+    model = ttt_model(ttt_conv_kernel_size=3)
+    steps = 18
+    x = torch.randn(1, steps, model.dim, dtype=torch.float64, requires_grad=True)
+    out = model.transformer(x)
+    for t in range(steps):
+        (grad,) = torch.autograd.grad(out[0, t].sum(), x, retain_graph=True)
+        assert (grad[0, t + 1 :] == 0).all(), t
+        assert (grad[0, : t + 1] != 0).any(1).all(), t
+
+
+def test_the_input_of_the_stack_is_remembered_by_nobody_after_the_call():
+    from moshi_patch.gating import target_source
+
+    model = ttt_model()
+    model.forward_text(random_codes(model, 1, 12))
+    assert target_source.get() is None
+    layer = model.transformer.layers[1]
+    with pytest.raises(RuntimeError):
+        layer(torch.zeros(1, 3, 5), ttt_x0=torch.zeros(1, 3, 16))
+    assert target_source.get() is None
