@@ -14,7 +14,7 @@ from moshi.modules.transformer import StreamingTransformer, StreamingTransformer
 from .config import PREFIX, TTTConfig
 from .gating import TTTGating
 from .layer import pass_x0_to_layers
-from .state_dict import supply_missing_targets
+from .state_dict import prepare_targets
 
 logger = logging.getLogger(__name__)
 
@@ -137,5 +137,5 @@ def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
         layer.gating = TTTGating(layer.gating, config, device=device, dtype=model.dtype)
     if config.target == "token_embeddings":
         pass_x0_to_layers(model.transformer)
-    model._register_load_state_dict_pre_hook(supply_missing_targets, with_module=True)
+    model._register_load_state_dict_pre_hook(prepare_targets, with_module=True)
     model.ttt_config = config

@@ -1,9 +1,15 @@
 """Loading: a stock checkpoint fits a TTT model strictly, and a checkpoint with half of the TTT keys fits nothing."""
 
+import re
+
 import torch
 from torch import nn
 
 from .gating import TTTGating
+
+TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
+WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+"""What FSDP, activation checkpointing and torch.compile add to names of modules, but not to those of a checkpoint."""
 
 
 def ttt_gatings(model: nn.Module) -> dict[str, TTTGating]:
@@ -20,16 +26,17 @@ def ttt_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def supply_missing_targets(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """A load hook for `LMModel`: fills in target-generator keys that a checkpoint does not have.
+def prepare_targets(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """A load hook for `LMModel`: a checkpoint has the weights of every target generator or of none.
 
-    A generator that already holds values keeps them (LoRA adapters are loaded in a second pass); one that is still on
-    the meta device gets the initial ones, on the device of the checkpoint's tensors.
+    With none, generators that hold values keep them (LoRA adapters are loaded in a second pass), and generators on the
+    meta device get their initial values, on the device of the checkpoint's tensors.
 
     Raises:
         ValueError: when the checkpoint has some of the keys and not all of them.
     """
-    wanted = {prefix + name: parameter for name, parameter in ttt_parameters(module).items()}
+    gatings = {WRAPPERS.sub("", name): gating for name, gating in ttt_gatings(model).items()}
+    wanted = [f"{prefix}{name}.target_generator.{key}" for name in gatings for key in TARGET_KEYS]
     missing = [name for name in wanted if name not in state_dict]
     if not missing:
         return
@@ -41,10 +48,5 @@ def supply_missing_targets(module: nn.Module, state_dict: dict, prefix: str, *_)
             "Were its ttt_layers (ttt_start_layer, ttt_layer_frequency) the same?"
         )
     device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
-    for name, parameter in wanted.items():
-        if not parameter.is_meta:
-            state_dict[name] = parameter
-        elif name.endswith("W_target.weight"):
-            state_dict[name] = torch.eye(parameter.shape[0], dtype=parameter.dtype, device=device)
-        else:
-            state_dict[name] = torch.zeros_like(parameter, device=device)
+    for gating in gatings.values():
+        gating.target_generator.materialise(device)

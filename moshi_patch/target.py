@@ -11,21 +11,38 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def _keep_own_weight(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """A load hook: where the checkpoint has no weight, the module keeps its own.
+
+    It hangs on the module that owns the weight: what wraps modules in between (FSDP, activation checkpointing) has
+    renamed the keys and gathered the weight by then.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        state_dict.setdefault(prefix + "weight", weight)
+
+
 class Taps(nn.Module):
     """The K filters of the convolution: `weight [D, 1, K]`, one per channel, or `[D, D, K]`, initially zero."""
 
     def __init__(self, dim: int, kernel_size: int, depthwise: bool, device=None, dtype=None):
         super().__init__()
-        shape = (dim, 1 if depthwise else dim, kernel_size)
-        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.shape = (dim, 1 if depthwise else dim, kernel_size)
+        self.weight = nn.Parameter(self.initial(device, dtype))
+        self._register_load_state_dict_pre_hook(_keep_own_weight, with_module=True)
+
+    def initial(self, device, dtype) -> torch.Tensor:
+        """Zeros of the weight's shape."""
+        return torch.zeros(self.shape, device=device, dtype=dtype)
 
     def tap(self, x: torch.Tensor, k: int) -> torch.Tensor:
         """`w_k x`, for `x [..., D]`."""
-        weight = self.weight[:, :, k]
+        x, weight = x.to(self.weight.dtype), self.weight[:, :, k]
         return x * weight[:, 0] if self.weight.shape[1] == 1 else F.linear(x, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`Σ_k w_k x_{t+k}` for `x [N, C, D]`, zero beyond the end of dimension 1."""
+        x = x.to(self.weight.dtype)
         if self.weight.shape[1] == 1:
             return _DepthwiseLookahead.apply(x, self.weight)
         out = self.tap(x, 0)
@@ -87,11 +104,16 @@ class Projection(nn.Module):
 
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype))
-        nn.init.eye_(self.weight)
+        self.dim = dim
+        self.weight = nn.Parameter(self.initial(device, dtype))
+        self._register_load_state_dict_pre_hook(_keep_own_weight, with_module=True)
+
+    def initial(self, device, dtype) -> torch.Tensor:
+        """The identity."""
+        return torch.eye(self.dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x.to(self.weight.dtype), self.weight)
 
 
 class TargetGenerator(nn.Module):
@@ -114,14 +136,17 @@ class TargetGenerator(nn.Module):
 
     def forward(self, x0: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Targets `[B, T, D]` of the target source `x0 [B, T, D]`, whose first step starts a chunk."""
-        return self.W_target(self.conv1d(x0.to(self.dtype), chunk_size))
+        return self.W_target(self.conv1d(x0, chunk_size))
+
+    def materialise(self, device: torch.device | None) -> None:
+        """Give weights that are still on the meta device their initial values on `device`."""
+        for module in self.modules():
+            if isinstance(module, (Taps, Projection)) and module._parameters.get("weight") is not None:
+                weight = module.weight
+                if weight.is_meta:
+                    module.weight = nn.Parameter(module.initial(device, weight.dtype), weight.requires_grad)
 
     def taps(self, x0: torch.Tensor) -> torch.Tensor:
         """`[B, K, D]`: what the single step `x0 [B, D]` adds to the targets of itself and of the K - 1 steps before."""
         conv = self.conv1d.conv
-        x0 = x0.to(self.dtype)
         return self.W_target(torch.stack([conv.tap(x0, k) for k in range(conv.weight.shape[2])], 1))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
