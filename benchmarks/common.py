@@ -1,6 +1,7 @@
 """What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 
 import moshi
 import torch
+from torch.profiler import ProfilerActivity
 
 
 def synchronize(device: torch.device) -> None:
@@ -29,9 +31,9 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Bytes by which memory in use rises at most inside the `with` block, `bytes` afterwards.
+    """Bytes by which the memory held by tensors rises at most inside the `with` block, `bytes` afterwards.
 
-    On CUDA what the allocator counts; on a Linux CPU the peak resident set size, which the kernel resets on request.
+    From torch's own allocators: repeatable, and without the scratch space of the libraries below them.
     """
 
     def __init__(self, device: torch.device):
@@ -44,23 +46,19 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
-            Path("/proc/self/clear_refs").write_text("5")
-            self._before = _status_bytes("VmRSS")
+            self._profile = torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profile.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         if self.device.type == "cuda":
             synchronize(self.device)
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
-        else:
-            self.bytes = _status_bytes("VmHWM") - self._before
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+            return
+        self._profile.__exit__(*error)
+        events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        self.bytes = max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Nothing is mutated, and gradients are those of the loss at W_0: no forward pass writes a parameter."""
 
+import gc
+
 import pytest
 import torch
 
@@ -112,3 +114,14 @@ def test_the_input_of_the_stack_is_remembered_by_nobody_after_the_call():
     with pytest.raises(RuntimeError):
         layer(torch.zeros(1, 3, 5), ttt_x0=torch.zeros(1, 3, 16))
     assert target_source.get() is None
+
+
+def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive():
+    """A tensor kept on the side of autograd's own would survive checkpointing, one per layer."""
+    model = ttt_model(gradient_checkpointing=True, ttt_layers="all").train()
+    shape = (2, 33, model.transformer.layers[0].gating.hidden)
+    loss = loss_of(model, random_codes(model, 2, 33))
+    gc.collect()
+    alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.shape == shape]
+    loss.backward()
+    assert not alive

@@ -141,7 +141,7 @@ class _Blocks:
         self.size = self.per_block * chunk_size
         self.keys = (steps - 1) // chunk_size * chunk_size
         self.decay = decay
-        self.like = like
+        self.dtype, self.device = like.dtype, like.device  # not `like` itself: it would outlive what autograd saves
 
     def __iter__(self):
         """Yields `(start, end, keys)`: queries `start:end` see keys `0:keys`."""
@@ -160,13 +160,12 @@ class _Blocks:
             scores *= self._weights(start, end, 0, keys)
 
     def _weights(self, start: int, end: int, first_key: int, last_key: int) -> torch.Tensor:
-        device = self.like.device
-        query = torch.arange(start, end, device=device) // self.chunk_size
-        key = torch.arange(first_key, last_key, device=device) // self.chunk_size
+        query = torch.arange(start, end, device=self.device) // self.chunk_size
+        key = torch.arange(first_key, last_key, device=self.device) // self.chunk_size
         age = query[:, None] - key[None, :]
-        weights = (age > 0).to(self.like.dtype)
+        weights = (age > 0).to(self.dtype)
         if self.decay != 1.0:
-            weights = weights * (self.decay ** (age - 1).clamp(min=0).double()).to(self.like.dtype)
+            weights = weights * (self.decay ** (age - 1).clamp(min=0).double()).to(self.dtype)
         return weights
 
 
