@@ -23,7 +23,7 @@ from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
 from moshi_patch import TTTConfig, TTTGating
-from moshi_patch.gating import target_source
+from moshi_patch.layer import LayerCall, current_call
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Materialised(torch.nn.Module):
         ttt, size = self.ttt, self.ttt.config.chunk_size
         batch, steps, _ = x.shape
         z = ttt._hidden(x)
-        v = ttt.target_generator(target_source.get(), size)
+        v = ttt.target_generator(current_call.get().x0, size)
         missing = -steps % size
         z_c = F.pad(z, (0, 0, 0, missing)).view(batch, -1, size, z.shape[2])
         v_c = F.pad(v, (0, 0, 0, missing)).view(batch, -1, size, v.shape[2])
@@ -51,7 +51,7 @@ class Materialised(torch.nn.Module):
 
 def run_once(module: torch.nn.Module, x: torch.Tensor, x0: torch.Tensor, grad: torch.Tensor, backward: bool) -> None:
     """One forward, or forward and backward, of `x [B, T, D]`."""
-    token = target_source.set(x0)
+    token = current_call.set(LayerCall(x0, frozenset()))
     try:
         if not backward:
             with torch.no_grad():
@@ -59,7 +59,7 @@ def run_once(module: torch.nn.Module, x: torch.Tensor, x0: torch.Tensor, grad: t
             return
         module(x).backward(grad)
     finally:
-        target_source.reset(token)
+        current_call.reset(token)
     for parameter in module.parameters():
         parameter.grad = None
     x.grad = x0.grad = None
@@ -126,8 +126,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1250])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-materialised", action="store_true", help="it needs n·D·H values; leave it out at large T")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device(args.device)
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def is_runnable(module: str) -> bool:
     Raises:
         Exception: whatever importing those packages raises, as that is not the absence of `module`.
     """
-    if not module or module.startswith("."):
+    if not module or module.startswith(".") or module == "__main__":
         return False
     try:
         spec = importlib.util.find_spec(module)
@@ -59,7 +59,7 @@ def is_runnable(module: str) -> bool:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         return False
-    return spec is not None
+    return spec is not None and spec.origin not in ("built-in", "frozen")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,8 @@ class TTTConfig:
         self._require("decay", _is_number(self.decay) and 0 < self.decay <= 1, "a number in (0, 1]")
         self._require("target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
         self._parse_layers()
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", list(self.layers))  # not the caller's own, who may change it
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -73,13 +76,15 @@ class TTTConfig:
     def _parse_layers(self) -> list[int] | str | None:
         """`layers` as a sorted list of indices, or `"all"`, `"middle"`, None."""
         layers = self.layers
-        if layers is None or layers in ("all", "middle"):
+        if layers is None or (isinstance(layers, str) and layers in ("all", "middle")):
             return layers
+        indices: list = []
         if isinstance(layers, str):
-            indices = [int(part) if part.strip().isdecimal() else part for part in layers.split(",")]
-        else:
-            indices = list(layers) if isinstance(layers, (list, tuple)) else [layers]
-        valid = bool(indices) and all(_is_int(i) and i >= 0 for i in indices) and not _is_int(layers)
+            parts = [part.strip() for part in layers.split(",")]
+            indices = [int(part) if part.isdecimal() and len(part) < 10 else part for part in parts]
+        elif isinstance(layers, (list, tuple)):
+            indices = list(layers)
+        valid = bool(indices) and all(_is_int(i) and i >= 0 for i in indices)
         self._require("layers", valid, 'a list of layer indices, a string such as "1,5,10", "all", "middle", or None')
         return sorted(set(indices))
 
@@ -125,4 +130,6 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max and not math.isnan(value)

@@ -7,7 +7,6 @@ no forward pass ever writes a parameter. What was learnt is an additive term wit
 """
 
 from contextlib import nullcontext
-from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -19,16 +18,13 @@ from moshi.utils.quantize import QLinear
 from torch import nn
 
 from .config import TTTConfig
+from .layer import current_call
 from .ops import FastWeight, dual, segment_, step_
 from .state import TTTState
 from .target import TargetGenerator
 
 SEGMENT_STEPS = 16
-"""Steps from which a streamed segment is worth the matrix products over whole chunks that it costs once."""
-
-target_source: ContextVar[torch.Tensor | None] = ContextVar("target_source", default=None)
-"""x0 of the layer call in progress: bound by `TTTTransformerLayer.forward` around the stock forward, whose `_ff_block`
-passes a gating nothing but its input. It never outlives the call, so a recomputed layer sees its own x0."""
+"""Steps, or C / 4 if that is more, from which a streamed segment is worth its matrix products over whole chunks."""
 
 
 @torch_compile_lazy
@@ -67,7 +63,6 @@ class TTTGating(StreamingModule[TTTState]):
         self.target_generator = TargetGenerator(
             self.dim, config.conv_kernel_size, config.conv_depthwise, device=device, dtype=dtype
         )
-        self.training = gating.training
         self.updates_enabled = True
         self._enabled: torch.Tensor | None = None
 
@@ -81,7 +76,8 @@ class TTTGating(StreamingModule[TTTState]):
         """
         z = self._hidden(x)
         out = self.linear_out(z)
-        source = x if self.config.target == "hidden_states" else target_source.get()
+        call = current_call.get()
+        source = x if self.config.target == "hidden_states" else call and call.x0
         if source is None:
             raise ValueError(
                 'ttt_target="token_embeddings" needs the input of the transformer stack: call the layer through its '
@@ -89,7 +85,8 @@ class TTTGating(StreamingModule[TTTState]):
             )
         if self._streaming_state is not None:
             return self._stream(self._streaming_state, out, z, source)
-        return self._one_pass(out, z, source)
+        muted = id(self) in call.muted if call else not self.updates_enabled
+        return out if muted else self._one_pass(out, z, source)
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.linear_in, nn.Linear):
@@ -100,7 +97,7 @@ class TTTGating(StreamingModule[TTTState]):
     def _one_pass(self, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         config, steps = self.config, z.shape[1]
         needed = (steps - 1) // config.chunk_size * config.chunk_size  # nobody reads the last chunk's targets
-        if not needed or not self.updates_enabled:
+        if not needed:
             return out
         v = self.target_generator(x0[:, :needed], config.chunk_size)
         return dual(
@@ -111,14 +108,13 @@ class TTTGating(StreamingModule[TTTState]):
             config.learning_rate,
             delta_clip=config.delta_clip,
             decay=config.decay,
-            inplace=True,  # nothing else holds the projection's output
         )
 
     @torch.no_grad()
     def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         config = self.config
         options = {"delta_clip": config.delta_clip, "decay": config.decay}
-        if z.shape[1] >= SEGMENT_STEPS and self.updates_enabled:
+        if z.shape[1] >= max(SEGMENT_STEPS, config.chunk_size // 4) and self.updates_enabled:
             targets = partial(self.target_generator, chunk_size=config.chunk_size)
             return segment_(state.fast, out, z, x0, targets, config.learning_rate, state.exec_mask, **options)
         deltas = [
@@ -139,7 +135,8 @@ class TTTGating(StreamingModule[TTTState]):
     def _init_streaming_state(self, batch_size: int) -> TTTState:
         device = next(self.target_generator.parameters()).device
         if self._enabled is None or self._enabled.device != device:
-            self._enabled = torch.tensor(self.updates_enabled, device=device)
+            with torch.inference_mode(False):  # it outlives this stream and must stay writable
+                self._enabled = torch.tensor(self.updates_enabled, device=device)
         fast = FastWeight.allocate(
             batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device
         )

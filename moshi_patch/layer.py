@@ -1,40 +1,60 @@
-"""How x0, the input of the transformer stack, reaches each TTT layer: as an argument of the layer call.
+"""What a TTT layer must be told on each call travels with the call: x0, the stack's input, and who may not learn.
 
-An argument survives what a remembered tensor would not: activation checkpointing calls the layer again in backward, two
-forwards may precede one backward, and FSDP wraps the layers and casts what it is given.
+Arguments survive what a remembered value would not: activation checkpointing calls a layer again in backward, two
+forwards may precede one backward, and FSDP wraps the layers and casts what they are given. Stock `_ff_block` passes its
+gating nothing but x, so between a layer's own call and its gating the arguments stand in a context variable.
 """
 
+from contextvars import ContextVar
+from typing import NamedTuple
+
 import torch
-from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
+from moshi.modules.transformer import StreamingTransformer
 from torch import nn
 
-from .gating import target_source
+
+class LayerCall(NamedTuple):
+    """What the layer call in progress was given.
+
+    Attributes:
+        x0: `[B, T, D]`, the input of the transformer stack; None if no target is made of it.
+        muted: ids of the gatings that make no update in this call.
+    """
+
+    x0: torch.Tensor | None
+    muted: frozenset[int]
 
 
-class TTTTransformerLayer(StreamingTransformerLayer):
-    """A stock layer that also takes `ttt_x0`. Any layer of a transformer with TTT, as all get the same arguments."""
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        cross_attention_src: torch.Tensor | None = None,
-        ttt_x0: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As `StreamingTransformerLayer.forward`; `ttt_x0 [B, T, D]` is the input of the transformer stack."""
-        token = target_source.set(ttt_x0)
-        try:
-            return super().forward(x, cross_attention_src)
-        finally:
-            target_source.reset(token)
+current_call: ContextVar[LayerCall | None] = ContextVar("current_call", default=None)
+"""Bound by the hooks below for the duration of a layer call."""
 
 
-def pass_x0_to_layers(transformer: StreamingTransformer) -> None:
-    """Make every call of `transformer` hand its own input to all of its layers."""
+class _AddArguments:
+    """Forward pre-hook of a transformer: hands each of its layers the arguments `ttt_x0` and `ttt_muted`."""
+
+    def __init__(self, gatings: list[nn.Module], with_x0: bool):
+        self.gatings = gatings
+        self.with_x0 = with_x0
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x0 = (args[0] if args else kwargs["x"]) if self.with_x0 else None
+        muted = frozenset(id(gating) for gating in self.gatings if not gating.updates_enabled)
+        return args, {**kwargs, "ttt_x0": x0, "ttt_muted": muted}
+
+
+def _bind(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    kwargs = dict(kwargs)
+    current_call.set(LayerCall(kwargs.pop("ttt_x0", None), kwargs.pop("ttt_muted", frozenset())))
+    return args, kwargs
+
+
+def _unbind(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    current_call.set(None)
+
+
+def pass_arguments(transformer: StreamingTransformer, gatings: list[nn.Module], with_x0: bool) -> None:
+    """Let every call of `transformer` tell its layers, whatever their class, what `gatings` need to know."""
+    transformer.register_forward_pre_hook(_AddArguments(gatings, with_x0), with_kwargs=True)
     for layer in transformer.layers:
-        layer.__class__ = TTTTransformerLayer
-    transformer.register_forward_pre_hook(_add_x0, with_kwargs=True)
-
-
-def _add_x0(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    x0 = args[0] if args else kwargs["x"]
-    return args, {**kwargs, "ttt_x0": x0}
+        layer.register_forward_pre_hook(_bind, with_kwargs=True)
+        layer.register_forward_hook(_unbind, always_call=True)

@@ -13,13 +13,16 @@ from moshi.modules.transformer import StreamingTransformer, StreamingTransformer
 
 from .config import PREFIX, TTTConfig
 from .gating import TTTGating
-from .layer import pass_x0_to_layers
+from .layer import pass_arguments
 from .state_dict import prepare_targets
 
 logger = logging.getLogger(__name__)
 
 _stock_init = None
-"""`LMModel.__init__` as moshi defines it, while the patch is installed."""
+"""`LMModel.__init__` as :func:`install` found it."""
+
+_ttt_init = None
+"""What :func:`install` put in its place."""
 
 
 def install() -> None:
@@ -31,25 +34,23 @@ def install() -> None:
     Raises:
         RuntimeError: when the installed moshi lacks something the patch builds on; nothing is changed then.
     """
-    global _stock_init
+    global _stock_init, _ttt_init
     if is_installed():
         return
     check_moshi()
-    _stock_init = LMModel.__init__
-    LMModel.__init__ = _with_ttt(_stock_init)
+    _stock_init, _ttt_init = LMModel.__init__, _with_ttt(LMModel.__init__)
+    LMModel.__init__ = _ttt_init
 
 
 def uninstall() -> None:
     """Give `LMModel` its stock constructor back. Models built before keep what they have."""
-    global _stock_init
     if is_installed():
         LMModel.__init__ = _stock_init
-        _stock_init = None
 
 
 def is_installed() -> bool:
     """Whether `LMModel` takes `ttt_*` keyword arguments now."""
-    return _stock_init is not None
+    return _ttt_init is not None and LMModel.__init__ is _ttt_init
 
 
 def check_moshi() -> None:
@@ -63,7 +64,6 @@ def check_moshi() -> None:
         for function, need, fits in (
             (LMModel.__init__, "pass **kwargs on to its transformer", _takes_any_keyword),
             (StreamingTransformer.forward, "pass **kwargs on to its layers", _takes_any_keyword),
-            (StreamingTransformerLayer.forward, "take x and cross_attention_src", _takes(3)),
             (StreamingTransformerLayer._ff_block, "take x alone", _takes(2)),
             (ActivationGating.forward, "take x alone", _takes(2)),
             (State.reset, "take a reset_mask", _takes(2)),
@@ -117,16 +117,17 @@ def _check_model(config: TTTConfig, kwargs: dict) -> list[int]:
             f"weights_per_step={kwargs['weights_per_step']!r}: ttt_enabled=True needs one gated MLP per layer, so 0."
         )
     context = kwargs.get("context")
-    if context is not None and config.chunk_size >= context:
+    if context is not None and config.chunk_size > context:
         logger.warning(
-            "ttt_chunk_size=%d is not below context=%d: what leaves the attention before its chunk ends is "
-            "remembered by nothing in between.",
+            "ttt_chunk_size=%d is longer than context=%d: what leaves the attention before its chunk ends is out of "
+            "reach until then.",
             config.chunk_size,
             context,
         )
-    if "num_layers" not in kwargs:
-        raise ValueError("num_layers is missing: ttt_enabled=True needs it to select layers.")
-    return config.layer_indices(kwargs["num_layers"])
+    num_layers = kwargs.get("num_layers")
+    if not isinstance(num_layers, int) or num_layers < 1:
+        raise ValueError(f"num_layers={num_layers!r}: must be a positive whole number.")
+    return config.layer_indices(num_layers)
 
 
 def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
@@ -135,7 +136,7 @@ def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
     for index in layers:
         layer = model.transformer.layers[index]
         layer.gating = TTTGating(layer.gating, config, device=device, dtype=model.dtype)
-    if config.target == "token_embeddings":
-        pass_x0_to_layers(model.transformer)
+    gatings = [model.transformer.layers[index].gating for index in layers]
+    pass_arguments(model.transformer, gatings, with_x0=config.target == "token_embeddings")
     model._register_load_state_dict_pre_hook(prepare_targets, with_module=True)
     model.ttt_config = config

@@ -17,7 +17,7 @@ def ttt_updates(model: nn.Module, enabled: bool = False) -> Iterator[None]:
 
     What was learnt before stays in force. While streaming, positions and chunk boundaries go on, what is heard inside
     is never written, and a chunk heard wholly inside makes no update. In one pass no step learns from any other.
-    Works for rows of a batch together, nests, and holds inside replayed CUDA graphs.
+    Works for rows of a batch together, and holds inside replayed CUDA graphs. Such blocks may nest, not overlap.
 
     Raises:
         ValueError: when `model` has no TTT layer, as the comparison would show nothing.

@@ -31,6 +31,9 @@ BAD = [
     ({"ttt_conv_kernel_size": 0}, "ttt_conv_kernel_size=0", "positive whole number"),
     ({"ttt_conv_depthwise": "no"}, "ttt_conv_depthwise='no'", "True or False"),
     ({"ttt_target": "tokens"}, "ttt_target='tokens'", "'token_embeddings' or 'hidden_states'"),
+    ({"ttt_learning_rate": 10**400}, "ttt_learning_rate=1000", "positive finite number"),
+    ({"ttt_layers": "1," + "9" * 50}, "ttt_layers='1,9999", "list of layer indices"),
+    ({"num_layers": "4"}, "num_layers='4'", "positive whole number"),
     ({"ttt_delta_clip": 0.0}, "ttt_delta_clip=0.0", "positive finite number, or None"),
     ({"ttt_delta_clip": math.inf}, "ttt_delta_clip=inf", "positive finite number, or None"),
     ({"ttt_decay": 0}, "ttt_decay=0", "(0, 1]"),
@@ -92,9 +95,11 @@ def test_settings_without_the_switch_are_not_ignored_silently():
 
 
 @pytest.mark.usefixtures("patched")
-def test_a_chunk_as_long_as_the_attention_window_is_warned_about(caplog):
+def test_a_chunk_longer_than_the_attention_window_is_warned_about(caplog):
     tiny_model(**{**TTT, "ttt_chunk_size": 9})
-    assert "ttt_chunk_size=9 is not below context=9" in caplog.text
+    assert caplog.text == ""
+    tiny_model(**{**TTT, "ttt_chunk_size": 10})
+    assert "ttt_chunk_size=10 is longer than context=9" in caplog.text
 
 
 def test_a_moshi_of_another_shape_is_refused_by_name_and_left_alone(monkeypatch):

@@ -34,7 +34,7 @@ def test_an_unknown_module_is_one_line_on_stderr_and_exit_code_2():
     assert run.stdout == ""
 
 
-@pytest.mark.parametrize("name", ["moshi.nosuch", "moshi", ".server", ""])
+@pytest.mark.parametrize("name", ["moshi.nosuch", "moshi", ".server", "", "sys", "__main__"])
 def test_what_cannot_be_run_is_unknown_too(name, modules, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([name])

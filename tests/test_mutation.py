@@ -4,8 +4,10 @@ import gc
 
 import pytest
 import torch
+from moshi.modules.transformer import StreamingTransformerLayer
 
 import moshi_patch
+from moshi_patch.layer import current_call
 
 from .models import TTT, random_codes, randomise_targets, relative, tiny_model
 
@@ -53,7 +55,9 @@ def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
         assert torch.equal(after[name], value), name
 
 
-@pytest.mark.parametrize("options", [{}, {"ttt_delta_clip": 0.3, "ttt_decay": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"ttt_delta_clip": 0.3, "ttt_decay": 0.8}, {"ttt_target": "hidden_states"}], ids=str
+)
 def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
     model = ttt_model(**options).train()
     codes = random_codes(model, 2, 23)
@@ -105,15 +109,53 @@ def test_no_output_of_the_whole_model_depends_on_a_later_input():
 
 
 def test_the_input_of_the_stack_is_remembered_by_nobody_after_the_call():
-    from moshi_patch.gating import target_source
-
     model = ttt_model()
     model.forward_text(random_codes(model, 1, 12))
-    assert target_source.get() is None
+    assert current_call.get() is None
     layer = model.transformer.layers[1]
     with pytest.raises(RuntimeError):
         layer(torch.zeros(1, 3, 5), ttt_x0=torch.zeros(1, 3, 16))
-    assert target_source.get() is None
+    assert current_call.get() is None
+
+
+@pytest.mark.parametrize("target", ["token_embeddings", "hidden_states"])
+@pytest.mark.parametrize("muted", ["forward", "backward"])
+def test_a_checkpointed_layer_is_recomputed_with_the_switch_of_its_forward(muted, target):
+    overrides = {"layer_scale": 0.3, "ttt_target": target}
+    plain = ttt_model(**overrides).train()
+    checkpointed = ttt_model(gradient_checkpointing=True, **overrides).train()
+    codes = random_codes(plain, 2, 23)
+    results = []
+    for model in (plain, checkpointed):
+        with moshi_patch.ttt_updates(model, enabled=muted == "backward"):
+            loss = loss_of(model, codes)
+        with moshi_patch.ttt_updates(model, enabled=muted == "forward"):
+            results.append(gradients(model, loss))
+    assert_same_gradients(*results)
+    assert any("target_generator" in name for name in results[0]) == (muted == "backward")
+
+
+def test_hooks_on_the_down_projection_see_its_own_output():
+    model = ttt_model().train()
+    linear = model.transformer.layers[1].gating.linear_out
+    seen = {}
+    linear.register_forward_hook(lambda _, args, out: seen.update(z=args[0], out=out))
+    linear.register_full_backward_hook(lambda _, grad_in, grad_out: seen.update(grad=grad_out[0]))
+    loss_of(model, random_codes(model, 2, 23)).backward()
+    assert torch.equal(seen["out"], seen["z"] @ linear.weight.T)
+    assert seen["grad"].abs().max() > 0
+
+
+def test_a_layer_class_of_the_users_own_stays_in_place():
+    class Doubled(StreamingTransformerLayer):
+        def _ff_block(self, x):
+            return 2 * super()._ff_block(x)
+
+    stock, fresh = tiny_model(layer_class=Doubled), tiny_model(**TTT, layer_class=Doubled)
+    codes = random_codes(stock, 2, 23)
+    assert all(type(layer) is Doubled for layer in fresh.transformer.layers)
+    assert torch.equal(fresh.forward_text(codes)[1], stock.forward_text(codes)[1])
+    assert not torch.equal(fresh.forward_text(codes)[1], tiny_model().forward_text(codes)[1])
 
 
 def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive():

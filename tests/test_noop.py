@@ -84,6 +84,17 @@ def test_importing_changes_nothing_and_uninstall_restores_everything():
     assert LMModel.__init__ is stock
 
 
+def test_a_constructor_put_back_by_someone_else_is_not_taken_for_ours():
+    stock = LMModel.__init__
+    moshi_patch.install()
+    LMModel.__init__ = stock
+    assert not moshi_patch.is_installed()
+    moshi_patch.install()
+    assert moshi_patch.ttt_gatings(tiny_model(**TTT))
+    moshi_patch.uninstall()
+    assert LMModel.__init__ is stock
+
+
 @pytest.mark.usefixtures("patched")
 def test_every_name_of_the_class_is_patched():
     import moshi.models

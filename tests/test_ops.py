@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from moshi_patch.ops import dual, naive, naive_target
+from moshi_patch.ops import FastWeight, dual, naive, naive_target, segment_, step_
 from moshi_patch.target import TargetGenerator
 
 from .models import relative
@@ -130,15 +130,14 @@ def test_clipping_a_zero_update_gives_finite_gradients():
     assert grad.abs().max() > 0
 
 
-def test_dual_leaves_base_alone_unless_told_otherwise():
+def test_dual_leaves_base_alone():
     z, x0, conv, w_target, w_down = (leaf.detach() for leaf in make(3 * C))
     v = naive_target(x0, conv, w_target, C)
     base = z @ w_down.T
     before = base.clone()
     out = dual(base, z, v, C, RATE)
     assert torch.equal(base, before)
-    assert dual(base, z, v, C, RATE, inplace=True).data_ptr() == base.data_ptr()
-    assert torch.equal(base, out)
+    assert not torch.equal(base, out)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
@@ -160,6 +159,37 @@ def test_float16_scores_beyond_its_range_do_not_overflow():
     v = torch.full((1, 2 * C, D), 1e-4, dtype=torch.float16)
     out = dual(torch.zeros(1, 2 * C, D, dtype=torch.float16), z, v, C, RATE)
     assert out[:, C:].float().mean().item() == pytest.approx(RATE * C * 1e5 * 1e-4, rel=2e-3)
+
+
+@pytest.mark.parametrize("clip", [None, 2.0], ids="clip={}".format)
+def test_streaming_in_float16_does_not_overflow_either(clip):
+    z = torch.full((1, 3 * C, 1000), 10.0, dtype=torch.float16)
+    x0 = torch.full((1, 3 * C, D), 1e-4, dtype=torch.float16)
+    module = generator(torch.ones(D, 1, 1), torch.eye(D)).half()
+    wide = torch.zeros(D, 1000).double()
+    expected, delta = naive(z.double(), x0.double(), wide, C, RATE, delta_clip=clip)
+    run = torch.tensor([True])
+    base = torch.zeros(1, 3 * C, D)
+    stepped, jumped = (FastWeight.allocate(1, D, 1000, C, torch.float16, "cpu") for _ in range(2))
+    with torch.no_grad():
+        options = {"enabled": torch.tensor(True), "delta_clip": clip}
+        outs = [step_(stepped, z[:, t], module.taps(x0[:, t]), RATE, run, **options) for t in range(3 * C)]
+        out = segment_(jumped, base, z, x0, lambda x: module(x, C), RATE, run, delta_clip=clip)
+    for state, actual in ((stepped, torch.stack(outs, 1)), (jumped, out)):
+        assert relative(actual, expected) < 2e-3
+        assert relative(state.full_delta(RATE), delta) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_clip_holds_in_lower_precisions(dtype):
+    leaves = [leaf.detach() for leaf in make(4 * C)]
+    z, x0, conv, w_target, w_down = leaves
+    expected, delta = naive(z, naive_target(x0, conv, w_target, C), w_down, C, RATE, delta_clip=0.5)
+    low = [leaf.to(dtype) for leaf in leaves]
+    v = generator(low[2], low[3])(low[1], C)
+    out, final = dual(low[0] @ low[4].T, low[0], v, C, RATE, delta_clip=0.5, return_delta=True)
+    assert relative(out, expected) < 2e-2
+    assert relative(final, delta) < 2e-2
 
 
 @pytest.mark.parametrize("target", ["output", "delta"])

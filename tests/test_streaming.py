@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.gating import SEGMENT_STEPS, TTTGating, target_source
+from moshi_patch.gating import SEGMENT_STEPS, TTTGating
+from moshi_patch.layer import LayerCall, current_call
+from moshi_patch.ops import naive, naive_target
 
 from .models import TTT, random_codes, randomise_targets, relative, tiny_model
 
@@ -82,6 +84,16 @@ def one_pass_outside(model, codes):
     return one_pass(other, codes)
 
 
+@torch.no_grad()
+def call_gating(gating, x, x0):
+    """The gating's output as its layer would ask for it."""
+    token = current_call.set(LayerCall(x0, frozenset()))
+    try:
+        return gating(x)
+    finally:
+        current_call.reset(token)
+
+
 def random_split(total, cuts, generator):
     """The steps `0..total` cut at `cuts` random places."""
     cuts = torch.randperm(total - 1, generator=generator)[:cuts].sort().values + 1
@@ -96,13 +108,8 @@ def test_segments_of_any_length_agree_with_one_pass_at_the_level_of_the_gating(n
     steps = 90
     x, x0 = torch.randn(2, B, steps, model.dim, dtype=torch.float64)
 
-    @torch.no_grad()
     def call(part):
-        token = target_source.set(x0[:, part])
-        try:
-            return gating(x[:, part])
-        finally:
-            target_source.reset(token)
+        return call_gating(gating, x[:, part], x0[:, part])
 
     expected = call(torch.arange(steps))
     parts = random_split(steps, cuts, torch.Generator().manual_seed(cuts))
@@ -221,6 +228,59 @@ def test_nothing_heard_while_updates_are_off_is_written(name):
         for name, after in moshi_patch.ttt_stats(model).items():
             assert after["updates"] == before[name]["updates"] == [2] * B
             assert after["delta_norm"] == pytest.approx(before[name]["delta_norm"], rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["steps", "segments"])
+@pytest.mark.parametrize("name", ["plain", "K=5", "clip and decay"])
+def test_muted_steps_in_the_middle_of_a_chunk_are_heard_by_no_update(name, form):
+    """As if z and x0 of those steps had been zero when the updates were computed; what came before stays in force."""
+    model = ttt_model(**SETTINGS[name])
+    gating = next(iter(moshi_patch.ttt_gatings(model).values()))
+    config, steps = model.ttt_config, 67
+    x, x0 = torch.randn(2, 2, steps, model.dim, dtype=torch.float64)
+    muted = torch.zeros(steps, dtype=torch.bool)
+    for first, last in ((3, 7), (13, 14), (31, 54), (61, 63)):
+        muted[first:last] = True
+    with torch.no_grad():
+        z = gating._hidden(x)
+        weights = gating.target_generator.conv1d.conv.weight, gating.target_generator.W_target.weight
+        v = naive_target(x0.masked_fill(muted[:, None], 0.0), *weights, config.chunk_size)
+        keys = z.masked_fill(muted[:, None], 0.0)
+        expected, delta = [], None
+        for first in range(0, steps, config.chunk_size):
+            part = slice(first, first + config.chunk_size)
+            before = torch.zeros(2, model.dim, gating.hidden).double() if delta is None else delta
+            expected.append(z[:, part] @ (gating.linear_out.weight + before).transpose(1, 2))
+            if muted[part].all():
+                continue  # no update, and so nothing decays either
+            _, delta = naive(
+                keys[:, part],
+                v[:, part],
+                gating.linear_out.weight,
+                config.chunk_size,
+                config.learning_rate,
+                delta_clip=config.delta_clip,
+                decay=config.decay,
+                delta=before,
+            )
+    with gating.streaming(2):
+        outs, first = [], 0
+        for last in [*(muted[1:] != muted[:-1]).nonzero()[:, 0].add(1).tolist(), steps]:
+            gating.set_updates(not muted[first])
+            size = last - first if form == "segments" else 1
+            outs += [call_gating(gating, x[:, t : t + size], x0[:, t : t + size]) for t in range(first, last, size)]
+            first = last
+    assert relative(torch.cat(outs, 1), torch.cat(expected, 1)) < 1e-12
+
+
+def test_updates_can_be_switched_after_streaming_in_inference_mode():
+    model = ttt_model()
+    codes = random_codes(model, B, T)
+    with torch.inference_mode(), model.streaming(B):
+        model.forward_text(codes[:, :, :1])
+    with moshi_patch.ttt_updates(model), model.streaming(B):
+        steps(model, codes)
+        assert moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"] == [0] * B
 
 
 def test_updates_switched_off_from_the_start_are_the_stock_model():

@@ -28,7 +28,6 @@ def dual(
     delta: torch.Tensor | None = None,
     return_delta: bool = False,
     segment: int | None = None,
-    inplace: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """`base` plus what the fast weight adds, equal to :func:`naive` with `base = z @ w_down.T`.
 
@@ -42,7 +41,6 @@ def dual(
         return_delta: also return the delta after the last full chunk.
         segment: steps per segment, rounded down to full chunks (at least one). None chooses: all at once while
             `T (D + H) <= 4 D H`, i.e. below about 12,000 steps at Moshi's size, else segments of `SEGMENT` steps.
-        inplace: `base` may be overwritten.
     Returns:
         `[B, T, D]` in the dtype of `base`; with `return_delta` also `[B, D, H]`, at least float32.
     """
@@ -57,7 +55,7 @@ def dual(
     if delta_clip is not None:
         v = clip_chunks(z, v, chunk_size, learning_rate, delta_clip)
     if steps <= segment and delta is None:
-        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay, inplace)
+        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay)
         if not return_delta:
             return out
         return out, _update(None, z[:, :full_steps], v[:, :full_steps], chunk_size, learning_rate, decay)
@@ -90,7 +88,9 @@ def clip_chunks(
     z_c = z[:, :full].unflatten(1, (-1, chunk_size))
     v_c = v[:, :full].unflatten(1, (-1, chunk_size))
     wide = torch.promote_types(z.dtype, torch.float32)
-    gram = (z_c @ z_c.transpose(2, 3)).to(wide) * (v_c @ v_c.transpose(2, 3)).to(wide)
+    narrow = z.dtype if z.dtype != torch.float16 else wide  # z·z leaves float16's range
+    z_n, v_n = z_c.to(narrow), v_c.to(narrow)
+    gram = (z_n @ z_n.transpose(2, 3)).to(wide) * (v_n @ v_n.transpose(2, 3)).to(wide)
     square = learning_rate**2 * gram.sum((2, 3))
     over = square > delta_clip**2
     # The inner `where` keeps the square root away from 0, whose infinite derivative would turn a masked 0 into NaN.
@@ -119,12 +119,10 @@ def _update(
     return update if delta is None else decay**chunks * delta + update
 
 
-def _chunk_causal(base, z, v, chunk_size, learning_rate, decay, inplace=False):
+def _chunk_causal(base, z, v, chunk_size, learning_rate, decay):
     if z.shape[1] <= chunk_size:
         return base
-    if base.dtype != z.dtype:
-        return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(base.dtype)
-    return _ChunkCausal.apply(base if inplace else base.clone(), z, v, chunk_size, learning_rate, decay)
+    return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(base.dtype)
 
 
 class _Blocks:
@@ -170,7 +168,7 @@ class _Blocks:
 
 
 class _ChunkCausal(torch.autograd.Function):
-    """`base += η (mask ∘ z zᵀ) v` in place, and each gradient written by one matrix product per block.
+    """`base + η (mask ∘ z zᵀ) v`, and each gradient written by one matrix product per block.
 
     Saved for backward: z, v and the scores `[B, T, keys]`. `base` needs not be kept, as it enters by addition alone.
     """
@@ -178,16 +176,16 @@ class _ChunkCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, base, z, v, chunk_size, learning_rate, decay):
         blocks = _Blocks(z.shape[1], chunk_size, decay, z)
+        out = base.clone()  # not in place: hooks and wrappers of the down projection may hold its output
         scores = z.new_empty(z.shape[0], z.shape[1], blocks.keys)
         for start, end, keys in blocks:
             block = scores[:, start:end, :keys]
             _matmul_(block, z[:, start:end], z[:, :keys].transpose(1, 2))
             blocks.mask_(block, start, end, keys)
-            _matmul_(base[:, start:end], block, v[:, :keys], alpha=learning_rate, add=True)
-        ctx.mark_dirty(base)
+            _matmul_(out[:, start:end], block, v[:, :keys], alpha=learning_rate, add=True)
         ctx.save_for_backward(z, v, scores)
         ctx.blocks, ctx.learning_rate = blocks, learning_rate
-        return base
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable

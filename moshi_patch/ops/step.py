@@ -158,7 +158,7 @@ def write_(
     state.keys.scatter_(1, key_index, torch.where(run, key[:, None], state.keys.gather(1, key_index)))
     state.values.scatter_(1, value_index, torch.where(run, 0.0, state.values.gather(1, value_index)))
     if delta_clip is not None:
-        state.square += torch.where(exec_mask, _square_growth(state, taps, places, reach), 0.0)
+        state.square += torch.where(exec_mask, _square_growth(state, taps, places), 0.0)
     for k in range(taps.shape[1]):  # K is a setting; places repeat when K > 2C, so one lag at a time
         index = places[:, k : k + 1, None].expand(-1, 1, taps.shape[2])
         state.values.scatter_add_(1, index, taps[:, k : k + 1])
@@ -177,23 +177,22 @@ def write_(
     state.position += exec_mask
 
 
-def _square_growth(state: FastWeight, taps: torch.Tensor, places: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+def _square_growth(state: FastWeight, taps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """`[B]` float64: by how much `‖Σ v zᵀ‖²` of the current chunk grows when `taps` are added to its values.
 
     With M the sum so far and the rank-K change Σ a_k z_kᵀ: `2 Σ a_kᵀ M z_k + Σ_kl (a_k · a_l)(z_k · z_l)`.
     """
-    taps = taps.double()
-    keys = state.keys.double()
+    wide = state.delta.dtype
+    narrow = state.keys.dtype if state.keys.dtype != torch.float16 else wide
+    keys, taps = state.keys.to(narrow), taps.to(narrow)
     z = keys.gather(1, places[:, :, None].expand(-1, -1, keys.shape[2]))  # [B, K, H]
-    z = torch.where(reach[:, :, None], z, 0.0)
     # What the current chunk holds so far; places after this one still hold the chunk before the previous.
     half = places[:, :1] // state.chunk_size * state.chunk_size
     ring = torch.arange(keys.shape[1], device=keys.device)
     current = (ring >= half) & (ring <= places[:, :1])
-    values = torch.where(current[:, :, None], state.values, 0.0).double()
-    cross = (taps @ values.transpose(1, 2)) * (z @ keys.transpose(1, 2))
-    own = (taps @ taps.transpose(1, 2)) * (z @ z.transpose(1, 2))
-    return 2 * cross.sum((1, 2)) + own.sum((1, 2))
+    cross = (taps @ state.values.to(narrow).transpose(1, 2)).double() * (z @ keys.transpose(1, 2)).double()
+    own = (taps @ taps.transpose(1, 2)).double() * (z @ z.transpose(1, 2)).double()
+    return 2 * (cross * current[:, None]).sum((1, 2)) + own.sum((1, 2))
 
 
 def step_(
