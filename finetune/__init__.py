@@ -1,0 +1,1 @@
+"""Training of Moshi with In-Place TTT: what moshi-finetune does, plus one `ttt:` section and exact resume."""

@@ -1,0 +1,239 @@
+"""Batches for training, in one global order that any number of ranks shares out, and for evaluation.
+
+The order of items depends on the seed and the data alone. Item g of it goes to rank g mod W, so two ranks with batches
+of b see, together, what one rank with batches of 2b sees, and a run continues on another number of ranks.
+
+Shapes: `B` items of a batch, `K` = 1 + n_q rows, `T` steps of a segment.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from moshi.conditioners import ConditionAttributes
+
+from ..args import TrainArgs
+from .manifest import Source, parse_sources, read_entries
+from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
+
+logger = logging.getLogger(__name__)
+
+BROKEN_SHARE = 0.05
+"""More than this share of broken items stops the run,"""
+
+BROKEN_MINIMUM = 100
+"""once so many items were looked at on a rank."""
+
+
+class BrokenData(ValueError):
+    """Too much of the data is broken to go on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Codes `[B, K, T]` int64 on the CPU, and one entry per row when the model takes conditions."""
+
+    codes: torch.Tensor
+    condition_attributes: list[ConditionAttributes] | None
+
+
+def collate(items: list[Item]) -> Batch:
+    """One batch of `items`, in their order."""
+    conditions = [item.conditions for item in items if item.conditions is not None]
+    return Batch(torch.cat([item.codes for item in items]), conditions or None)
+
+
+class Health:
+    """Counts broken items, warns of each once, and raises when they are too many.
+
+    Raises:
+        BrokenData: from `broken`, when more than `BROKEN_SHARE` of at least `BROKEN_MINIMUM` items are broken.
+    """
+
+    def __init__(self):
+        self.seen = 0
+        self._broken = 0
+        self._warned: set[Any] = set()
+
+    def broken(self, item: Any, reason: object) -> None:
+        """Notes that `item`, counted in `seen`, is skipped because of `reason`, which names the file."""
+        self._broken += 1
+        if item not in self._warned:
+            self._warned.add(item)
+            logger.warning("Skipped: %s", reason)
+        if self.seen >= BROKEN_MINIMUM and self._broken > BROKEN_SHARE * self.seen:
+            raise BrokenData(
+                f"{self._broken} of {self.seen} items are broken, more than {BROKEN_SHARE:.0%}; the last: {reason} "
+                "Find them all with `python -m finetune.data check FILE.jsonl`."
+            )
+
+
+def list_segments(source: Source, tokenizer: SpeechTokenizer) -> list[Segment]:
+    """All segments of a source in the order of its lists; bad lines are skipped with a warning.
+
+    Raises:
+        BrokenData: when more than `BROKEN_SHARE` of the lines are bad, or none is left.
+    """
+    segments, lines, problems = [], 0, []
+    for file in source.files:
+        entries, bad = read_entries(file)
+        lines, problems = lines + len(entries) + len(bad), problems + bad
+        segments += [segment for entry in entries for segment in tokenizer.segments(entry)]
+    for problem in problems:
+        logger.warning("Skipped: %s", problem)
+    if not segments or len(problems) > BROKEN_SHARE * lines:
+        found = f"{len(problems)} of {lines} lines are broken" if lines else "no lines"
+        raise BrokenData(f"{source.name}: {found}; see `python -m finetune.data check {source.name}`.")
+    return segments
+
+
+class TrainLoader:
+    """Endless batches of `args.data.train_data`. Iterate it once; `state_dict()` is the position after the last batch.
+
+    Each source appears by its weight. Within a source every segment comes once per epoch, in the order of the lists, or
+    shuffled anew each epoch with `args.data.shuffle`. A broken item is replaced by the next one of its epoch, which
+    shifts nothing: the position in the data never depends on what was broken.
+
+    Args:
+        seed: of the shuffling; `args.seed` if None.
+
+    Raises:
+        BrokenData: on construction or from iterating, when more than 5 % of the data is broken.
+    """
+
+    def __init__(
+        self,
+        args: TrainArgs,
+        tokenizer: SpeechTokenizer,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+    ):
+        self.tokenizer, self.batch_size = tokenizer, args.batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle = args.seed if seed is None else seed, args.data.shuffle
+        self._sources = parse_sources(args.data.train_data)
+        self._segments = [list_segments(source, tokenizer) for source in self._sources]
+        total = sum(source.weight for source in self._sources)
+        self._weights = [source.weight / total for source in self._sources]
+        self._drawn = [0] * len(self._sources)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._health = Health()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next `batch_size` items of this rank, `world_size` times as many of the global order."""
+        positions = [self._advance() for _ in range(self.batch_size * self.world_size)]
+        return collate([self._load(*position) for position in positions[self.rank :: self.world_size]])
+
+    @property
+    def consumed(self) -> int:
+        """Items of the global order behind all ranks together."""
+        return sum(self._drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the same on every rank, and what it is a position in."""
+        return {
+            "consumed": self.consumed,
+            "drawn": list(self._drawn),
+            "items": [len(segments) for segments in self._segments],
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the item that `state` was taken at, on any number of ranks.
+
+        Other data or another order than at that time continues at the same count, with a warning.
+
+        Raises:
+            ValueError: when the number of sources differs.
+        """
+        if len(state["drawn"]) != len(self._drawn):
+            raise ValueError(
+                f"data.train_data: {len(self._drawn)} sources, but the checkpoint was trained on "
+                f"{len(state['drawn'])}; restore data.train_data, or start a new run with init_from."
+            )
+        for name, now in self.state_dict().items():
+            if name not in ("consumed", "drawn") and state[name] != now:
+                logger.warning(
+                    "Data order: %s is %r, was %r in the checkpoint; not the same items.", name, now, state[name]
+                )
+        self._drawn = list(state["drawn"])
+
+    def _advance(self) -> tuple[int, int]:
+        """The next place in the global order: a source, and how many items were drawn from it before.
+
+        The source furthest behind its share comes next, so that shares hold at any time and no randomness is kept.
+        """
+        behind = [
+            weight * (self.consumed + 1) - drawn for weight, drawn in zip(self._weights, self._drawn, strict=True)
+        ]
+        source = behind.index(max(behind))
+        self._drawn[source] += 1
+        return source, self._drawn[source] - 1
+
+    def _load(self, source: int, place: int) -> Item:
+        segments = self._segments[source]
+        epoch, position = divmod(place, len(segments))
+        order = self._order(source, epoch)
+        for attempt in range(len(segments)):
+            segment = segments[order[(position + attempt) % len(segments)]]
+            self._health.seen += 1
+            try:
+                return self.tokenizer(segment)
+            except BrokenItem as error:
+                self._health.broken(segment, error)
+        name = self._sources[source].name
+        raise BrokenData(f"{name}: every item is broken; see `python -m finetune.data check {name}`.")
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        """Which segment stands at each position of an epoch."""
+        if self._orders.get(source, (None,))[0] != epoch:
+            number = len(self._segments[source])
+            generator = np.random.default_rng([self.seed, source, epoch])
+            order = generator.permutation(number) if self.shuffle else np.arange(number)
+            self._orders[source] = (epoch, order)
+        return self._orders[source][1]
+
+
+class EvalLoader:
+    """All of `args.data.eval_data` once, in order. Each iteration starts anew.
+
+    Every rank yields equally many batches of equal shape, as collective operations need it: places without an item,
+    at the end or because it is broken, hold blank rows that carry no loss.
+
+    Raises:
+        BrokenData: on construction or from iterating, when more than 5 % of the data is broken.
+    """
+
+    def __init__(self, args: TrainArgs, tokenizer: SpeechTokenizer, *, rank: int = 0, world_size: int = 1):
+        self.tokenizer, self.batch_size = tokenizer, args.batch_size
+        self.rank, self.world_size = rank, world_size
+        sources = parse_sources(args.data.eval_data)
+        self.segments = [segment for source in sources for segment in list_segments(source, tokenizer)]
+        self._health = Health()
+
+    def __len__(self) -> int:
+        return -(-len(self.segments) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = self.segments[self.rank :: self.world_size]
+        for index in range(len(self)):
+            here = mine[index * self.batch_size : (index + 1) * self.batch_size]
+            items = [self._load(segment) for segment in here]
+            yield collate(items + [self.tokenizer.blank()] * (self.batch_size - len(items)))
+
+    def _load(self, segment: Segment) -> Item:
+        self._health.seen += 1
+        try:
+            return self.tokenizer(segment)
+        except BrokenItem as error:
+            self._health.broken(segment, error)
+            return self.tokenizer.blank()

@@ -1,0 +1,140 @@
+"""Reads what users write: `.jsonl` lists of stereo files, and the alignments that lie beside each file."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Alignment = tuple[str, tuple[float, float], str]
+"""A word, its start and end in seconds, and who says it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a list: an audio file and its duration in seconds; `file` and `line` say where it stands."""
+
+    path: Path
+    duration: float
+    file: Path
+    line: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a line of a list, or with the files that it names."""
+
+    file: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lists that are drawn from together, and their share of all items among the sources."""
+
+    name: str
+    weight: float
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The `.json` beside an audio file; alignments in the order they stand there."""
+
+    alignments: list[Alignment]
+    text_conditions: dict[str, Any] | None
+
+
+def parse_sources(spec: str) -> list[Source]:
+    """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
+
+    Raises:
+        ValueError: for a weight that is not positive, a path that does not exist or a folder without lists.
+    """
+    return [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+
+
+def _parse_source(part: str) -> Source:
+    name, colon, weight_text = part.rpartition(":")
+    try:
+        weight = float(weight_text) if colon else 1.0
+    except ValueError:  # a colon within the path
+        colon, weight = "", 1.0
+    path = Path(name if colon else part)
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
+    if path.is_dir():
+        files = tuple(sorted(path.rglob("*.jsonl")))
+        if not files:
+            raise ValueError(f"{path}: a folder without any .jsonl file.")
+    elif path.is_file():
+        files = (path,)
+    else:
+        raise ValueError(f"{path}: no such file or folder.")
+    return Source(str(path), weight, files)
+
+
+def read_entries(file: Path) -> tuple[list[Entry], list[Problem]]:
+    """The lines of a `.jsonl` list, and those that are not `{"path": ..., "duration": seconds}`; empty lines pass.
+
+    A relative `path` is relative to the folder of `file`. No audio file is looked at.
+    """
+    entries, problems = [], []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+            path, duration = _check_line(content)
+            entries.append(Entry(file.parent / path, duration, file, number))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
+            problems.append(Problem(file, number, f"not a valid line: {error}"))
+    return entries, problems
+
+
+def _check_line(content: Any) -> tuple[str, float]:
+    if not isinstance(content, dict):
+        raise ValueError('must be an object {"path": ..., "duration": seconds}')
+    path, duration = content.get("path"), content.get("duration")
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"path={path!r}: must be the name of an audio file")
+    if not _is_number(duration) or duration <= 0:
+        raise ValueError(f"duration={duration!r}: must be a positive number of seconds")
+    return path, float(duration)
+
+
+def transcript_path(audio: Path) -> Path:
+    """`NAME.json` beside `NAME.wav`."""
+    return audio.with_suffix(".json")
+
+
+def read_transcript(path: Path) -> Transcript:
+    """Reads and checks a file of alignments.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or an alignment that is not `["word", [start_s, end_s], "SPEAKER"]`; names its index.
+    """
+    content = json.loads(path.read_bytes())
+    alignments = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(alignments, list):
+        raise ValueError('must be an object with a list "alignments"')
+    conditions = content.get("text_conditions")
+    if conditions is not None and not isinstance(conditions, dict):
+        raise ValueError(f"text_conditions={conditions!r}: must be an object, or absent")
+    return Transcript([_check_alignment(i, item) for i, item in enumerate(alignments)], conditions)
+
+
+def _check_alignment(index: int, item: Any) -> Alignment:
+    match item:
+        case [str(word), [start, end], str(speaker)] if _is_number(start) and _is_number(end):
+            return word, (float(start), float(end)), speaker
+    raise ValueError(f'alignments[{index}]={item!r}: must be ["word", [start_s, end_s], "SPEAKER"]')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,190 @@
+"""From a stretch of a stereo file to the codes that the language model trains on.
+
+Shapes: `K` = 1 + n_q rows, `T` steps of a segment, `S` samples.
+"""
+
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sphn
+import torch
+from moshi.conditioners import ConditionAttributes
+
+from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
+from .manifest import Entry, Transcript, read_transcript, transcript_path
+
+
+class BrokenItem(ValueError):
+    """A file that cannot be trained on; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of an audio file that starts `first_step` steps into it."""
+
+    path: Path
+    first_step: int
+
+    def __str__(self) -> str:
+        return f"{self.path} from step {self.first_step}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """Codes `[1, K, T]` int64 on the CPU, and the conditions of the file if the model takes any."""
+
+    codes: torch.Tensor
+    conditions: ConditionAttributes | None
+
+
+class SpeechTokenizer:
+    """Turns segments into items: the text row, then Mimi's codes of Moshi's channel, then those of the user's.
+
+    Args:
+        mimi: a `MimiModel` with at least as many codebooks as either channel needs.
+        text_tokenizer: a sentencepiece processor.
+        n_q, dep_q: as in the language model: `dep_q` codebooks are Moshi's, the other `n_q - dep_q` the user's.
+        duration_sec: of a segment, rounded up to whole steps.
+        conditions: names of the text conditions that the model takes; a file's others are left out, absent ones None.
+        cache_items: how many items to keep in memory, so that a small dataset is encoded only once.
+
+    Raises:
+        ValueError: for a model that is not a dialogue of two channels, or a Mimi with too few codebooks.
+    """
+
+    def __init__(
+        self,
+        mimi: Any,
+        text_tokenizer: TextTokenizer,
+        *,
+        n_q: int,
+        dep_q: int,
+        duration_sec: float,
+        padding_id: int = 3,
+        end_padding_id: int = 0,
+        zero_id: int = -1,
+        main_speaker: str = MAIN_SPEAKER,
+        conditions: Sequence[str] = (),
+        cache_items: int = 512,
+    ):
+        if not 0 < dep_q < n_q:
+            raise ValueError(f"dep_q={dep_q}, n_q={n_q}: a dialogue needs codebooks of both channels, 0 < dep_q < n_q.")
+        if mimi.num_codebooks < max(dep_q, n_q - dep_q):
+            needed = max(dep_q, n_q - dep_q)
+            raise ValueError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+        self.mimi, self.text_tokenizer = mimi, text_tokenizer
+        self.n_q, self.dep_q, self.zero_id = n_q, dep_q, zero_id
+        self.padding_id, self.end_padding_id, self.main_speaker = padding_id, end_padding_id, main_speaker
+        self.conditions = tuple(conditions)
+        self.steps = math.ceil(duration_sec * mimi.frame_rate - 1e-6)
+        self._cache_items = cache_items
+        self._cache: OrderedDict[Segment, Item] = OrderedDict()
+
+    @classmethod
+    def for_model(cls, model: Any, mimi: Any, text_tokenizer: TextTokenizer, duration_sec: float) -> "SpeechTokenizer":
+        """With the codebooks, the special tokens and the conditions of an `LMModel`."""
+        provider = model.condition_provider
+        return cls(
+            mimi,
+            text_tokenizer,
+            n_q=model.n_q,
+            dep_q=model.dep_q,
+            duration_sec=duration_sec,
+            padding_id=model.text_padding_token_id,
+            end_padding_id=model.end_of_text_padding_id,
+            zero_id=model.zero_token_id,
+            conditions=() if provider is None else provider.text_conditions,
+        )
+
+    def segments(self, entry: Entry) -> list[Segment]:
+        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
+        steps = math.ceil(entry.duration * self.mimi.frame_rate - 1e-3)
+        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
+
+    def __call__(self, segment: Segment) -> Item:
+        """The item of `segment`; what the file is too short for is the zero token, which carries no loss.
+
+        Raises:
+            BrokenItem: for audio or alignments that are missing or cannot be used.
+        """
+        if segment in self._cache:
+            self._cache.move_to_end(segment)
+        else:
+            self._cache[segment] = self._make(segment)
+            if len(self._cache) > self._cache_items:
+                self._cache.popitem(last=False)
+        item = self._cache[segment]
+        return Item(item.codes.long(), item.conditions)
+
+    def blank(self) -> Item:
+        """An item of zero tokens alone: it fills up a batch and carries no loss."""
+        return Item(torch.full((1, 1 + self.n_q, self.steps), self.zero_id), self._attributes({}))
+
+    def _make(self, segment: Segment) -> Item:
+        pcm, transcript = self._read(segment)
+        audio = self._encode(pcm)
+        text = text_row(
+            transcript.alignments,
+            self.text_tokenizer,
+            audio.shape[-1],
+            first_step=segment.first_step,
+            frame_rate=self.mimi.frame_rate,
+            padding_id=self.padding_id,
+            end_padding_id=self.end_padding_id,
+            main_speaker=self.main_speaker,
+        )
+        codes = self.blank().codes.int()  # half of the memory in the cache
+        codes[0, :, : audio.shape[-1]] = torch.cat([text, audio])
+        return Item(codes, self._attributes(transcript.text_conditions or {}))
+
+    def _read(self, segment: Segment) -> tuple[np.ndarray, Transcript]:
+        seconds = (segment.first_step / self.mimi.frame_rate, self.steps / self.mimi.frame_rate)
+        try:
+            pcm, rate = sphn.read(str(segment.path), start_sec=seconds[0], duration_sec=seconds[1])
+            transcript = read_transcript(transcript_path(segment.path))
+        except (OSError, ValueError) as error:
+            raise BrokenItem(f"{segment}: {error}") from error
+        if pcm.shape[0] != 2:
+            raise BrokenItem(f"{segment}: {pcm.shape[0]} channel(s); left must be Moshi, right the user.")
+        if pcm.shape[1] == 0:
+            raise BrokenItem(f"{segment}: no audio; is the list's duration too long?")
+        return resample(pcm, rate, self.mimi.sample_rate), transcript
+
+    @torch.no_grad()
+    def _encode(self, pcm: np.ndarray) -> torch.Tensor:
+        """Codes `[n_q, T or fewer]` of `pcm [2, S]`."""
+        device = next(self.mimi.parameters()).device
+        moshi, user = self.mimi.encode(torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
+        return torch.cat([moshi[: self.dep_q], user[: self.n_q - self.dep_q]])
+
+    def _attributes(self, found: dict[str, Any]) -> ConditionAttributes | None:
+        if not self.conditions:
+            return None
+        return ConditionAttributes(text={name: found.get(name) for name in self.conditions}, tensor={})
+
+
+def resample(pcm: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
+    """`[C, S]` at `rate` as `[C, S * target_rate / rate]`, in time with the original.
+
+    `sphn.resample` answers late, by 32 ms from 16 to 24 kHz; here the delay is cut off and the tail kept.
+    """
+    if rate == target_rate:
+        return pcm
+    delay = _resampling_delay(rate, target_rate)
+    tail = np.zeros((pcm.shape[0], math.ceil(delay * rate / target_rate) + 1), dtype=pcm.dtype)
+    late = sphn.resample(np.concatenate([pcm, tail], axis=1), rate, target_rate)
+    return np.ascontiguousarray(late[:, delay : delay + round(pcm.shape[1] * target_rate / rate)])
+
+
+@functools.lru_cache
+def _resampling_delay(rate: int, target_rate: int) -> int:
+    """Samples by which `sphn.resample` delays an impulse."""
+    impulse = np.zeros((1, 2 * rate), dtype=np.float32)
+    impulse[0, rate] = 1
+    return int(np.abs(sphn.resample(impulse, rate, target_rate)[0]).argmax()) - target_rate
