@@ -61,6 +61,25 @@ class PeakMemory:
         self.bytes = max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
+class ResidentPeak:
+    """Bytes by which resident memory rises at most inside the `with` block, `bytes` afterwards. Linux only."""
+
+    def __enter__(self) -> "ResidentPeak":
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
+        self._before = _status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bytes = _status_bytes("VmHWM") - self._before
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What a reader needs to place a number: hardware, versions, date."""
     cpu = platform.processor() or platform.machine()

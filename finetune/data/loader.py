@@ -16,6 +16,7 @@ import torch
 from moshi.conditioners import ConditionAttributes
 
 from ..args import TrainArgs
+from ..parsing import ConfigError
 from .manifest import Source, parse_sources, read_entries
 from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
 
@@ -156,7 +157,7 @@ class TrainLoader:
             ValueError: when the number of sources differs.
         """
         if len(state["drawn"]) != len(self._drawn):
-            raise ValueError(
+            raise ConfigError(
                 f"data.train_data: {len(self._drawn)} sources, but the checkpoint was trained on "
                 f"{len(state['drawn'])}; restore data.train_data, or start a new run with init_from."
             )

@@ -1,0 +1,239 @@
+"""Checkpoints that appear whole or not at all, keep the newest few, and continue a run exactly.
+
+    RUN_DIR/checkpoints/checkpoint_000500/
+        consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
+        consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
+        consolidated/training_config.json                  the training configuration, and versions
+        training_state/                                    for `--resume`, by torch.distributed.checkpoint
+
+A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
+first renamed to `.old-checkpoint_000500`. What a killed process left under these names is ignored, and deleted at the
+next save.
+"""
+
+import json
+import logging
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import moshi
+import torch
+from safetensors.torch import save_file
+
+import moshi_patch
+
+from .args import TrainArgs, to_dict
+from .parsing import ConfigError
+from .training_state import TrainState, load_training_state, on_rank_0, save_training_state
+from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, sync
+
+if TYPE_CHECKING:
+    from .distributed import Context
+
+__all__ = ["Checkpointer", "TrainState", "load_finished_weights"]
+
+logger = logging.getLogger(__name__)
+
+LEFTOVER = re.compile(r"\.(tmp|old)-checkpoint_\d{6,}")
+
+NOT_ARCHITECTURE = {
+    *("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "model_id"),
+    *("lm_gen_config", "tts_config", "stt_config", "gradient_checkpointing"),
+}
+"""Keys of config.json that may change within a run."""
+
+REFUSED = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
+"""Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
+
+SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr")
+ELSEWHERE = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
+"""Settings that are compared elsewhere, or do not matter."""
+
+
+class Checkpointer:
+    """Saves, finds and loads the checkpoints of one run. All ranks call each method, with the same arguments.
+
+    Args:
+        lm_config: content of `config.json` for the model as it is trained: arguments of `LMModel`, `ttt_` ones and
+            `lora`, `lora_rank`, `lora_scaling` included.
+    """
+
+    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: "Context"):
+        self.folder = Path(run_dir) / "checkpoints"
+        self.args, self.ctx = args, ctx
+        self.lm_config = json.loads(json.dumps(lm_config))
+        self.adapters = args.lora.enable and args.save_adapters and not args.full_finetuning
+        self._current: Path | None = None
+
+    def save(self, state: TrainState) -> Path | None:
+        """Writes the checkpoint of `state.step` and removes those beyond `num_ckpt_keep`. Returns its folder.
+
+        Saving the same step again does nothing. Checkpoints of later steps, from before the run went back to an
+        earlier one, are renamed to `abandoned-checkpoint_...` and never deleted: the newest is always this run's own.
+
+        Returns:
+            None when `do_ckpt` is false.
+
+        Raises:
+            OSError: and others, when the disk is full; the checkpoints there are stay as they are.
+        """
+        if not self.args.do_ckpt:
+            return None
+        final = self.folder / f"checkpoint_{state.step:06d}"
+        if final == self._current:
+            return final
+        temporary = self.folder / f".tmp-{final.name}"
+        on_rank_0(self.ctx, lambda: self._prepare(temporary))
+        save_training_state(temporary / "training_state", state, self.ctx)
+        dtype = getattr(torch, self.args.param_dtype)
+        weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
+        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
+        self._current = final
+        return final
+
+    def find(self, step: int = -1) -> Path | None:
+        """The complete checkpoint of `step`, or the newest for -1, which is None if there is none.
+
+        Raises:
+            ValueError: when there is no checkpoint of `step`; names the steps there are.
+        """
+        found = self._finished()
+        if step == -1:
+            return found[max(found)] if found else None
+        if step not in found:
+            there = f"there are {', '.join(map(str, found))}" if found else "there is none"
+            raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
+        return found[step]
+
+    def load(self, path: Path, state: TrainState) -> None:
+        """Continues from `path`: model, optimizer, scheduler, place in the data, random numbers; sets `state.step`.
+
+        Changed settings that are not the architecture are logged and hold from now on. With another learning rate,
+        weight decay, warm-up or number of steps, the new schedule is entered at the place where the old one was left.
+
+        Raises:
+            ValueError: when another architecture, other parameters or another base model were trained; nothing is
+                changed then.
+        """
+        recorded = on_rank_0(self.ctx, lambda: json.loads((path / "consolidated" / "training_config.json").read_text()))
+        self._refuse_other_model(path, recorded)
+        rescheduled = self._log_changes(recorded["training"])
+        load_training_state(path / "training_state", state, self.ctx, keep_schedule=not rescheduled)
+        self._current = path
+        self._log(logging.INFO, "Resumed at step %d from %s", state.step, path)
+
+    def _finished(self) -> dict[int, Path]:
+        """Complete checkpoints by step, ascending."""
+        folders = self.folder.iterdir() if self.folder.is_dir() else ()
+        steps = {int(match[1]): folder for folder in folders if (match := FINISHED.fullmatch(folder.name))}
+        return {step: steps[step] for step in sorted(steps) if (steps[step] / "training_state" / ".metadata").is_file()}
+
+    def _prepare(self, temporary: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sync(self.folder.parent)
+        for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
+            logger.info("Removing what an interrupted save left: %s", leftover)
+            shutil.rmtree(leftover)
+        (temporary / "consolidated").mkdir(parents=True)
+
+    def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+        """On rank 0: the rest of the files, the new name, and the end of checkpoints that are too many."""
+        folder = temporary / "consolidated"
+        name = ADAPTERS if self.adapters else MERGED
+        save_file(weights, folder / name, {"format": "pt"})
+        _write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
+        _write_json(folder / "training_config.json", self._training_config(step))
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        self._abandon_from(step)
+        temporary.rename(final)
+        sync(self.folder)
+        logger.info("Saved %s", final)
+        self._prune()
+
+    def _abandon_from(self, step: int) -> None:
+        """Renames checkpoints of `step` and later: they are of a course that the run has left."""
+        for newer in [folder for other, folder in self._finished().items() if other >= step]:
+            aside = self.folder / f"abandoned-{newer.name}"
+            number = 2
+            while aside.exists():
+                aside, number = self.folder / f"abandoned-{newer.name}-{number}", number + 1
+            newer.rename(aside)
+            logger.warning("%s was trained before the run went back; kept as %s, delete it at will.", newer, aside)
+
+    def _prune(self) -> None:
+        keep = self.args.num_ckpt_keep
+        for folder in list(self._finished().values())[: -keep if keep else 0]:
+            going = self.folder / f".old-{folder.name}"
+            folder.rename(going)
+            shutil.rmtree(going)
+
+    def _served_config(self, file: Path) -> dict[str, Any]:
+        """`config.json` beside `file`, the weights.
+
+        A merged model has no adapters: with `lora: true` moshi would add random ones. So it would to adapters that it
+        is not given, and `moshi.run_inference` cannot be given any: the config names the file, which has to be there.
+        """
+        config = {key: value for key, value in self.lm_config.items() if key not in ("lora_rank", "lora_scaling")}
+        config.pop("lora_name", None)
+        if not self.adapters:
+            return config | {"lora": False, "moshi_name": file.name}
+        lora = self.args.lora
+        settings = {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}
+        return config | settings | {"lora_name": f"file://{file.resolve()}"}
+
+    def _training_config(self, step: int) -> dict[str, Any]:
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "moshi": moshi.__version__,
+            "moshi_ttt": moshi_patch.__version__,
+        }
+        settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
+        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions}
+
+    def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
+        there, here = _flat(recorded["training"]), _flat(to_dict(self.args))
+        before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
+        now = self.lm_config | {key: here[key] for key in REFUSED}
+        keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
+        differing = [key for key in keys if now.get(key) != before.get(key)]
+        changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]
+        if changes:
+            raise ConfigError(
+                f"{path}: another model was trained there: {'; '.join(changes)}. Restore these settings to resume, or "
+                "start a new run with init_from."
+            )
+
+    def _log_changes(self, before: dict[str, Any]) -> bool:
+        """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
+        there, here = _flat(before), _flat(to_dict(self.args))
+        changed = [key for key in here if here[key] != there.get(key)]
+        schedule = [key for key in changed if key in SCHEDULE]
+        for key in changed:
+            now, was = here[key], there.get(key)
+            if key in schedule:
+                self._log(logging.WARNING, "%s is %r, was %r: a new schedule from here.", key, now, was)
+            elif not key.startswith(ELSEWHERE):
+                self._log(logging.INFO, "%s is %r, was %r in the checkpoint.", key, now, was)
+        return bool(schedule)
+
+    def _log(self, level: int, message: str, *values: object) -> None:
+        if self.ctx.rank == 0:
+            logger.log(level, message, *values)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys, as JSON holds them."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,325 @@
+"""A tiny model trains from files: what a run does, logs and leaves behind, and how it ends when things go wrong."""
+
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import moshi_patch
+from finetune import activity as activity_module
+from finetune.activity import Activity, InactivityWatch, delta_norm
+from finetune.args import from_dict
+from finetune.distributed import Context, cleanup, setup
+from finetune.eval import forward_loss
+from finetune.parsing import ConfigError
+from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, prepare_run_dir, train
+from moshi_patch.ops import dual
+from tests.fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.models import TTT, random_codes, randomise_targets, tiny_model
+
+ONE = Context(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _patched(patched):
+    """Training installs the patch for good; here it is gone after each test."""
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory) -> Path:
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+
+
+def settings_for(repo: Path, run_dir: Path, **changes) -> dict:
+    return {
+        "data": {"train_data": f"{DATA}/train.jsonl", "eval_data": f"{DATA}/eval.jsonl", "shuffle": True},
+        "run_dir": str(run_dir),
+        "moshi_paths": {"hf_repo_id": str(repo)},
+        "duration_sec": 5,
+        "batch_size": 2,
+        "max_steps": 6,
+        "param_dtype": "float32",
+        "optim": {"lr": 1e-3},
+        "lora": {"enable": True, "rank": 4},
+        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 1e-2},
+        **changes,
+    }
+
+
+def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
+    return [json.loads(line) for line in (run_dir / f"metrics.{kind}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def trainer(repo, tmp_path):
+    """Makes trainers; `train` runs them, here they are taken step by step."""
+    made = []
+
+    def make(**changes) -> Trainer:
+        args = from_dict(settings_for(repo, tmp_path / f"run{len(made)}", **changes))
+        args.validate()
+        ctx = setup()
+        made.append(Trainer(args, ctx, prepare_run_dir(args)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    cleanup()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"param_dtype": "bfloat16"},
+        {"lora": {"enable": True, "rank": 4, "ft_embed": True}, "ttt": {}},
+        {"lora": {}, "full_finetuning": True, "save_adapters": False},
+        {"lora": {}},
+    ],
+    ids=["lora+ttt", "lora+ttt-bf16", "lora+embeddings", "full+ttt", "ttt_alone"],
+)
+def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
+    run = tmp_path / "run"
+    settings = settings_for(repo, run, **{"do_eval": True, "eval_freq": 6, "max_steps": 12, **changes})
+    settings["optim"]["lr"] = 3e-3
+    train(from_dict(settings))
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    numbers = {"loss", "text_loss", "audio_loss", "grad_norm", "steps_per_second", "peak_memory_gib"}
+    assert numbers | {"tokens_per_second", "audio_seconds_per_second"} <= rows[0].keys()
+    assert all(math.isfinite(row[name]) for row in rows for name in numbers)
+    evaluations = metrics(run, "eval")
+    assert [row["step"] for row in evaluations] == [6, 12]
+    assert evaluations[1]["perplexity"] == pytest.approx(math.exp(evaluations[1]["loss"]), rel=1e-5)
+    if settings["ttt"]:
+        assert rows[0]["ttt/layers.1/relative_delta"] == 0  # nothing is learnt before the first update
+        assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
+        assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
+        assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
+    assert (run / "report.png").is_file()
+    assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_was_stopped_continues_bit_for_bit(repo, tmp_path, dtype):
+    run = tmp_path / "run"
+    settings = settings_for(repo, run, ckpt_freq=3, param_dtype=dtype)
+    train(from_dict(settings))
+    straight = metrics(run)
+    shutil.rmtree(run / "checkpoints" / "checkpoint_000006")
+    train(from_dict(settings | {"checkpoint": {"resume": True}}))
+    again = metrics(run)
+    assert [row["step"] for row in again] == [1, 2, 3, 4, 5, 6]
+    same = ("loss", "grad_norm", "lr/adapters", "ttt/layers.3/delta_norm")
+    assert [[row[name] for name in same] for row in again] == [[row[name] for name in same] for row in straight]
+
+
+def test_resuming_where_nothing_is_starts_anew_and_says_so(repo, tmp_path, caplog):
+    train(from_dict(settings_for(repo, tmp_path / "run", max_steps=1, checkpoint={"resume": True})))
+    assert "Nothing to resume" in caplog.text
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+def test_a_second_stage_starts_from_the_first_ones_result(repo, tmp_path, trainer):
+    train(from_dict(settings_for(repo, tmp_path / "first")))
+    first = metrics(tmp_path / "first")
+    second = trainer(init_from=str(tmp_path / "first"), data={"train_data": f"{DATA}/train.jsonl"})
+    fresh = trainer(data={"train_data": f"{DATA}/train.jsonl"})
+    assert second.train_step().loss < min(fresh.train_step().loss, first[0]["loss"]) - 0.1
+    assert second.state.step == 1
+
+
+def test_an_existing_run_is_never_overwritten_nor_deleted(repo, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious").write_text("weights")
+    monkeypatch.setattr("finetune.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
+    with pytest.raises(ConfigError, match=r"run_dir=.*exists already.*--resume.*overwrite_run_dir"):
+        train(from_dict(settings_for(repo, run)))
+    prepare_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True)))
+    assert not (run / "precious").exists()
+    assert [(folder / "precious").read_text() for folder in tmp_path.glob("run.*")] == ["weights"]
+
+
+def test_settings_are_checked_before_any_model_is_loaded(repo, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
+    with pytest.raises(ConfigError, match="duration_sec"):
+        train(from_dict(settings_for(repo, tmp_path / "run", duration_sec=1)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_microbatches_are_one_large_batch(trainer):
+    data = {"train_data": f"{DATA}/train.jsonl"}
+    large = trainer(batch_size=4, data=data)
+    small = trainer(batch_size=1, num_microbatches=4, data=data)
+    for _ in range(3):
+        one, many = large.train_step(), small.train_step()
+        for name in ("loss", "text", "audio", "grad_norm"):
+            assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-5)
+
+
+def test_recomputed_activations_change_nothing(trainer):
+    losses = []
+    for checkpointing in (True, False):
+        made = trainer(gradient_checkpointing=checkpointing)
+        losses.append([made.train_step(measure=True).loss for _ in range(3)] + [*made.activity.values().values()])
+    assert losses[0] == losses[1]
+
+
+def test_weights_known_from_the_codes_are_those_of_the_loss(trainer):
+    made = trainer(first_codebook_weight_multiplier=100.0, text_padding_weight=0.25, duration_sec=9)
+    for _ in range(3):
+        batch = next(made.state.loader)
+        assert (batch.codes == -1).any() or batch.codes.shape[2] == 113
+        parts = forward_loss(made.model, batch, made.args, ONE)
+        assert torch.equal(made._weights(batch), parts.weights)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(trainer, caplog):
+    made = trainer(max_steps=30)
+    made.train_step()
+    broken = made.model.out_norm.alpha
+    good = broken.detach().clone()
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    before = {name: p.clone() for name, p in made.model.named_parameters() if p.requires_grad}
+    for _ in range(MAX_BAD_STEPS - 1):
+        assert not made.train_step().applied
+    assert all(torch.equal(value, made.model.get_parameter(name)) for name, value in before.items())
+    assert "the update is skipped (9 in a row)" in caplog.text
+    with torch.no_grad():
+        broken.copy_(good)
+    assert made.train_step().applied
+    assert any(not torch.equal(value, made.model.get_parameter(name)) for name, value in before.items())
+    assert made.state.step == MAX_BAD_STEPS + 1
+    with torch.no_grad():
+        broken.fill_(float("inf"))
+    for _ in range(MAX_BAD_STEPS - 1):
+        made.train_step()
+    with pytest.raises(TrainingDiverged, match="10 steps in a row"):
+        made.train_step()
+
+
+def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    settings = settings_for(repo, run, max_steps=40, ckpt_freq=2)
+    healthy = Trainer.train_step
+
+    def poisoned(self, measure=False):
+        if self.state.step == 3:
+            with torch.no_grad():
+                self.model.out_norm.alpha.fill_(float("nan"))  # frozen: in no checkpoint
+        return healthy(self, measure)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    with pytest.raises(TrainingDiverged):
+        train(from_dict(settings))
+    assert [row["skipped"] for row in metrics(run)] == [0.0] * 3 + [1.0] * 9
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000002"]
+    monkeypatch.setattr(Trainer, "train_step", healthy)
+    train(from_dict(settings | {"max_steps": 14, "checkpoint": {"resume": True}}))
+    assert all(row["skipped"] == 0 and math.isfinite(row["loss"]) for row in metrics(run))
+    assert len(metrics(run)) == 14
+
+
+def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tmp_path, monkeypatch):
+    healthy = Trainer.train_step
+
+    def one_bad(self, measure=False):
+        alpha, bad = self.model.out_norm.alpha, self.state.step == 1
+        with torch.no_grad():
+            good = alpha.clone()
+            if bad:
+                alpha.fill_(float("nan"))
+            result = torch.enable_grad()(healthy)(self, measure)
+            alpha.copy_(good)
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", one_bad)
+    train(from_dict(settings_for(repo, tmp_path / "run", ckpt_freq=2, max_steps=5)))
+    names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["checkpoint_000003", "checkpoint_000004", "checkpoint_000005"]
+
+
+@pytest.mark.parametrize("options", [{}, {"delta_clip": 0.4}, {"decay": 0.7}, {"delta_clip": 0.4, "decay": 0.7}])
+def test_the_norm_from_gram_matrices_is_that_of_the_delta(options):
+    config = moshi_patch.TTTConfig(chunk_size=5, learning_rate=0.2, **options)
+    z, v = torch.randn(23, 11), torch.randn(20, 7)
+    _, delta = dual(torch.zeros(1, 20, 7), z[None, :20], v[None], 5, 0.2, return_delta=True, **options)
+    assert delta_norm(z, v, config).item() == pytest.approx(delta.norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activity_in_one_pass_is_that_of_the_stream(checkpointing, lora):
+    model = randomise_targets(tiny_model(torch.float32, **TTT, gradient_checkpointing=checkpointing)).train()
+    if lora:
+        from finetune.wrapped_model import add_adapters
+
+        add_adapters(model, 3, 2.0)
+    watched = Activity(model, ONE)
+    codes = random_codes(model, 2, 24)
+    x = model.text_emb(codes[:, 0]).detach().requires_grad_()
+    with watched.measure():
+        out = model.transformer(x)
+    values = watched.values()
+    out.sum().backward()
+    assert watched.values() == values  # recomputed layers are not measured again
+    with torch.no_grad(), model.streaming(2):
+        for step in x.split(1, 1):
+            model.transformer(step)
+        stats = moshi_patch.ttt_stats(model)
+    for name, layer in stats.items():
+        prefix = name.replace("transformer.", "ttt/").removesuffix(".gating")
+        assert values[f"{prefix}/delta_norm"] == pytest.approx(layer["delta_norm"][0], rel=1e-4)
+        assert values[f"{prefix}/relative_delta"] == pytest.approx(layer["relative_delta"][0], rel=1e-4)
+        assert values[f"{prefix}/conv_norm"] == pytest.approx(layer["conv_norm"], rel=1e-5)
+        assert values[f"{prefix}/W_target_norm"] == pytest.approx(layer["W_target_norm"], rel=1e-5)
+
+
+def test_inactive_ttt_is_warned_of_once(caplog):
+    watch = InactivityWatch()
+    quiet, loud = {"ttt/layers.1/relative_delta": 1e-8}, {"ttt/layers.1/relative_delta": 1e-3}
+    warned = [step for step in range(1, 301, 10) if watch.observe(step, quiet)]
+    assert warned == [101]
+    assert "TTT is inactive: for 100 steps" in caplog.text
+    assert "Raise ttt.optim_lr" in caplog.text
+    assert not watch.observe(310, loud)
+    assert [step for step in range(320, 500, 10) if watch.observe(step, quiet)] == [420]
+    assert not any(watch.observe(step, {}) for step in range(500, 900))  # no TTT at all
+
+
+def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):
+    monkeypatch.setattr(activity_module, "INACTIVE_STEPS", 3)
+    made = trainer(ttt={"enabled": True, "layers": [1], "chunk_size": 16, "optim_lr": 1e-12, "learning_rate": 1e-6})
+    with caplog.at_level(logging.WARNING):
+        made.run()
+    assert "TTT is inactive" in caplog.text
+
+
+def test_from_the_command_line(repo, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings_for(repo, tmp_path / "run", max_steps=2)))
+
+    def command(*arguments) -> subprocess.CompletedProcess:
+        words = [sys.executable, ROOT / "train.py", *arguments]
+        return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    done = command(file, "--optim.lr", "1e-2", "--log_freq=2")
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [2]
+    for line in ("target_generators", "w_down", "adapters", "(frozen)"):
+        assert f"\n{line}" in done.stderr
+    refused = command("--config", file, "--ttt.chunk_sise", "8")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("train.py: ttt.chunk_sise='8': unknown key; did you mean")

@@ -1,0 +1,69 @@
+"""One of two gloo processes on the CPU: several training runs one after the other, and what this rank held and read.
+
+Run as `python -m tests.training_worker FOLDER RANK WORLD_SIZE JOBS`: JOBS is a JSON file with a list of settings.
+"""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from moshi.models import loaders
+
+from finetune import trainer
+from finetune.args import from_dict
+from finetune.parsing import ConfigError
+
+DIVERGES = "poison_step"
+"""In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
+
+
+def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
+    torch.set_num_threads(1)
+    reports: list[dict] = []
+    build, load_file, step = trainer.build_model, loaders.load_file, trainer.forward_loss
+
+    def watched_build(args, ctx):
+        built = build(args, ctx)
+        tensors = [*built.model.named_parameters(), *built.model.named_buffers()]
+        reports[-1]["meta"] = [name for name, tensor in tensors if tensor.is_meta]
+        reports[-1]["wrapped"] = type(built.model).__name__
+        reports[-1]["held"] = sum(parameter.numel() for parameter in built.model.parameters())
+        return built
+
+    def watched_load(path, *args, **kwargs):
+        reports[-1]["read"].append(Path(path).name)
+        return load_file(path, *args, **kwargs)
+
+    trainer.build_model, loaders.load_file = watched_build, watched_load
+    for number, job in enumerate(jobs):
+        reports.append({"read": []})
+        poison = job.pop(DIVERGES, None)
+        calls = []
+
+        def loss(*args, poison=poison, calls=calls):
+            calls.append(1)
+            parts = step(*args)
+            if len(calls) == poison and rank == 1:
+                parts.sums.mul_(float("nan"))
+            return parts
+
+        trainer.forward_loss = loss
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous{number}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=30),
+        )
+        try:
+            trainer.train(from_dict(job))
+        except ConfigError as error:
+            reports[-1]["error"] = str(error)
+    (folder / f"report{rank}.json").write_text(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(Path(sys.argv[4]).read_text()))
