@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import PeakMemory, machine, synchronize, timed, write_json
 from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
+from common import PeakMemory, machine, synchronize, timed, write_json
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.layer import LayerCall, current_call
 

@@ -47,12 +47,12 @@ os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported; c
 
 import torch
 import torch.nn.functional as F
-from common import machine, write_json
 from moshi.models.lm import LMModel
-from recall_report import CONDITIONS, plot, table
 from tqdm import tqdm
 
 import moshi_patch
+from common import machine, write_json
+from recall_report import CONDITIONS, plot, table
 
 logger = logging.getLogger(__name__)
 

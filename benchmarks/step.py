@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import machine, timed, write_json
 from moshi.models.lm import LMModel
 from moshi.utils.compile import CUDAGraphed
 from tqdm import trange
 
 import moshi_patch
+from common import machine, timed, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import PeakMemory, ResidentPeak, machine, timed, write_json
 from moshi.models import LMModel, loaders
 from moshi.modules.lora import replace_all_linear_with_lora
 from safetensors.torch import save_file
@@ -28,6 +27,7 @@ from torch import nn
 from tqdm import trange
 
 import moshi_patch
+from common import PeakMemory, ResidentPeak, machine, timed, write_json
 from finetune.args import LoraArgs, OptimArgs, TrainArgs, TTTArgs
 from finetune.loss import compute_loss
 from finetune.optim import build_optimizer, parameter_groups

@@ -14,11 +14,11 @@ import numpy as np
 import sphn
 import torch
 from moshi.models import LMGen, LMModel, MimiModel, loaders
-from tiny_repo import DATA, make_tiny_repo
 from tqdm import tqdm
 
 import moshi_patch
 from moshi_patch.__main__ import local_repositories
+from tiny_repo import DATA, make_tiny_repo
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,9 +9,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-import recall
-
 import moshi_patch
+import recall
 
 pytestmark = pytest.mark.usefixtures("patched")
 
