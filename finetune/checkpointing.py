@@ -28,7 +28,7 @@ import moshi_patch
 from .args import TrainArgs, to_dict
 from .parsing import ConfigError
 from .training_state import TrainState, load_training_state, on_rank_0, save_training_state
-from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, sync
+from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, relocate_adapters, sync
 
 if TYPE_CHECKING:
     from .distributed import Context
@@ -102,6 +102,11 @@ class Checkpointer:
         """
         found = self._finished()
         if step == -1:
+            if not found and any(FINISHED.fullmatch(item.name) for item in self.folder.glob("*")):
+                raise ConfigError(
+                    f"{self.folder}: its checkpoints have no training_state and cannot be resumed; begin a new run from "
+                    "one of them with init_from."
+                )
             return found[max(found)] if found else None
         if step not in found:
             there = f"there are {', '.join(map(str, found))}" if found else "there is none"
@@ -162,6 +167,7 @@ class Checkpointer:
             while aside.exists():
                 aside, number = self.folder / f"abandoned-{newer.name}-{number}", number + 1
             newer.rename(aside)
+            relocate_adapters(aside)
             logger.warning("%s was trained before the run went back; kept as %s, delete it at will.", newer, aside)
 
     def _prune(self) -> None:

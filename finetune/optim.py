@@ -71,7 +71,12 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
         ("w_down", w_down, args.optim.lr, args.ttt.enabled and args.ttt.train_w_down),
         ("frozen", idle_adapters if args.ttt.train_w_down else set(), 0.0, False),
         ("adapters", _adapters(model), args.optim.lr, args.lora.enable),
-        ("embeddings", _owned_by(model, ScaledEmbedding), args.optim.lr, args.full_finetuning or args.lora.ft_embed),
+        (
+            "embeddings",
+            _owned_by(model, ScaledEmbedding),
+            args.optim.lr,
+            args.full_finetuning or (args.lora.enable and args.lora.ft_embed),
+        ),
         ("base", set(model.parameters()), args.optim.lr, args.full_finetuning),
     ]
     members: list[dict[str, nn.Parameter]] = [{} for _ in roles]

@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config={str(path)!r}: no such file.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config={str(path)!r}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r}: must hold `key: value` lines, not {content!r}.")
@@ -112,7 +112,10 @@ def _read_text(name: str, text: str | None, hint: Any) -> Any:
     if type(None) in options and text in ("null", "None", "~"):
         return None
     if list[int] in options and text.startswith("["):
-        return yaml.safe_load(text)
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}={text!r}: not a list; write it without spaces, or quoted: [1,3].") from error
     return convert(name, text, hint)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ from .monitoring import Monitor
 from .optim import build_optimizer, learning_rates, parameter_groups
 from .parsing import ConfigError
 from .training_state import TrainState, on_rank_0
+from .weights import relocate_adapters
 from .wrapped_model import build_model
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,10 @@ def prepare_run_dir(args: TrainArgs) -> Path:
                 "overwrite_run_dir=true, which moves it aside."
             )
         aside = run_dir.with_name(f"{run_dir.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
-        shutil.move(run_dir, aside)
+        run_dir.rename(aside)
+        relocate_adapters(aside)
         logger.warning("The previous run is now in %s.", aside)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.yaml").write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
     return run_dir
 
 
@@ -135,6 +135,8 @@ class Trainer:
         torch.manual_seed(args.seed + ctx.rank)
         np.random.seed(args.seed % 2**32)  # noqa: NPY002
         self._resume()
+        if ctx.rank == 0:  # not before: a run that is refused changes nothing
+            (run_dir / "args.yaml").write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
         self.monitor = Monitor(run_dir, args, ctx)
         self.monitor.resume(self.state.step)
         self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()

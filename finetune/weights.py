@@ -74,6 +74,17 @@ def load_finished_weights(path: str | Path, model: nn.Module, ctx: "Context") ->
     on_rank_0(ctx, lambda: _load_finished(Path(path), model))
 
 
+def relocate_adapters(folder: Path) -> None:
+    """After checkpoints moved to somewhere in `folder`: their configs name the adapters where they are now."""
+    for path in folder.rglob("consolidated/config.json"):
+        config, adapters = json.loads(path.read_text()), path.with_name(ADAPTERS)
+        if "lora_name" in config and adapters.is_file():
+            temporary = path.with_suffix(".tmp")
+            content = config | {"lora_name": f"file://{adapters.resolve()}"}
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(path)
+
+
 def find_finished(path: Path) -> Path:
     """The weights file in a run's folder, a checkpoint's or its `consolidated`, or the file itself.
 

@@ -134,6 +134,11 @@ def _check_base(info: CheckpointInfo, args: TrainArgs) -> None:
             f"moshi_paths.hf_repo_id={args.moshi_paths.hf_repo_id!r}: the model takes the tensor conditions "
             f"{', '.join(tensors)}; training data holds text conditions alone."
         )
+    layers = config.get("num_layers", loaders._lm_kwargs["num_layers"])
+    try:
+        _ = args.ttt.enabled and moshi_patch.TTTConfig.from_kwargs(args.ttt.lm_kwargs()).layer_indices(layers)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("ttt_", "ttt.", 1)) from error
     if config.get("ttt_enabled") and not args.ttt.enabled:
         raise ConfigError("ttt.enabled=False: the base model has TTT weights; set it to true, or use a stock model.")
 

@@ -104,8 +104,9 @@ class Monitor:
         earlier = [line for line in lines if (entry := _parse(line)) and entry["step"] < step]
         if len(earlier) == len(lines):
             return
+        known = set(earlier)
         with path.with_suffix(".replaced.jsonl").open("a") as file:
-            file.writelines(f"{line}\n" for line in lines if line not in set(earlier))
+            file.writelines(f"{line}\n" for line in lines if line not in known)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in earlier))
         os.replace(temporary, path)

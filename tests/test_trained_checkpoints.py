@@ -1,0 +1,103 @@
+"""From the command line: train, be refused, move aside, and stream what was saved through moshi's own program."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import sphn
+
+from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
+
+MODES = {
+    "adapters": ["--full_finetuning=false", "--lora.enable", "--lora.rank=4", "--save_adapters"],
+    "merged": ["--full_finetuning=false", "--lora.enable", "--lora.rank=4"],
+    "full": [],
+}
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    return build_repo(tmp_path_factory.mktemp("tiny") / "repo", ttt_enabled=False)
+
+
+@pytest.fixture
+def train(repo, tmp_path):
+    """Runs `train.py example/tiny_ttt.yaml` for three steps in `tmp_path / "run"`."""
+    base = {"moshi": "model.safetensors", "mimi": "mimi.safetensors", "tokenizer": "tokenizer.model"}
+    paths = [f"--moshi_paths.{name}_path={repo / file}" for name, file in (base | {"config": "config.json"}).items()]
+    fixed = [*paths, f"--run_dir={tmp_path / 'run'}", "--max_steps=3", "--do_eval=false", "--optim.pct_start=0.5"]
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "train.py", "example/tiny_ttt.yaml", *fixed, *options]
+        return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_trained_checkpoint_streams_through_run_inference(train, repo, tmp_path, mode):
+    trained = train(*MODES[mode])
+    assert trained.returncode == 0, trained.stderr
+    saved = tmp_path / "run" / "checkpoints" / "checkpoint_000003" / "consolidated"
+    config = json.loads((saved / "config.json").read_text())
+    assert config["ttt_enabled"]
+    assert config["ttt_chunk_size"] == 16
+    assert config["lora"] == (mode == "adapters")
+    command = [sys.executable, "-m", "moshi_patch", "moshi.run_inference", "--device", "cpu", "--batch-size", "1"]
+    command += ["--hf-repo", str(repo), "--config", str(saved / "config.json")]
+    if mode != "adapters":
+        command += ["--moshi-weight", str(saved / "consolidated.safetensors")]
+    out = tmp_path / "out.wav"
+    streamed = subprocess.run(
+        [*command, str(DATA / "sister.wav"), str(out)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert streamed.returncode == 0, streamed.stderr
+    assert sphn.durations([str(out)])[0] > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--ttt.layers=[99]"], "ttt.layers=[99]"),
+        (["--ttt.layers=[1,"], "ttt.layers='[1,'"),
+        (["--ttt.chunk_size=150"], "duration_sec=12"),
+        (["--nosuch.key=1"], "nosuch"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_settings_are_one_line_and_leave_the_run_directory_free(train, tmp_path, options, named):
+    refused = train(*options)
+    assert refused.returncode != 0
+    assert named in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run" / "args.yaml").exists()
+
+
+def test_a_run_moved_aside_serves_its_own_adapters_and_a_refused_resume_changes_no_file(train, tmp_path):
+    assert train(*MODES["adapters"]).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for options in (["--resume=999"], ["--resume", "--ttt.chunk_size=8"]):
+        refused = train(*MODES["adapters"], *options)
+        assert refused.returncode != 0
+        assert "Traceback" not in refused.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert train(*MODES["adapters"], "--overwrite_run_dir").returncode == 0
+    (aside,) = tmp_path.glob("run.*")
+    for run in (aside, tmp_path / "run"):
+        saved = run / "checkpoints" / "checkpoint_000003" / "consolidated"
+        config = json.loads((saved / "config.json").read_text())
+        assert config["lora_name"] == f"file://{saved / 'lora.safetensors'}"
+
+
+def test_embeddings_without_adapters_stay_frozen_as_the_warning_says(train):
+    trained = train("--full_finetuning=false", "--lora.ft_embed")
+    assert trained.returncode == 0, trained.stderr
+    assert "has no effect without lora.enable" in trained.stderr
+    (table,) = [part for part in trained.stderr.split("Trainable parameters:") if "(frozen)" in part]
+    assert "embeddings" not in table.split("(frozen)")[0]
