@@ -104,8 +104,8 @@ class Checkpointer:
         if step == -1:
             if not found and any(FINISHED.fullmatch(item.name) for item in self.folder.glob("*")):
                 raise ConfigError(
-                    f"{self.folder}: its checkpoints have no training_state and cannot be resumed; begin a new run from "
-                    "one of them with init_from."
+                    f"{self.folder}: its checkpoints have no training_state and cannot be resumed; begin a new run "
+                    "from one of them with init_from."
                 )
             return found[max(found)] if found else None
         if step not in found:

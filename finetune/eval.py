@@ -6,7 +6,7 @@ from torch import nn
 import moshi_patch
 
 from .args import TrainArgs
-from .data.loader import Batch, EvalLoader
+from .data.loader import Batch, BrokenData, EvalLoader
 from .distributed import Context, sum_over_ranks
 from .loss import LossParts, compute_loss, perplexity
 
@@ -37,6 +37,9 @@ def evaluate(model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context
     Returns:
         `loss`, `text_loss`, `audio_loss`, `perplexity`, `text_perplexity`; with TTT also `loss_updates_off` and
         `text_loss_updates_off`, of the same weights with nothing learnt from the stream.
+
+    Raises:
+        BrokenData: when not one item could be read.
     """
     training = model.training
     model.eval()
@@ -62,4 +65,9 @@ def evaluate(model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context
 def _total(model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context) -> LossParts:
     zero = torch.zeros(1 + model.dep_q, device=ctx.device)
     parts = sum((forward_loss(model, batch, args, ctx) for batch in loader), start=LossParts(zero, zero))
-    return LossParts(sum_over_ranks(parts.sums), sum_over_ranks(parts.weights))
+    total = LossParts(sum_over_ranks(parts.sums), sum_over_ranks(parts.weights))
+    if not total.weights.any():  # the same on all ranks
+        raise BrokenData(
+            f"data.eval_data={args.data.eval_data!r}: no item could be read, so there is no loss to report."
+        )
+    return total

@@ -95,6 +95,14 @@ def test_a_run_moved_aside_serves_its_own_adapters_and_a_refused_resume_changes_
         assert config["lora_name"] == f"file://{saved / 'lora.safetensors'}"
 
 
+def test_evaluation_of_nothing_is_an_error_not_a_loss_of_zero(train, tmp_path):
+    (tmp_path / "eval.jsonl").write_text('{"path": "missing.wav", "duration": 12.0}\n')
+    refused = train("--do_eval=true", f"--data.eval_data={tmp_path / 'eval.jsonl'}")
+    assert refused.returncode != 0
+    assert "no item could be read" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_embeddings_without_adapters_stay_frozen_as_the_warning_says(train):
     trained = train("--full_finetuning=false", "--lora.ft_embed")
     assert trained.returncode == 0, trained.stderr
