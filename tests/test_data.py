@@ -298,7 +298,7 @@ def test_evaluation_sees_everything_once_in_order_with_equal_batches_on_every_ra
     assert [(codes == -1).flatten(1).all(1).tolist() for codes in batches[2]] == [[False, False], [True, True]]
 
 
-@pytest.mark.parametrize("kind", ["gone", "mono", "silent", "malformed"])
+@pytest.mark.parametrize("kind", ["mono", "malformed"])
 def test_a_broken_item_is_named_and_replaced(tmp_path, repo, caplog, kind):
     good = take(TrainLoader(run_args(write_dataset(tmp_path / "good", 4), 4, False), make_tokenizer(repo, 0.32)), 2)
     path = write_dataset(tmp_path / "bad", 4, train1=kind)
@@ -319,7 +319,8 @@ def test_more_than_five_percent_of_broken_items_stop_the_run(tmp_path, repo, mon
 
 
 def test_nothing_but_broken_items_stop_the_run_at_once(tmp_path, repo):
-    loader = TrainLoader(run_args(write_dataset(tmp_path, 2, train0="mono", train1="gone")), make_tokenizer(repo, 0.32))
+    path = write_dataset(tmp_path, 2, train0="mono", train1="malformed")
+    loader = TrainLoader(run_args(path), make_tokenizer(repo, 0.32))
     with pytest.raises(BrokenData, match="every item is broken"):
         next(loader)
 
@@ -333,7 +334,7 @@ def test_broken_lines_are_named_and_too_many_refused(tmp_path, repo, caplog):
 
 
 def test_a_broken_item_of_evaluation_is_a_blank_row(tmp_path, repo, caplog):
-    args = run_args("", 3, eval_data=write_dataset(tmp_path, 3, train1="gone"))
+    args = run_args("", 3, eval_data=write_dataset(tmp_path, 3, train1="mono"))
     (batch,) = EvalLoader(args, make_tokenizer(repo, 0.32))
     assert (batch.codes == -1).flatten(1).all(1).tolist() == [False, True, False]
     assert "train1" in caplog.text

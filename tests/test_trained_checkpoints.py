@@ -96,10 +96,22 @@ def test_a_run_moved_aside_serves_its_own_adapters_and_a_refused_resume_changes_
 
 
 def test_evaluation_of_nothing_is_an_error_not_a_loss_of_zero(train, tmp_path):
-    (tmp_path / "eval.jsonl").write_text('{"path": "missing.wav", "duration": 12.0}\n')
+    sphn.write_wav(str(tmp_path / "mono.wav"), sphn.read(str(DATA / "sister.wav"))[0][0], 24_000)
+    (tmp_path / "mono.json").write_text((DATA / "sister.json").read_text())
+    (tmp_path / "eval.jsonl").write_text('{"path": "mono.wav", "duration": 11.6}\n')
     refused = train("--do_eval=true", f"--data.eval_data={tmp_path / 'eval.jsonl'}")
     assert refused.returncode != 0
     assert "no item could be read" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_list_that_names_missing_files_stops_the_run_before_its_first_step(train, tmp_path):
+    lines = (DATA / "train.jsonl").read_text().replace('"path": "', f'"path": "{DATA}/')
+    (tmp_path / "train.jsonl").write_text(lines + '{"path": "missing.wav", "duration": 12.0}\n')
+    refused = train(f"--data.train_data={tmp_path / 'train.jsonl'}")
+    assert refused.returncode != 0
+    assert "1 of 3 lines are broken" in refused.stderr
+    assert "missing.wav" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -17,7 +17,7 @@ from moshi.conditioners import ConditionAttributes
 
 from ..args import TrainArgs
 from ..parsing import ConfigError
-from .manifest import Source, parse_sources, read_entries
+from .manifest import Problem, Source, parse_sources, read_entries, transcript_path
 from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Health:
 
 
 def list_segments(source: Source, tokenizer: SpeechTokenizer) -> list[Segment]:
-    """All segments of a source in the order of its lists; bad lines are skipped with a warning.
+    """All segments of a source in the order of its lists; bad lines and missing files are skipped with a warning.
 
     Raises:
         BrokenData: when more than `BROKEN_SHARE` of the lines are bad, or none is left.
@@ -82,6 +82,11 @@ def list_segments(source: Source, tokenizer: SpeechTokenizer) -> list[Segment]:
     for file in source.files:
         entries, bad = read_entries(file)
         lines, problems = lines + len(entries) + len(bad), problems + bad
+        missing = [entry for entry in entries if not (entry.path.is_file() and transcript_path(entry.path).is_file())]
+        problems += [
+            Problem(entry.file, entry.line, f"{entry.path}: no such file, or no .json beside it") for entry in missing
+        ]
+        entries = [entry for entry in entries if entry not in missing]
         segments += [segment for entry in entries for segment in tokenizer.segments(entry)]
     for problem in problems:
         logger.warning("Skipped: %s", problem)
