@@ -17,7 +17,7 @@ from torch import nn
 import moshi_patch
 
 from .distributed import Context, sum_over_ranks
-from .optim import clean_name
+from .training_state import stock_name
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Activity:
 
     def __init__(self, model: nn.Module, ctx: Context):
         self._ctx = ctx
-        self._gatings = {clean_name(name): gating for name, gating in moshi_patch.ttt_gatings(model).items()}
+        self._gatings = {stock_name(name): gating for name, gating in moshi_patch.ttt_gatings(model).items()}
         self._delta: dict[str, torch.Tensor] = {}
 
     @contextlib.contextmanager

@@ -20,14 +20,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 import moshi_patch
 
 from .args import TrainArgs
+from .training_state import stock_name
 
 TARGET_LR_MULTIPLE = 5.0
 """`ttt.optim_lr: null` is this multiple of `optim.lr`: target generators start at zero, beside weights that are trained
 already. On the recall benchmark (`benchmarks/recall.py`) it shortened the plateau before memory sets in."""
 
 BETAS, EPS = (0.9, 0.95), 1e-8
-
-FSDP_PREFIX = "_fsdp_wrapped_module."
 
 
 @dataclass
@@ -43,11 +42,6 @@ class ParameterGroup:
     name: str
     parameters: dict[str, nn.Parameter]
     lr: float
-
-
-def clean_name(name: str) -> str:
-    """The name of a module or parameter without what FSDP adds to it."""
-    return name.replace(FSDP_PREFIX, "").removesuffix("." + FSDP_PREFIX[:-1])
 
 
 def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
@@ -82,7 +76,7 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     members: list[dict[str, nn.Parameter]] = [{} for _ in roles]
     for name, parameter in model.named_parameters():
         first = next(index for index, (_, owned, _, _) in enumerate(roles) if parameter in owned)
-        members[first][clean_name(name)] = parameter
+        members[first][stock_name(name)] = parameter
     groups = [
         ParameterGroup(name, found, lr)
         for (name, _, lr, trains), found in zip(roles, members, strict=True)

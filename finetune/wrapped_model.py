@@ -22,10 +22,10 @@ from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, tra
 import moshi_patch
 
 from .args import MoshiPaths, TrainArgs
-from .checkpointing import load_finished_weights
 from .distributed import Context
 from .optim import describe, parameter_groups
 from .parsing import ConfigError
+from .weights import load_finished_weights
 
 logger = logging.getLogger(__name__)
 

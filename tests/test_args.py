@@ -317,7 +317,7 @@ def test_what_is_tolerated_is_said(changes, named):
 @pytest.mark.usefixtures("files")
 def test_local_files_may_be_given_as_moshi_takes_them():
     paths = {f"moshi_paths__{name}": "file://weights.safetensors" for name in ("mimi_path", "tokenizer_path")}
-    good(moshi_paths__moshi_path="hf://kyutai/moshiko/model.safetensors", **paths).validate()
+    assert good(moshi_paths__moshi_path="hf://kyutai/moshiko/model.safetensors", **paths).validate() is None
 
 
 def test_settings_survive_json_but_secrets_do_not(files):

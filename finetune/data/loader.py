@@ -82,12 +82,12 @@ def list_segments(source: Source, tokenizer: SpeechTokenizer) -> list[Segment]:
     for file in source.files:
         entries, bad = read_entries(file)
         lines, problems = lines + len(entries) + len(bad), problems + bad
-        missing = [entry for entry in entries if not (entry.path.is_file() and transcript_path(entry.path).is_file())]
-        problems += [
-            Problem(entry.file, entry.line, f"{entry.path}: no such file, or no .json beside it") for entry in missing
-        ]
-        entries = [entry for entry in entries if entry not in missing]
-        segments += [segment for entry in entries for segment in tokenizer.segments(entry)]
+        for entry in entries:
+            if entry.path.is_file() and transcript_path(entry.path).is_file():
+                segments += tokenizer.segments(entry)
+            else:
+                message = f"{entry.path}: no such file, or no .json beside it"
+                problems.append(Problem(entry.file, entry.line, message))
     for problem in problems:
         logger.warning("Skipped: %s", problem)
     if not segments or len(problems) > BROKEN_SHARE * lines:
