@@ -85,11 +85,11 @@ def relocate_adapters(folder: Path) -> None:
             temporary.replace(path)
 
 
-def find_finished(path: Path) -> Path:
+def find_finished(path: Path, key: str = "init_from") -> Path:
     """The weights file in a run's folder, a checkpoint's or its `consolidated`, or the file itself.
 
     Raises:
-        ValueError: when there is none.
+        ConfigError: when there is none; names `key`, the setting that `path` is the value of.
     """
     checkpoints = {
         int(match[1]): folder for folder in path.glob("checkpoints/*") if (match := FINISHED.fullmatch(folder.name))
@@ -103,7 +103,7 @@ def find_finished(path: Path) -> Path:
     if path.is_file() and path.suffix == ".safetensors":
         return path
     raise ConfigError(
-        f"init_from={str(path)!r}: no finished checkpoint; give a run's folder, one of its checkpoints/checkpoint_... "
+        f"{key}={str(path)!r}: no finished checkpoint; give a run's folder, one of its checkpoints/checkpoint_... "
         f"or the {ADAPTERS} or {MERGED} in it."
     )
 
