@@ -4,6 +4,7 @@
         consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
         consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
         consolidated/training_config.json                  the training configuration, and versions
+        consolidated/SHA256SUMS                            of the weights and of the training configuration
         training_state/                                    for `--resume`, by torch.distributed.checkpoint
 
 A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 import moshi_patch
 
 from .args import TrainArgs, to_dict
+from .checksums import write_checksums
 from .parsing import ConfigError
 from .training_state import TrainState, load_training_state, on_rank_0, save_training_state
 from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, relocate_adapters, sync
@@ -151,6 +153,7 @@ class Checkpointer:
         save_file(weights, folder / name, {"format": "pt"})
         _write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
         _write_json(folder / "training_config.json", self._training_config(step))
+        write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         self._abandon_from(step)

@@ -156,9 +156,7 @@ def _other_adapters(finished: Finished, stored: dict[str, Stored]) -> list[str]:
     if finished.adapters and not ranks:
         return [f"lora=True in config.json, and {name} has no adapters."]
     if not finished.adapters and ranks:
-        return [
-            f"lora={finished.config.get('lora', False)!r} in config.json, and {finished.weights.name} has adapters."
-        ]
+        return [f"lora={lora!r} in config.json, and {name} has adapters."]
     if finished.adapters and ranks != {rank}:
         return [f"lora_rank={rank!r} in config.json, and the adapters have rank {', '.join(map(str, sorted(ranks)))}."]
     return []
