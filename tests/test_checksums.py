@@ -7,7 +7,7 @@ import pytest
 from finetune.checksums import CHECKSUMS, changed_files, read_checksums
 from finetune.parsing import ConfigError
 
-from .test_checkpointing import MODES, advance, arguments, tiny_run
+from .checkpoint_runs import MODES, advance, arguments, tiny_run
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from finetune.doctor.__main__ import main
 from finetune.doctor.environment import environment
 from finetune.doctor.report import FAILED, OK, WARNING
 
+from .checkpoint_runs import MODES, advance, arguments, tiny_run
 from .fixtures_repo import ENVIRONMENT, ROOT
 from .loading import KEYS, save
 from .models import tiny_model
-from .test_checkpointing import MODES, advance, arguments, tiny_run
 
 W_TARGET, CONV = KEYS[0], KEYS[1]
 LAYERS = [f"TTT layer {layer}" for layer in (1, 3)]

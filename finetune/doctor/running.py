@@ -10,9 +10,9 @@ from moshi.models import LMModel, loaders
 
 import moshi_patch
 
+from ..base import find_checkpoint
 from ..finished import Finished, load_lm, model_paths
 from ..inspection import DTYPES, patched, read_header
-from ..wrapped_model import find_checkpoint
 from .environment import available_memory
 from .report import FAILED, OK, WARNING, Check, in_units
 
