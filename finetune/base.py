@@ -108,7 +108,12 @@ def _files_in(folder: Path, given: dict[str, Any]) -> dict[str, Path]:
         "mimi_config_path": config.get("mimi_config_name"),
         "lora_weights": config.get("lora_name"),
     }
-    found = {key: folder / name for key, name in names.items() if name is not None and key not in given}
+    elsewhere = ("hf://", "file://")  # moshi finds these by itself
+    found = {
+        key: folder / name
+        for key, name in names.items()
+        if name is not None and key not in given and not name.startswith(elsewhere)
+    }
     for path in found.values():
         if not path.is_file():
             raise ConfigError(f"moshi_paths: {config_path} names {path.name!r}, and there is no such file in {folder}.")

@@ -93,6 +93,13 @@ def described_model(finished: Finished) -> LMModel:
     return model
 
 
+def stored_dtype(finished: Finished) -> torch.dtype:
+    """The precision of most of its tensors."""
+    most = Counter(one.dtype for one in read_header(finished.weights).values()).most_common(1)
+    names = {short: name for name, short in DTYPES.items()}
+    return getattr(torch, names.get(most[0][0] if most else "", "bfloat16"))
+
+
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
     """The patch is installed inside; afterwards it is what it was."""

@@ -12,7 +12,7 @@ import moshi_patch
 
 from ..base import find_checkpoint
 from ..finished import Finished, load_lm, model_paths
-from ..inspection import DTYPES, patched, read_header
+from ..inspection import patched, stored_dtype
 from .environment import available_memory
 from .report import FAILED, OK, WARNING, Check, in_units
 
@@ -43,7 +43,7 @@ def running(finished: Finished, base: str | None, device: torch.device) -> Itera
         return
     with patched():
         try:
-            model = load_lm(finished, weights, device, _dtype(finished))
+            model = load_lm(finished, weights, device, stored_dtype(finished))
         except Exception as error:  # whatever moshi and torch raise for weights that do not fit
             remedy = "give the base model that these adapters were trained on, with --base" if weights else ""
             yield Check("model", FAILED, f"does not load: {type(error).__name__}: {error}", remedy)
@@ -64,14 +64,6 @@ def _base_weights(finished: Finished, base: str | None) -> Path | None:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file")
     return weights
-
-
-def _dtype(finished: Finished) -> torch.dtype:
-    """That of the target generators, or of the first tensor."""
-    header = read_header(finished.weights)
-    stored = next((one.dtype for name, one in header.items() if "target_generator" in name), None)
-    names = {short: name for name, short in DTYPES.items()}
-    return getattr(torch, names.get(stored or next(iter(header.values())).dtype, "bfloat16"))
 
 
 @torch.no_grad()
