@@ -124,13 +124,18 @@ def _refuse_broken(finished: Finished) -> None:
 
 def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | None:
     """The `eval.json` that was given, or that an evaluation of this checkpoint wrote where it does by default."""
-    if given is not None:
-        if not given.is_file():
-            raise ConfigError(f"eval={str(given)!r}: no such file.")
-        return read_json(given)
     checkpoint = finished.folder.resolve().parent
-    found = checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
-    return read_json(found) if checkpoint.parent.name == "checkpoints" and found.is_file() else None
+    path = given or checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
+    if not path.is_file():
+        if given is not None:
+            raise ConfigError(f"eval={str(given)!r}: no such file.")
+        return None
+    results, step = read_json(path), (finished.training or {}).get("step")
+    if None not in (step, results.get("step")) and results["step"] != step:
+        raise ConfigError(
+            f"eval={str(path)!r}: was measured at step {results['step']}, and this checkpoint is of {step}."
+        )
+    return results
 
 
 def _sources(finished: Finished, paths: MoshiPaths, more: list[str]) -> dict[str, str | Path]:

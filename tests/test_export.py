@@ -237,6 +237,7 @@ def test_an_old_checkpoint_needs_the_base_named(saved, tmp_path, repo, caplog):
 
 
 RESULTS = {
+    "step": 2,
     "standard": {
         "streams": 12,
         "seconds": 600.0,
@@ -250,7 +251,7 @@ RESULTS = {
                 "text_loss": {"value": -0.1, "low": None, "high": None},
             }
         },
-    }
+    },
 }
 
 
@@ -278,6 +279,9 @@ def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved
     run = saved("full")
     with pytest.raises(ConfigError, match=r"eval='.*nothing.json': no such file"):
         export(run, tmp_path / "out", Options(results=tmp_path / "nothing.json"))
+    (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 7}))
+    with pytest.raises(ConfigError, match="was measured at step 7, and this checkpoint is of 2"):
+        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
     assert "Not measured." in (export(run, tmp_path / "out", Options()) / "README.md").read_text()
 
 
