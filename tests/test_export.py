@@ -170,6 +170,20 @@ def test_what_lies_on_the_hub_is_named_not_copied(saved, tmp_path, repo, monkeyp
     assert relative(logits(build_model(args, CTX).model.eval()), answers(run)) < 1e-5  # trains on with them merged
 
 
+def test_adapters_over_a_base_with_adapters_of_its_own_are_refused_where_they_would_be_missing(saved, tmp_path, capsys):
+    first = export(saved("adapter"), tmp_path / "first", Options(with_base=True))
+    shutil.rmtree(tmp_path / "run")
+    run = saved("adapter", base=first)
+    own = str(first / "lora.safetensors")
+    for options in (Options(with_base=True), Options(merge=True)):
+        with pytest.raises(ConfigError, match=f"adapters of its own, {own}"):
+            export(run, tmp_path / "out", options)
+    with pytest.raises(ConfigError, match="adapters of its own"):
+        answers(run)
+    assert doctor([str(run)]) == 1
+    assert own in capsys.readouterr().out
+
+
 def test_adapters_over_a_local_base_are_refused_with_both_remedies(saved, tmp_path):
     with pytest.raises(ConfigError, match=r"--with-base .* --merge"):
         export(saved("adapter"), tmp_path / "out", Options())
