@@ -1,5 +1,6 @@
 """One process or many, on CPU or CUDA, behind the same calls: who I am, my device, sums over all ranks."""
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,8 +42,13 @@ def setup() -> Context:
 
 
 def cleanup() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one. Call it when no sharded model is in use any more.
+
+    Such a model, in reference cycles, keeps the group and its threads alive beyond this call; a thread that outlives
+    the interpreter now and then ends a finished process with SIGABRT.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
