@@ -3,9 +3,12 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)
 """How long a rank waits for another: rank 0 reads and writes the weights of all, 15 GB for Moshi 7B."""
@@ -52,3 +55,16 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def gather_over_ranks(mine: list[T]) -> list[T]:
+    """What any rank has in `mine`, by rank, the same on each. Costs one number while nobody has anything.
+
+    Args:
+        mine: anything that can be pickled.
+    """
+    if dist.get_world_size() == 1 or not sum_over_ranks(torch.tensor(len(mine))):
+        return mine
+    everyone: list[list[T]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return [item for part in everyone for item in part]

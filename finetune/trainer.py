@@ -27,7 +27,7 @@ from .args import STEPS_PER_SECOND, TrainArgs, to_dict
 from .checkpointing import Checkpointer
 from .data.loader import Batch, EvalLoader, TrainLoader
 from .data.tokenize import SpeechTokenizer
-from .distributed import Context, cleanup, setup, sum_over_ranks
+from .distributed import Context, cleanup, gather_over_ranks, setup, sum_over_ranks
 from .eval import batch_loss, evaluate, forward_loss
 from .loss import LossParts
 from .monitoring import Monitor
@@ -126,7 +126,7 @@ class Trainer:
         tokenizer = SpeechTokenizer.for_model(
             self.model, mimi, built.info.get_text_tokenizer(), duration_sec=args.duration_sec
         )
-        ranks = {"rank": ctx.rank, "world_size": ctx.world_size}
+        ranks = {"rank": ctx.rank, "world_size": ctx.world_size, "gather": gather_over_ranks}
         loader = TrainLoader(args, tokenizer, **ranks)
         self.eval_loader = EvalLoader(args, tokenizer, **ranks) if args.do_eval else None
         optimizer, scheduler = build_optimizer(parameter_groups(self.model, args), args)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sphn
 import torch
 import yaml
 from moshi.models import loaders
@@ -78,6 +79,18 @@ def with_conditions(folder: Path, stock: Path) -> dict:
     return {"moshi_paths": {"hf_repo_id": str(folder)}, "data": {"train_data": str(folder / "train.jsonl")}}
 
 
+def with_broken_files(folder: Path) -> dict:
+    """Settings for twenty dialogues: each rank reads a broken one in the second step, 5 % alone, 10 % together."""
+    folder.mkdir()
+    for name in ("mono0", "mono1"):
+        sphn.write_wav(str(folder / f"{name}.wav"), sphn.read(str(DATA / "boat.wav"))[0][0], 24_000)
+        shutil.copy(DATA / "boat.json", folder / f"{name}.json")
+    paths = 2 * [DATA / "boat.wav"] + [folder / "mono0.wav", folder / "mono1.wav"] + 16 * [DATA / "boat.wav"]
+    lines = [json.dumps({"path": str(path), "duration": 4.0}) for path in paths]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return {"data": {"train_data": str(folder / "train.jsonl")}}
+
+
 def work(folder: Path, jobs: list[dict]) -> list[list[dict]]:
     """Does `jobs` on two ranks. The reports of each rank, one per job."""
     folder.mkdir()
@@ -123,6 +136,7 @@ def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     two = [job(repo, folder / f"two-{name}", batch_size=1, **case) for name, case in cases.items()]
     resumed = job(repo, folder / "resumed", batch_size=1, **BFLOAT16)
     two += [resumed, resumed | {"checkpoint": BACK}, job(repo, folder / "skips", batch_size=1, **SKIPS)]
+    two.append(job(repo, folder / "broken", batch_size=1, ttt=TTT, **with_broken_files(folder / "files")))
     two.append(job(repo, folder / "skips", batch_size=1, **CASES["ttt_alone"]))  # refused: there is a run
     reports = work(folder / "work", two)
     for name, case in cases.items():
@@ -173,6 +187,13 @@ def test_a_gradient_that_is_bad_on_one_rank_is_skipped_by_both(runs):
 
 def test_an_error_on_rank_0_reaches_every_rank(runs):
     assert all("exists already" in reports[-1]["error"] for reports in runs[1])
+
+
+def test_broken_files_of_all_ranks_count_together_and_stop_all_at_once(runs):
+    folder, reports = runs
+    for rank, report in enumerate(reports):
+        assert "2 of 20 items are broken" in report[-2]["error"], rank
+    assert [row["step"] for row in metrics(folder / "broken")] == [1]
 
 
 def test_bfloat16_continues_exactly_on_two_ranks_and_on_one(runs):
