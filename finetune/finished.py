@@ -1,6 +1,5 @@
 """A finished checkpoint as it lies on the disk: its files, the settings it carries, and the model that they make."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from moshi.models.loaders import CheckpointInfo
 import moshi_patch
 
 from .args import MoshiPaths
-from .parsing import ConfigError
+from .base import find_checkpoint
+from .parsing import ConfigError, read_json
 from .weights import find_finished
-from .wrapped_model import find_checkpoint
 
 NAMES = ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "model_id")
 GENERATION = ("lm_gen_config", "tts_config", "stt_config")
@@ -62,21 +61,6 @@ def open_finished(path: str | Path, key: str = "checkpoint_dir") -> Finished:
         raise ConfigError(f"{key}={str(path)!r}: no config.json beside {weights}; it says what the weights are.")
     training = weights.with_name("training_config.json")
     return Finished(weights, read_json(config), read_json(training) if training.is_file() else None)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ConfigError: when the file holds anything else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold an object, not {type(content).__name__}.")
-    return content
 
 
 def load_model(
