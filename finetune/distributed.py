@@ -103,7 +103,7 @@ def on_all_ranks(ctx: Context, action: Callable[[], T]) -> T:
     """The result of `action`, which every rank runs for itself and which calls nothing collective. Collective.
 
     Raises:
-        Exception: what `action` raised on the first rank where it did, on every rank, so that none is left waiting.
+        Exception: what `action` raised on this rank, or else on another, so that none is left waiting.
     """
     result, error = None, None
     try:

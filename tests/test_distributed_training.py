@@ -124,6 +124,7 @@ def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     two += [
         job(repo, folder / "broken", batch_size=1, ttt=TTT, **with_broken_files(folder / "files")),
         job(repo, folder / "skips", batch_size=1, **CASES["ttt_alone"]),  # refused: there is a run
+        job(repo, folder / "refused", batch_size=1, unreadable="mimi.safetensors", **CASES["ttt_alone"]),
         job(damaged_copy(repo, folder / "damaged"), folder / "refused", batch_size=1, **CASES["ttt_alone"]),
     ]
     reports = work(folder / "work", two)
@@ -173,10 +174,11 @@ def test_a_gradient_that_is_bad_on_one_rank_is_skipped_by_both(runs):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_an_error_on_rank_0_reaches_every_rank(runs):
+def test_an_error_on_one_rank_reaches_every_rank(runs):
     folder, reports = runs
-    for exists, damaged in (report[-2:] for report in reports):
+    for exists, unreadable, damaged in (report[-3:] for report in reports):
         assert "exists already" in exists["error"]
+        assert "moshi_paths.mimi_path=" in unreadable["error"]  # on rank 1 alone
         assert "moshi_paths.moshi_path=" in damaged["error"]  # which rank 0 alone reads
     assert not (folder / "refused").exists()
 
