@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from finetune import trainer
 from finetune.args import from_dict
+from finetune.data.items import BrokenData
 from finetune.parsing import ConfigError
 
 DIVERGES = "poison_step"
@@ -67,7 +68,7 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
         )
         try:
             trainer.train(from_dict(job))
-        except ConfigError as error:
+        except (BrokenData, ConfigError) as error:
             reports[-1]["error"] = str(error)
     (folder / f"report{rank}.json").write_text(json.dumps(reports))
 
