@@ -54,6 +54,7 @@ def run_python(arguments: list[str]) -> None:
         torch.set_num_threads(kept[2])
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")  # of runpy, for modules known already
 def test_every_command_runs(tmp_path, monkeypatch, patched, capfd):
     (tmp_path / "example").symlink_to(ROOT / "example")
     monkeypatch.chdir(tmp_path)

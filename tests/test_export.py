@@ -281,12 +281,20 @@ def test_the_model_card_shows_what_was_measured(saved, tmp_path, given):
     assert "| updates on | 2.5000 | 1.0000 | 1.5000 | 12.2000 |" in card
     assert "| updates off | 2.7500 | 1.1000 | 1.6500 | not finite |" in card
     assert "| updates on - updates off | -0.2500 [-0.3000, -0.2000] | -0.1000 |  |  |" in card
-    assert "12 recordings, 10.0 minutes" in card
+    assert "12 recordings, 10.0 minutes; losses in nats per step; in brackets 95 % intervals" in card
     assert "| `ttt_chunk_size` | `8` |" in card
     assert "2 steps of 1 segments of 10.0 s, in float32" in card
     heading = yaml.safe_load(card.split("---\n")[1])
     assert heading["library_name"] == "moshi"
     assert "license" not in heading  # the user's to choose
+
+
+def test_one_recording_has_no_interval_on_the_card(saved, tmp_path):
+    alone = json.loads(json.dumps(RESULTS))
+    alone["standard"] |= {"streams": 1, "differences": {}}
+    (tmp_path / "eval.json").write_text(json.dumps(alone))
+    out = export(saved("full"), tmp_path / "out", Options(results=tmp_path / "eval.json"))
+    assert "1 recording, 10.0 minutes; losses in nats per step.\n" in (out / "README.md").read_text()
 
 
 def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved, tmp_path):
