@@ -25,6 +25,9 @@ HARDLY = 1e-4
 
 def running(finished: Finished, base: str | None, device: torch.device) -> Iterator[Check]:
     """Loads the model and compares its answers with updates on and off."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        yield Check("model", FAILED, f"not loaded: there is no {device} here", "leave out --device, for the CPU")
+        return
     try:
         weights = _base_weights(finished, base)
     except (OSError, ValueError) as error:  # a ConfigError is a ValueError
