@@ -213,6 +213,8 @@ def test_values_that_no_training_gives_are_named(saved, doctor, value):
     code, checks = doctor(path)
     assert code == 1
     assert "text_emb.weight" in checks["FAILED finite"]["value"]
+    rewrite(path / "consolidated", lambda weights: weights[W_TARGET].fill_(value))
+    assert W_TARGET in doctor(path)[1]["FAILED finite"]["value"]  # whose norm is in the JSON
     assert "warning model" in checks  # not loaded
 
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     good = all(check.status != FAILED for check in found)
     if args.json:
         content = {"ok": good, "checkpoint": args.checkpoint, "checks": [check.to_dict() for check in found]}
-        print(json.dumps(content, indent=2))
+        print(json.dumps(content, indent=2, allow_nan=False))
     else:
         counts = [f"{sum(check.status == status for check in found)} {status}" for status in (OK, "warning", FAILED)]
         print(", ".join(counts))
