@@ -126,10 +126,10 @@ def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | No
     """The `eval.json` that was given, or that an evaluation of this checkpoint wrote where it does by default."""
     checkpoint = finished.folder.resolve().parent
     path = given or checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
-    if not path.is_file():
-        if given is not None:
-            raise ConfigError(f"eval={str(given)!r}: no such file.")
+    if given is None and (checkpoint.parent.name != "checkpoints" or not path.is_file()):
         return None
+    if not path.is_file():
+        raise ConfigError(f"eval={str(given)!r}: no such file.")
     results, step = read_json(path), (finished.training or {}).get("step")
     if None not in (step, results.get("step")) and results["step"] != step:
         raise ConfigError(
