@@ -31,6 +31,7 @@ from .checkpoint_runs import CTX, Place, advance
 from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
 from .loading import assert_active, logits
 from .models import randomise_targets, relative
+from .test_model_card import RESULTS
 
 MODES = {
     "adapter": {"lora": {"enable": True, "rank": 4}},
@@ -250,60 +251,21 @@ def test_an_old_checkpoint_needs_the_base_named(saved, tmp_path, repo, caplog):
     assert_active(served(out).get_moshi(dtype=torch.float32))
 
 
-RESULTS = {
-    "step": 2,
-    "standard": {
-        "streams": 12,
-        "seconds": 600.0,
-        "overall": {
-            "updates on": {"loss": 2.5, "text_loss": 1.0, "audio_loss": 1.5, "perplexity": 12.2},
-            "updates off": {"loss": 2.75, "text_loss": 1.1, "audio_loss": 1.65, "perplexity": None},
-        },
-        "differences": {
-            "updates on - updates off": {
-                "loss": {"value": -0.25, "low": -0.3, "high": -0.2},
-                "text_loss": {"value": -0.1, "low": None, "high": None},
-            }
-        },
-    },
-}
-
-
-@pytest.mark.parametrize("given", [True, False], ids=["given", "where the evaluation wrote it"])
-def test_the_model_card_shows_what_was_measured(saved, tmp_path, given):
+def test_what_an_evaluation_of_the_run_found_is_on_the_card_and_nothing_of_another_step(saved, tmp_path):
     run = saved("full")
-    place = tmp_path / "eval.json" if given else run / "eval" / "checkpoint_000002" / "eval.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(RESULTS))
-    out = export(run, tmp_path / "out", Options(name="My Moshi", results=place if given else None))
-    card = (out / "README.md").read_text()
-    assert "# My Moshi" in card
-    assert "| updates on | 2.5000 | 1.0000 | 1.5000 | 12.2000 |" in card
-    assert "| updates off | 2.7500 | 1.1000 | 1.6500 | not finite |" in card
-    assert "| updates on - updates off | -0.2500 [-0.3000, -0.2000] | -0.1000 |  |  |" in card
-    assert "12 recordings, 10.0 minutes; losses in nats per step; in brackets 95 % intervals" in card
-    assert "| `ttt_chunk_size` | `8` |" in card
-    assert "2 steps of 1 segments of 10.0 s, in float32" in card
-    heading = yaml.safe_load(card.split("---\n")[1])
-    assert heading["library_name"] == "moshi"
-    assert "license" not in heading  # the user's to choose
-
-
-def test_one_recording_has_no_interval_on_the_card(saved, tmp_path):
-    alone = json.loads(json.dumps(RESULTS))
-    alone["standard"] |= {"streams": 1, "differences": {}}
-    (tmp_path / "eval.json").write_text(json.dumps(alone))
-    out = export(saved("full"), tmp_path / "out", Options(results=tmp_path / "eval.json"))
-    assert "1 recording, 10.0 minutes; losses in nats per step.\n" in (out / "README.md").read_text()
+    place = run / "eval" / "checkpoint_000002" / "eval.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(RESULTS | {"step": 2}))
+    assert "| updates on | 2.5000 |" in (export(run, tmp_path / "found", Options()) / "README.md").read_text()
+    (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 7}))
+    with pytest.raises(ConfigError, match="was measured at step 7, and this checkpoint is of 2"):
+        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
 
 
 def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved, tmp_path):
     run = saved("full")
     with pytest.raises(ConfigError, match=r"eval='.*nothing.json': no such file"):
         export(run, tmp_path / "out", Options(results=tmp_path / "nothing.json"))
-    (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 7}))
-    with pytest.raises(ConfigError, match="was measured at step 7, and this checkpoint is of 2"):
-        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
     assert "Not measured." in (export(run, tmp_path / "out", Options()) / "README.md").read_text()
 
 
