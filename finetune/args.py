@@ -11,6 +11,7 @@ from typing import Any
 
 from moshi_patch import TTTConfig
 
+from . import target_init
 from .data.manifest import parse_sources
 from .parsing import ConfigError, build, override, read_yaml
 
@@ -76,6 +77,8 @@ class TTTArgs:
     Args:
         train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
         optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
+        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
+        init_target: where W_target of new target generators begins, one of `target_init.KINDS`.
     """
 
     enabled: bool = False
@@ -91,6 +94,8 @@ class TTTArgs:
     decay: float = 1.0
     train_w_down: bool = True
     optim_lr: float | None = None
+    text_emb_lr: float | None = None
+    init_target: str = "identity"
 
     def lm_kwargs(self) -> dict[str, Any]:
         """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
@@ -249,10 +254,10 @@ def _require(holds: bool, args: TrainArgs, name: str, remedy: str) -> None:
 def _check_numbers(args: TrainArgs) -> None:
     positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
     adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "num_ckpt_keep"]:
+    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep"]:
         owner = getattr(args, name.split(".")[0]) if "." in name else args
         value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "num_ckpt_keep")
+        optional = name in ("ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep")
         allowed = value is None if optional else False
         remedy = f"must be a positive finite number{', or null' * optional}."
         _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
@@ -277,6 +282,8 @@ def _check_modes(args: TrainArgs) -> None:
     trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
     _require(trains, args, "full_finetuning", remedy)
+    remedy = f"must be one of {', '.join(target_init.KINDS)}."
+    _require(args.ttt.init_target in target_init.KINDS, args, "ttt.init_target", remedy)
     project = args.wandb.project
     _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None

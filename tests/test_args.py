@@ -132,7 +132,8 @@ def test_defaults_are_those_of_the_format_page():
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
-        "ttt": dataclasses.asdict(TTTConfig()) | {"train_w_down": True, "optim_lr": None},
+        "ttt": dataclasses.asdict(TTTConfig())
+        | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"},
         "checkpoint": {"resume": False, "resume_step": -1},
         "init_from": None,
     }
@@ -257,6 +258,8 @@ BAD = [
     ({"ttt__chunk_size": 0}, ["ttt.chunk_size=0", "positive whole number"]),
     ({"ttt__layers": "1,x"}, ["ttt.layers='1,x'", "middle"]),
     ({"ttt__optim_lr": 0.0}, ["ttt.optim_lr=0.0", "or null"]),
+    ({"ttt__text_emb_lr": -1.0}, ["ttt.text_emb_lr=-1.0", "or null"]),
+    ({"ttt__init_target": "random"}, ["ttt.init_target='random'", "identity, readout"]),
     ({"batch_size": 0}, ["batch_size=0", "positive"]),
     ({"duration_sec": float("nan")}, ["duration_sec=nan", "positive"]),
     ({"max_steps": -5}, ["max_steps=-5", "positive"]),

@@ -14,10 +14,12 @@ import yaml
 
 import moshi_patch
 from finetune import activity as activity_module
-from finetune.activity import Activity, InactivityWatch, delta_norm
+from finetune import eval as eval_module
+from finetune.activity import Activity, GainWatch, InactivityWatch, delta_norm
 from finetune.args import from_dict
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
+from finetune.loss import LossParts
 from finetune.parsing import ConfigError
 from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, prepare_run_dir, train
 from moshi_patch.ops import dual
@@ -105,6 +107,8 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
         assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
         assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
         assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
+        gain = evaluations[1]["loss_updates_off"] - evaluations[1]["loss"]
+        assert evaluations[1]["ttt_gain"] == pytest.approx(gain, abs=1e-5)
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
@@ -297,6 +301,41 @@ def test_inactive_ttt_is_warned_of_once(caplog):
     assert not watch.observe(310, loud)
     assert [step for step in range(320, 500, 10) if watch.observe(step, quiet)] == [420]
     assert not any(watch.observe(step, {}) for step in range(500, 900))  # no TTT at all
+
+
+def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
+    """Items of equal weight: then the gain is a plain mean of differences."""
+    made = trainer(do_eval=True, batch_size=2)
+    torch.manual_seed(0)
+    rows = torch.rand(5, 1 + made.model.dep_q, dtype=torch.float64)
+    weights = torch.ones_like(rows)
+    blank = torch.zeros_like(rows[:1])  # where an item is missing or broken
+    on = LossParts(torch.cat([rows, blank]), torch.cat([weights, blank]))
+    off = LossParts(torch.cat([rows * 2, blank]), on.weights)
+    found = eval_module._gain(on, off, weights.sum(0))
+    each = rows[:, 0] + rows[:, 1:].mean(1)
+    assert found["ttt_gain"].item() == pytest.approx(each.mean().item())
+    assert found["ttt_gain_error"].item() == pytest.approx(each.std().item() / 5**0.5)
+    assert eval_module._gain(*(LossParts(p.sums[:1], p.weights[:1]) for p in (on, off)), weights[0]).keys() == {
+        "ttt_gain"
+    }, "one item has no spread"
+
+
+def test_a_contribution_is_announced_when_it_shows_and_noise_is_not(caplog):
+    watch = GainWatch()
+    with caplog.at_level(logging.INFO):
+        for gain, error, verdict in [
+            (0.0, 0.0, "none"),
+            (1e-5, 1e-9, "none"),  # certain, and too small to matter
+            (0.01, 0.005, "none"),
+            (-0.02, 0.002, "loss"),
+            (0.01, 0.001, "gain"),
+            (0.03, 0.001, "gain"),
+        ]:
+            assert watch.observe(1, {"ttt_gain": gain, "ttt_gain_error": error}) == verdict
+    assert [record.message.count("go on") for record in caplog.records] == [0, 0, 1], "said when it changes"
+    assert "take 0.01 ± 0.001 nats from the loss" in caplog.text
+    assert watch.observe(2, {"loss": 1.0}) == "", "a model without TTT"
 
 
 def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):
