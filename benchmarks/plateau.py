@@ -96,6 +96,8 @@ VARIANTS = {
     "readout_text_5": Variant(init="readout", text_multiple=5),
     "text_5_0.1": Variant(text_multiple=5, settings={"rate": 0.1}),
     "readout_text_5_20_0.1": Variant(init="readout", multiple=20, text_multiple=5, settings={"rate": 0.1}),
+    "text_5_rate_1_0.1": Variant(multiple=1, text_multiple=5, settings={"rate": 0.1}),
+    "text_5_rate_20_0.1": Variant(multiple=20, text_multiple=5, settings={"rate": 0.1}),
     "slow_base_0.1": Variant(multiple=20, settings={"rate": 0.1, "lr": 5e-4}),
     "nothing_returns": Variant(returns=False),
     "nothing_returns_readout_text_5_0.1": Variant(

@@ -330,10 +330,13 @@ def test_a_contribution_is_announced_when_it_shows_and_noise_is_not(caplog):
             (0.01, 0.005, "none"),
             (-0.02, 0.002, "loss"),
             (0.01, 0.001, "gain"),
+            (0.015, 0.001, "gain"),
             (0.03, 0.001, "gain"),
         ]:
             assert watch.observe(1, {"ttt_gain": gain, "ttt_gain_error": error}) == verdict
-    assert [record.message.count("go on") for record in caplog.records] == [0, 0, 1], "said when it changes"
+    assert [record.message.count("go on") for record in caplog.records] == [0, 0, 1, 1], (
+        "on a change, or twice the gain"
+    )
     assert "take 0.01 ± 0.001 nats from the loss" in caplog.text
     assert watch.observe(2, {"loss": 1.0}) == "", "a model without TTT"
 
