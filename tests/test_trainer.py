@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import moshi_patch
 from finetune import activity as activity_module
@@ -112,6 +113,19 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+
+
+def test_a_text_embedding_that_trains_is_saved_with_the_adapters_and_resuming_without_it_is_refused(repo, tmp_path):
+    settings = settings_for(repo, tmp_path / "run", max_steps=2)
+    settings["ttt"] |= {"init_target": "readout", "text_emb_lr": 0.05}
+    train(from_dict(settings))
+    [file] = (tmp_path / "run").glob("checkpoints/*/consolidated/lora.safetensors")
+    base = load_file(repo / "model.safetensors")["text_emb.weight"]
+    assert (load_file(file)["text_emb.weight"].float() - base.float()).abs().max() > 0.01
+    resumed = settings | {"max_steps": 3, "checkpoint": {"resume": True}}
+    resumed["ttt"] = settings["ttt"] | {"text_emb_lr": None}
+    with pytest.raises(ConfigError, match="text_emb_lr is set=False, was True"):
+        train(from_dict(resumed))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
