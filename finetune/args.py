@@ -69,6 +69,8 @@ class TTTArgs:
     Args:
         train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
         optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
+        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
+        init_target: where W_target of new target generators begins, one of `target_init.KINDS`.
     """
 
     enabled: bool = False
@@ -84,6 +86,8 @@ class TTTArgs:
     decay: float = 1.0
     train_w_down: bool = True
     optim_lr: float | None = None
+    text_emb_lr: float | None = None
+    init_target: str = "identity"
 
     def lm_kwargs(self) -> dict[str, Any]:
         """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.

@@ -46,7 +46,7 @@ NOT_ARCHITECTURE = {
 REFUSED = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
 """Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
 
-SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr")
+SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr", "ttt.text_emb_lr")
 ELSEWHERE = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
 """Settings that are compared elsewhere, or do not matter."""
 
@@ -204,6 +204,8 @@ class Checkpointer:
         there, here = _flat(recorded["training"]), _flat(to_dict(self.args))
         before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
         now = self.lm_config | {key: here[key] for key in REFUSED}
+        for settings, flat in ((before, there), (now, here)):  # the rate may change, what trains may not
+            settings["ttt.text_emb_lr is set"] = flat.get("ttt.text_emb_lr") is not None
         keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
         differing = [key for key in keys if now.get(key) != before.get(key)]
         changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]

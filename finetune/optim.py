@@ -34,7 +34,7 @@ class ParameterGroup:
     """Parameters that train at one rate.
 
     Args:
-        name: `target_generators`, `w_down`, `adapters`, `embeddings` or `base`.
+        name: `target_generators`, `w_down`, `text_embedding`, `adapters`, `embeddings` or `base`.
         parameters: by their names in the unwrapped model. Under FSDP each holds this rank's share.
         lr: the peak learning rate.
     """
@@ -50,6 +50,7 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     - `target_generators` of TTT layers, at `ttt.optim_lr`;
     - `w_down`, the base down projections of TTT layers, in full also under LoRA, with `ttt.train_w_down`. An adapter on
       top of a W_down that trains would be redundant and stays as it is;
+    - `text_embedding` at `ttt.text_emb_lr`, when that is set;
     - `adapters` with `lora.enable`;
     - `embeddings` in full fine-tuning, and with `lora.ft_embed`;
     - `base`, the rest, in full fine-tuning. Condition providers never train.
@@ -59,11 +60,13 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     """
     targets = set(moshi_patch.ttt_parameters(model).values())
     w_down, idle_adapters = _down_projections(model)
+    text_lr = args.ttt.text_emb_lr
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
         ("target_generators", targets, args.ttt.optim_lr or TARGET_LR_MULTIPLE * args.optim.lr, args.ttt.enabled),
         ("w_down", w_down, args.optim.lr, args.ttt.enabled and args.ttt.train_w_down),
         ("frozen", idle_adapters if args.ttt.train_w_down else set(), 0.0, False),
+        ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, args.ttt.enabled),
         ("adapters", set(lora_parameters(model).values()), args.optim.lr, args.lora.enable),
         (
             "embeddings",
@@ -89,6 +92,12 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
 
 def _owned_by(model: nn.Module, kind: type[nn.Module]) -> set[nn.Parameter]:
     return {p for module in model.modules() if isinstance(module, kind) for p in module.parameters()}
+
+
+def _text_embedding(model: nn.Module) -> set[nn.Parameter]:
+    """What its `ScaledEmbedding` owns by itself. Adapters on parts of it are adapters."""
+    found = {p for name, module in model.named_modules() if stock_name(name) == "text_emb" for p in module.parameters()}
+    return found - set(lora_parameters(model).values())
 
 
 def _down_projections(model: nn.Module) -> tuple[set[nn.Parameter], set[nn.Parameter]]:

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .activity import Activity, InactivityWatch
+from .activity import Activity, GainWatch, InactivityWatch
 from .args import STEPS_PER_SECOND, TrainArgs, to_dict
 from .base import load_tokenizer
 from .checkpointing import Checkpointer
@@ -117,7 +117,7 @@ class Trainer:
             (run_dir / "args.yaml").write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
         self.monitor = on_all_ranks(ctx, lambda: Monitor(run_dir, args, ctx))
         self.monitor.resume(self.state.step)
-        self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()
+        self.activity, self._watch, self._gain = Activity(self.model, ctx), InactivityWatch(), GainWatch()
         self._bad_steps, self._save_owed = 0, False
         self._clock = (time.monotonic(), self.state.step)
 
@@ -260,6 +260,7 @@ class Trainer:
         self.monitor.eval(self.state.step, values)
         if self.ctx.rank == 0:
             logger.info("Step %d, evaluation: %s", self.state.step, _in_words(values))
+            self._gain.observe(self.state.step, values)
 
     def _save(self) -> None:
         """When due; in a row of bad steps only after it, so that it cannot displace checkpoints from before."""

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import target_init
 from .data.manifest import parse_sources
 from .parsing import ConfigError
 
@@ -38,10 +39,10 @@ def _require(holds: bool, args: "TrainArgs", name: str, remedy: str) -> None:
 def _check_numbers(args: "TrainArgs") -> None:
     positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
     adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "num_ckpt_keep"]:
+    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep"]:
         owner = getattr(args, name.split(".")[0]) if "." in name else args
         value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "num_ckpt_keep")
+        optional = name in ("ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep")
         allowed = value is None if optional else False
         remedy = f"must be a positive finite number{', or null' * optional}."
         _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
@@ -67,6 +68,8 @@ def _check_modes(args: "TrainArgs") -> None:
     trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
     _require(trains, args, "full_finetuning", remedy)
+    remedy = f"must be one of {', '.join(target_init.KINDS)}."
+    _require(args.ttt.init_target in target_init.KINDS, args, "ttt.init_target", remedy)
     project = args.wandb.project
     _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None

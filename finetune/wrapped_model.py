@@ -23,6 +23,7 @@ from .args import TrainArgs
 from .base import lm_kwargs, load_base
 from .distributed import Context, on_all_ranks
 from .optim import describe, parameter_groups
+from .target_init import start_targets
 from .weights import load_finished_weights
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     """The base model of `args.moshi_paths` with TTT and adapters as set, the same on every rank for `args.seed`.
 
     Rank 0 alone reads the weights, the others start on the meta device and receive them. New adapters start at zero
-    (A random, B zero), new target generators at zero (convolution) and the identity (W_target).
+    (A random, B zero), new target generators at zero (convolution) and `ttt.init_target` (W_target).
 
     Raises:
         ConfigError: when the base model and the settings do not go together.
@@ -59,6 +60,7 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
         add_adapters(model, args.lora.rank, args.lora.scaling)
     if args.init_from is not None:  # also when resuming: frozen weights are saved with no checkpoint
         load_finished_weights(args.init_from, model, ctx)
+    start_targets(model, args.ttt.init_target)
     groups = parameter_groups(model, args)
     model.requires_grad_(False)
     for group in groups:

@@ -119,7 +119,8 @@ def test_defaults_are_those_of_the_format_page():
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
-        "ttt": dataclasses.asdict(TTTConfig()) | {"train_w_down": True, "optim_lr": None},
+        "ttt": dataclasses.asdict(TTTConfig())
+        | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"},
         "checkpoint": {"resume": False, "resume_step": -1},
         "init_from": None,
     }

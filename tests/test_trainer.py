@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from finetune import activity as activity_module
+from finetune import eval as eval_module
 from finetune.args import from_dict
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
+from finetune.loss import LossParts
 from finetune.parsing import ConfigError
 from finetune.run_dir import open_run_dir
 from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
@@ -102,9 +105,24 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
         assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
         assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
         assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
+        gain = evaluations[1]["loss_updates_off"] - evaluations[1]["loss"]
+        assert evaluations[1]["ttt_gain"] == pytest.approx(gain, abs=1e-5)
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+
+
+def test_a_text_embedding_that_trains_is_saved_with_the_adapters_and_resuming_without_it_is_refused(repo, tmp_path):
+    settings = settings_for(repo, tmp_path / "run", max_steps=2)
+    settings["ttt"] |= {"init_target": "readout", "text_emb_lr": 0.05}
+    train(from_dict(settings))
+    [file] = (tmp_path / "run").glob("checkpoints/*/consolidated/lora.safetensors")
+    base = load_file(repo / "model.safetensors")["text_emb.weight"]
+    assert (load_file(file)["text_emb.weight"].float() - base.float()).abs().max() > 0.01
+    resumed = settings | {"max_steps": 3, "checkpoint": {"resume": True}}
+    resumed["ttt"] = settings["ttt"] | {"text_emb_lr": None}
+    with pytest.raises(ConfigError, match="text_emb_lr is set=False, was True"):
+        train(from_dict(resumed))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -246,6 +264,24 @@ def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tm
     train(from_dict(settings_for(repo, tmp_path / "run", ckpt_freq=2, max_steps=5)))
     names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["checkpoint_000003", "checkpoint_000004", "checkpoint_000005"]
+
+
+def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
+    """Items of equal weight: then the gain is a plain mean of differences."""
+    made = trainer(do_eval=True, batch_size=2)
+    torch.manual_seed(0)
+    rows = torch.rand(5, 1 + made.model.dep_q, dtype=torch.float64)
+    weights = torch.ones_like(rows)
+    blank = torch.zeros_like(rows[:1])  # where an item is missing or broken
+    on = LossParts(torch.cat([rows, blank]), torch.cat([weights, blank]))
+    off = LossParts(torch.cat([rows * 2, blank]), on.weights)
+    found = eval_module._gain(on, off, weights.sum(0))
+    each = rows[:, 0] + rows[:, 1:].mean(1)
+    assert found["ttt_gain"].item() == pytest.approx(each.mean().item())
+    assert found["ttt_gain_error"].item() == pytest.approx(each.std().item() / 5**0.5)
+    assert eval_module._gain(*(LossParts(p.sums[:1], p.weights[:1]) for p in (on, off)), weights[0]).keys() == {
+        "ttt_gain"
+    }, "one item has no spread"
 
 
 def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):
