@@ -9,108 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moshi_patch import TTTConfig
-
 from .data.manifest import parse_sources
 from .parsing import ConfigError, build, override, read_yaml
+from .sections import (
+    CheckpointArgs,
+    DataArgs,
+    LoraArgs,
+    MoshiPaths,
+    OptimArgs,
+    TTTArgs,
+    WandbArgs,
+    check_moshi_paths,
+)
 
 STEPS_PER_SECOND = 12.5
 """Mimi's frame rate: one step of the language model is 80 ms."""
 
 PARAM_DTYPES = ("bfloat16", "float32", "float16")
-
-
-@dataclass
-class DataArgs:
-    """Lists of files: a `.jsonl`, a folder of them, or several joined by commas, each with an optional `:weight`."""
-
-    train_data: str = ""
-    eval_data: str = ""
-    shuffle: bool = False
-
-
-@dataclass
-class MoshiPaths:
-    """The base model: a Hub repository, and files that replace some or all of its own."""
-
-    hf_repo_id: str | None = "kyutai/moshiko-pytorch-bf16"
-    mimi_path: str | None = None
-    moshi_path: str | None = None
-    tokenizer_path: str | None = None
-    config_path: str | None = None
-
-
-@dataclass
-class OptimArgs:
-    """AdamW (betas 0.9 and 0.95, eps 1e-8) under OneCycleLR; `pct_start` is the warm-up's share of all steps."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.1
-    pct_start: float = 0.05
-
-
-@dataclass
-class LoraArgs:
-    """Adapters on every linear layer; `ft_embed` trains the embeddings in full beside them."""
-
-    enable: bool = False
-    rank: int = 64
-    scaling: float = 2.0
-    ft_embed: bool = False
-
-
-@dataclass
-class WandbArgs:
-    """Weights & Biases; off while `project` is null."""
-
-    project: str | None = None
-    offline: bool = False
-    key: str | None = None
-    run_name: str | None = None
-
-
-@dataclass
-class TTTArgs:
-    """`moshi_patch.TTTConfig`, whose documentation holds, and what only training needs.
-
-    Args:
-        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
-        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
-    """
-
-    enabled: bool = False
-    layer_frequency: int = 6
-    start_layer: int = 5
-    layers: list[int] | str | None = None
-    chunk_size: int = 256
-    learning_rate: float = 1e-3
-    conv_kernel_size: int = 2
-    conv_depthwise: bool = True
-    target: str = "token_embeddings"
-    delta_clip: float | None = None
-    decay: float = 1.0
-    train_w_down: bool = True
-    optim_lr: float | None = None
-
-    def lm_kwargs(self) -> dict[str, Any]:
-        """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
-
-        Raises:
-            ConfigError: naming the YAML key (`ttt.chunk_size=0`), and what is allowed.
-        """
-        settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(TTTConfig)}
-        try:
-            return TTTConfig(**settings).to_kwargs()
-        except ValueError as error:
-            raise ConfigError(re.sub(r"\bttt_", "ttt.", str(error))) from error
-
-
-@dataclass
-class CheckpointArgs:
-    """Continue the run in `run_dir`; `resume_step` -1 is the newest complete checkpoint."""
-
-    resume: bool = False
-    resume_step: int = -1
 
 
 @dataclass
@@ -304,16 +219,6 @@ def _check_files(args: TrainArgs) -> None:
             parse_sources(spec)
         except ValueError as error:
             raise ConfigError(f"data.{name}={spec!r}: {error}") from error
-    paths = args.moshi_paths
-    for name in ("mimi_path", "moshi_path", "tokenizer_path", "config_path"):
-        path = getattr(paths, name)
-        remedy = "is required while moshi_paths.hf_repo_id is null."
-        _require(path is not None or paths.hf_repo_id is not None, args, f"moshi_paths.{name}", remedy)
-        local = path is not None and not path.startswith("hf://")
-        exists = not local or Path(path.removeprefix("file://")).is_file()
-        _require(exists, args, f"moshi_paths.{name}", "no such file; correct the path, or null for the repository's.")
-    repo = paths.hf_repo_id
-    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
-    _require(known, args, "moshi_paths.hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
+    check_moshi_paths(args.moshi_paths)
     found = args.init_from is None or Path(args.init_from).exists()
     _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

@@ -58,6 +58,20 @@ def collect_weights(
     return {to_file.get(name, name): _cast(name, value, dtype) for name, value in state.items()}
 
 
+def saved_tensors(model: nn.Module, *, adapters: bool) -> dict[str, torch.Tensor]:
+    """What :func:`collect_weights` would save of `model`, by the keys of the file; nothing is copied, cast or merged.
+
+    Args:
+        model: not wrapped; may be on the meta device.
+        adapters: what training with adapters changes. Otherwise all that is no adapter.
+    """
+    layers, state = _lora_layers(model), model.state_dict()
+    added = {f"{name}.lora_{which}.weight" for name in layers for which in "AB"}
+    chosen = _adapter_names(model, layers) if adapters else state.keys() - added
+    to_file = {inside: name for name, inside in _renamed(layers).items()}
+    return {to_file.get(name, name): value for name, value in state.items() if name in chosen}
+
+
 def load_finished_weights(path: str | Path, model: nn.Module, ctx: "Context") -> None:
     """`init_from`: the weights of a finished run as the beginning of a new one. Collective; rank 0 reads.
 

@@ -1,5 +1,6 @@
 """Data: the text row by hand, codes of real audio, one order for all ranks, exact resume, broken files."""
 
+import copy
 import json
 import shutil
 import wave
@@ -13,6 +14,7 @@ from moshi.models import loaders
 from finetune.args import TrainArgs
 from finetune.data import loader as loader_module
 from finetune.data.__main__ import main as data_main
+from finetune.data.encode import encode
 from finetune.data.interleave import text_row
 from finetune.data.loader import BrokenData, EvalLoader, TrainLoader
 from finetune.data.manifest import parse_sources, read_entries, read_transcript
@@ -130,6 +132,18 @@ def test_codes_are_text_then_moshi_then_user_and_the_rest_is_zero_tokens(repo, t
     assert torch.equal(codes[0, :1, :45], text_row(words, tokenizer.text_tokenizer, 45, first_step=100))
     assert (codes[0, :, 45:] == -1).all()
     assert (codes[0, :, :45] >= 0).all()
+
+
+@pytest.mark.parametrize("block_steps", [1, 7, 40, 144])
+@torch.no_grad()
+def test_a_recording_encoded_in_blocks_has_the_codes_of_one_pass(repo, block_steps):
+    mimi = copy.deepcopy(repo[0]).double()  # this random one's codewords lie so close that float32 would decide
+    pcm = torch.from_numpy(loaders_read(DATA / "sister.wav")).double()[:, None, :-100]  # the last frame is not whole
+    codes = mimi.encode(pcm)
+    assert codes.shape[2] == 145
+    assert mimi.encoder_transformer.transformer.layers[0].self_attn.context < 2 * 145, "the window is never full"
+    assert torch.equal(encode(mimi, pcm, block_steps), codes)
+    assert torch.equal(mimi.encode(pcm), codes), "something was left behind"
 
 
 def loaders_read(path: Path) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 Shapes: `B` items, `T` steps, `K` = 1 + n_q rows of codes; `Q` = 1 + dep_q rows that are predicted, the text first.
 
-The sequence is streamed in segments. Stock attention keeps exactly `context` keys while streaming: a segment longer
-than one step overwrites keys that its own first steps still have to see. Here its cache also has room for the segment.
-Which keys a step sees is decided by moshi's own mask of distances, so the outcome is that of a single pass.
+The sequence is streamed in segments whose attention has its full window, so the outcome is that of a single pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from moshi.conditioners import ConditionTensors
 from moshi.models.lm import LMModel, LMOutput
-from moshi.modules.transformer import RingKVCache
 
 from ..loss import LossParts, position_losses
+from ..window import FullWindow
 
 SEGMENT_STEPS = 2048
 """Steps of a segment. Longer ones take more memory; shorter ones move TTT's delta, and the keys, more often."""
@@ -119,7 +117,7 @@ def stream_outputs(
         fused = (model.fuser.get_sum(condition_tensors), model.fuser.get_cross(condition_tensors))
     single = steps <= segment_steps  # a single pass then; no state is kept for what follows
     with nullcontext() if single else model.streaming(len(codes)):
-        window = None if single else _Window(model)
+        window = None if single else FullWindow(model)
         for first in range(0, steps, segment_steps):
             end = min(first + segment_steps, steps)
             # Step s hears what was predicted at s - 1; before the first step there are the initial tokens.
@@ -132,30 +130,6 @@ def stream_outputs(
                 targets = delayed[:, :, 1:][:, :, block]
                 output = _output(model, targets, hidden[:, block], text_logits[:, :, block], first + start)
                 yield first + start, output, targets[:, : 1 + model.dep_q]
-
-
-class _Window:
-    """The key caches of a model that begins to stream, with room for all the steps of a segment to come."""
-
-    def __init__(self, model: LMModel):
-        caches = [getattr(state, "kv_cache", None) for state in model.get_streaming_state().values()]
-        self._caches: list[RingKVCache] = [cache for cache in caches if cache is not None]
-        self._contexts = [cache.capacity for cache in self._caches]
-        self._heard = 0
-
-    def make_room(self, end: int) -> None:
-        """Before a segment up to step `end`: what its first step sees stays until its last step is done.
-
-        Only the first segments enlarge a cache, before it has turned round; segments must not grow afterwards.
-        """
-        for cache, context in zip(self._caches, self._contexts, strict=True):
-            capacity = min(end, context - 1 + end - self._heard)
-            if self._heard == 0 or capacity > cache.capacity:
-                kept = cache.cache[:, :, :, : self._heard]
-                cache.cache = kept.new_zeros(*kept.shape[:3], capacity, kept.shape[4])
-                cache.cache[:, :, :, : self._heard] = kept
-                cache.capacity = capacity
-        self._heard = end
 
 
 def _check(model: LMModel, codes: torch.Tensor, segment_steps: int) -> None:
