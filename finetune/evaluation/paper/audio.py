@@ -11,15 +11,9 @@ import numpy as np
 import sphn
 import torch
 
+from ...data.encode import encode
 from ...data.tokenize import BrokenItem, resample
 from ...parsing import ConfigError
-
-PIECE_SECONDS = 60.0
-"""A longer file is encoded in pieces of at least this length, so that memory does not grow with the file."""
-
-CONVOLUTION_STEPS = 8
-"""More steps than Mimi's convolutions look back."""
-
 
 CUT_OFF_SECONDS = 0.2
 """A file that ends so much earlier than its header says was not copied whole; compressed ones may end a little so."""
@@ -79,7 +73,7 @@ class MonoTokenizer:
 
     def codes(self, pcm: np.ndarray) -> torch.Tensor:
         """The same of samples `[S]` float32 at Mimi's rate."""
-        moshi = encode(self.mimi, pcm)
+        moshi = self._encode(pcm)
         steps = moshi.shape[-1]
         codes = torch.full((1, 1 + self.n_q, steps + self.tail), self.zero_id)
         codes[0, 0, :steps] = self.padding_id
@@ -91,8 +85,12 @@ class MonoTokenizer:
         """Codes `[num_codebooks, steps]` of silence: Mimi is causal, so those of a longer one begin like it."""
         if self._silence.shape[-1] < steps:
             length = max(steps, 2 * self._silence.shape[-1])
-            self._silence = encode(self.mimi, np.zeros(length * self.mimi.frame_size, dtype=np.float32))
+            self._silence = self._encode(np.zeros(length * self.mimi.frame_size, dtype=np.float32))
         return self._silence[:, :steps]
+
+    def _encode(self, pcm: np.ndarray) -> torch.Tensor:
+        device = next(self.mimi.parameters()).device
+        return encode(self.mimi, torch.from_numpy(pcm).to(device)[None, None])[0].cpu()
 
 
 def read_mono(path: Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
@@ -115,30 +113,3 @@ def read_mono(path: Path, sample_rate: int, max_seconds: float | None = None) ->
     if not np.isfinite(pcm).all():
         raise BrokenItem(f"{path}: samples that are not finite.")
     return resample(pcm, rate, sample_rate)[0]
-
-
-@torch.no_grad()
-def encode(mimi: Any, pcm: np.ndarray) -> torch.Tensor:
-    """Codes `[num_codebooks, T]` int64 on the CPU of samples `[S]`, those of one pass, in memory that is bounded.
-
-    Each piece is encoded together with all that its codes depend on, and what came out for that is left away. Mimi's
-    own streaming would need less, but loses a part of its attention window: it is not exact after the first 10 s.
-    """
-    before = _lookback(mimi)
-    piece = max(before, math.ceil(PIECE_SECONDS * mimi.frame_rate))
-    device = next(mimi.parameters()).device
-    steps = math.ceil(len(pcm) / mimi.frame_size)
-    codes = []
-    for first in range(0, steps, piece):
-        start = max(first - before, 0)
-        samples = pcm[start * mimi.frame_size : (first + piece) * mimi.frame_size]
-        found = mimi.encode(torch.from_numpy(samples).to(device)[None, None])
-        codes.append(found[0, :, first - start :].cpu())
-    return torch.cat(codes, dim=-1)
-
-
-def _lookback(mimi: Any) -> int:
-    """Steps before a code that it depends on."""
-    layers = mimi.encoder_transformer.transformer.layers
-    attention = sum(layer.self_attn.context for layer in layers)
-    return math.ceil(attention * mimi.frame_rate / mimi.encoder_frame_rate) + CONVOLUTION_STEPS

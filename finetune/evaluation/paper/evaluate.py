@@ -69,9 +69,8 @@ def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
         if "buckets" in result:
             for bucket in result["buckets"]:
                 place = f"{bucket['from_seconds']:g}-{bucket['to_seconds']:g} s, nats per step"
-                rows.append(
-                    [name, place, str(bucket["files"]), *(_cell(bucket.get(column), ".4f") for column in names)]
-                )
+                cells = (_cell(bucket.get(column), ".4f") for column in names)
+                rows.append([name, place, str(bucket["files"]), *cells])
             continue
         rows.append([name, "accuracy", str(result["items"]), *(_cell(result.get(column), ".3f") for column in names)])
         beyond = result.get("beyond_first_chunk")

@@ -129,11 +129,8 @@ class LongScores:
         buckets, up_to = [], []
         for index, (first, end) in enumerate(itertools.pairwise(self.edges)):
             inside = steps[:, index] > 0
-            place = {
-                "from_seconds": first / self.frame_rate,
-                "to_seconds": end / self.frame_rate,
-                "files": int(inside.sum()),
-            }
+            place = {"from_seconds": first / self.frame_rate, "to_seconds": end / self.frame_rate}
+            place["files"] = int(inside.sum())
             if inside.any():
                 values = {
                     name: mean_interval(sums[inside, index], steps[inside, index], **bootstrap)
