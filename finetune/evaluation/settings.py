@@ -18,6 +18,7 @@ from ..data.manifest import parse_sources
 from ..finished import Finished, open_finished
 from ..parsing import ConfigError, build, override, read_yaml
 from ..sections import MoshiPaths, TTTSettings
+from .paper.args import PaperArgs
 from .score import SEGMENT_STEPS
 
 EVAL_TYPES = ("standard", "paper", "both")
@@ -64,6 +65,7 @@ class EvalArgs:
     baseline: str | None = None
     out_dir: str | None = None
     data: EvalData = field(default_factory=EvalData)
+    paper: PaperArgs = field(default_factory=PaperArgs)
     max_minutes: float = 30.0
     eval_batch_size: int = 1
     segment_steps: int = SEGMENT_STEPS
@@ -105,6 +107,8 @@ class EvalArgs:
         _require(self.param_dtype in PARAM_DTYPES, "param_dtype", self.param_dtype, f"must be one of {dtypes}.")
         if self.standard:
             self._check_data()
+        if self.paper_style:
+            self.paper.validate()
 
     def _check_data(self) -> None:
         spec = self.data.eval_data
