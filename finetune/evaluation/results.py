@@ -71,6 +71,11 @@ def file_identity(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
+def tree_identity(path: Path) -> list[Any]:
+    """`file_identity` of a file, or of all files in a folder."""
+    return [file_identity(file) for file in sorted(path.rglob("*")) if file.is_file()] or file_identity(path)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that appears whole or not at all."""
     temporary = path.with_name(f".tmp-{path.name}")

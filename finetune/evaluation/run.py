@@ -29,8 +29,10 @@ from ..parsing import ConfigError
 from ..sections import check_moshi_paths
 from ..training_state import on_rank_0
 from .baseline import Baseline, load_baseline, open_baseline
-from .report import plot, settings_table, standard_table
-from .results import ResultStore, file_identity, fingerprint, finite_or_none, write_whole
+from .paper.evaluate import evaluate_paper
+from .paper.evaluate import table as paper_table
+from .report import columns, plot, settings_table, standard_table
+from .results import ResultStore, file_identity, fingerprint, finite_or_none, tree_identity, write_whole
 from .settings import COMMAND_LINE, FREE, Settings
 from .standard import BASELINE, Streams, conditions_of, score_streams
 from .summary import summarise
@@ -104,15 +106,19 @@ class Evaluation:
         model, info = load_model(self.finished, args.moshi_paths, ctx.device, self.dtype)
         mimi = info.get_mimi(device=ctx.device).requires_grad_(False)
         tokenizer = SpeechTokenizer.for_model(model, mimi, info.get_text_tokenizer(), 60 * args.max_minutes)
-        context = model.context
+        other, context = None, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer)
-            store, kinds = self._store(info, streams.identity()), kinds_of(model)
+            store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
             score_streams(model, streams, tokenizer, kinds, args, ctx, store)
+        if args.paper_style:
+            other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
+            content["paper"] = evaluate_paper(model, mimi, args, ctx, self._paper_store(info), other)
+            tables.append(columns(paper_table(content["paper"])))
         del model  # a baseline may need its room
         release()
         if args.standard:
-            kinds |= self._score_baseline(streams, tokenizer, store)
+            kinds |= self._score_baseline(streams, tokenizer, store, other)
             self._wait()  # until what the others found is on the disk
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
@@ -121,32 +127,45 @@ class Evaluation:
         write_whole(self.out / "eval.json", json.dumps(finite_or_none(content), indent=1) + "\n")
         if args.standard:
             write_whole(self.out / "eval.png", plot(content["standard"]))
-            tables.append(standard_table(content["standard"]))
+            tables.insert(0, standard_table(content["standard"]))
         return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
 
-    def _score_baseline(self, streams: Streams, tokenizer: SpeechTokenizer, store: ResultStore) -> dict[str, str]:
-        """Under which name the baseline's results are stored; none without a baseline."""
+    def _score_baseline(
+        self, streams: Streams, tokenizer: SpeechTokenizer, store: ResultStore, model: LMModel | None
+    ) -> dict[str, str]:
+        """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
         if self.baseline is None:
             return {}
         kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
-        model = load_baseline(self.baseline, self.ctx.device, self.dtype)
+        model = load_baseline(self.baseline, self.ctx.device, self.dtype) if model is None else model
         score_streams(model, streams, tokenizer, kinds, self.args, self.ctx, store)
         return kinds
 
-    def _store(self, info: CheckpointInfo, data: list[Any]) -> ResultStore:
-        """What was found before with everything as it is now. Collective."""
+    def _paper_store(self, info: CheckpointInfo) -> ResultStore:
+        args = self.args
+        content = {
+            "paper": dataclasses.asdict(args.paper),
+            "sets": [tree_identity(Path(getattr(args.paper, name))) for name in args.paper.sets()],
+            "seed": args.seed,
+            "baseline": None if self.baseline is None else self.baseline.identity(),
+        }
+        return self._store(info, content)
+
+    def _store(self, info: CheckpointInfo, data: dict[str, Any]) -> ResultStore:
+        """What was found before with everything as it is now, `data` too. Collective."""
         args = self.args
         content = {
             "weights": file_identity(self.finished.weights),
             "base": file_identity(info.moshi_weights) if self.finished.adapters else None,
             "files": [file_identity(info.mimi_weights), file_identity(info.tokenizer)],
             "config": self.finished.config,
-            "settings": [args.param_dtype, args.text_padding_weight, args.first_codebook_weight_multiplier],
-            "data": [args.max_minutes, *data],
+            "precision": args.param_dtype,
+            "weighting": [args.text_padding_weight, args.first_codebook_weight_multiplier],
+            "max_minutes": args.max_minutes,
             "versions": versions(),
             "device": self.ctx.device.type,
         }
-        store = ResultStore(self.out / "items", fingerprint(**content), self.ctx.rank)
+        store = ResultStore(self.out / "items", fingerprint(**content, **data), self.ctx.rank)
         self._wait()  # all share out the same rest
         return store
 
