@@ -1,8 +1,8 @@
 """The settings of an evaluation, and where each of them comes from.
 
 In force is, for every key by itself, what the first of these says: the command line, the checkpoint's
-`training_config.json`, the YAML file, the default. An empty text or null in a file says nothing. What the weights were
-trained to be comes from the checkpoint's `config.json` alone.
+`training_config.json`, the YAML file, the default. An empty text in a file says nothing: a training without evaluation
+has no `data.eval_data`. What the weights were trained to be comes from the checkpoint's `config.json` alone.
 """
 
 import dataclasses
@@ -187,7 +187,7 @@ def load_settings(given: dict[str, Any], config: Path | None = None) -> Settings
                 values[key], sources[key] = command[key], COMMAND_LINE
             continue
         for source, layer in layers:
-            if key in layer and (source == COMMAND_LINE or layer[key] not in (None, "")):
+            if key in layer and (source == COMMAND_LINE or layer[key] != ""):
                 values[key], sources[key] = layer[key], source
                 break
     args = build(EvalArgs, _nested(values))

@@ -1,0 +1,195 @@
+"""The standard evaluation: the loss of whole recordings, each one stream, under every condition, by position.
+
+Shapes: `B` streams of a batch, `K` = 1 + n_q rows of codes, `T` steps; `Q` = 1 + dep_q predicted rows.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import sphn
+import torch
+from moshi.models import LMModel
+from tqdm import tqdm
+
+import moshi_patch
+
+from ..args import STEPS_PER_SECOND
+from ..data.loader import BrokenData, Health, collate, list_segments
+from ..data.manifest import parse_sources, transcript_path
+from ..data.tokenize import BrokenItem, Item, Segment, SpeechTokenizer
+from ..distributed import Context
+from .results import ResultStore, file_identity
+from .score import StepLosses, score_stream
+from .settings import EvalArgs
+
+logger = logging.getLogger(__name__)
+
+ON, OFF, BASELINE, PLAIN = "updates on", "updates off", "baseline", "no TTT"
+"""Conditions; a checkpoint without TTT has the last instead of the first two."""
+
+MINUTES = (0, 1, 2, 4, 8, 16, 30, math.inf)
+"""Edges of the stretches of a stream that are reported by themselves."""
+
+CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
+"""The plot: so many points for the longest stream, none of fewer steps."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What is evaluated: the streams, how long each is in seconds, and how many steps a point of the plot has."""
+
+    segments: list[Segment]
+    seconds: list[float]
+    curve_steps: int
+
+    @classmethod
+    def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer) -> "Streams":
+        """All recordings of `data.eval_data`, each once, cut where they are longer than `max_minutes`.
+
+        Raises:
+            BrokenData: when more than 5 % of the lines of a list are broken, or none is left.
+        """
+        sources = parse_sources(args.data.eval_data)
+        segments = list(dict.fromkeys(one for source in sources for one in list_segments(source, tokenizer)))
+        longest = tokenizer.steps / tokenizer.mimi.frame_rate
+        whole = sphn.durations([str(segment.path) for segment in segments])
+        seconds = [
+            min(max((duration or 0.0) - segment.first_step / tokenizer.mimi.frame_rate, 0.0), longest)
+            for segment, duration in zip(segments, whole, strict=True)
+        ]
+        points = math.ceil(max(seconds) * tokenizer.mimi.frame_rate / CURVE_POINTS)
+        return cls(segments, seconds, max(points, MIN_CURVE_STEPS))
+
+    def identity(self) -> list[Any]:
+        """What the results depend on, for a fingerprint."""
+        paths = dict.fromkeys(segment.path for segment in self.segments)
+        return [self.curve_steps, *([file_identity(path), file_identity(transcript_path(path))] for path in paths)]
+
+
+def item_id(segment: Segment) -> str:
+    """Unique in an evaluation, and the same in another run."""
+    return f"{segment.path}#{segment.first_step}"
+
+
+def conditions_of(model: LMModel) -> tuple[str, ...]:
+    """The conditions under which a checkpoint's own model is evaluated, the first being the model as it is served."""
+    return (ON, OFF) if moshi_patch.ttt_gatings(model) else (PLAIN,)
+
+
+def score_streams(
+    model: LMModel,
+    streams: Streams,
+    tokenizer: SpeechTokenizer,
+    kinds: dict[str, str],
+    args: EvalArgs,
+    ctx: Context,
+    store: ResultStore,
+) -> None:
+    """Scores this rank's share of what `store` does not have yet, and stores it stream by stream.
+
+    Args:
+        kinds: by condition (`ON`, `OFF`, any other: the model as it is), under which name it is stored.
+
+    Raises:
+        BrokenData: when too many recordings cannot be read.
+    """
+    pending = [
+        (segment, seconds)
+        for segment, seconds in zip(streams.segments, streams.seconds, strict=True)
+        if any(store.get(kind, item_id(segment)) is None for kind in kinds.values())
+    ]
+    mine, health = pending[ctx.rank :: ctx.world_size], Health()
+    bar = tqdm(
+        total=len(kinds) * sum(seconds for _, seconds in mine),
+        desc=" / ".join(kinds),
+        unit="s of audio",
+        disable=ctx.rank != 0 or not mine,
+        bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
+    )
+    with bar:
+        for first in range(0, len(mine), args.eval_batch_size):
+            batch = list(_loaded([segment for segment, _ in mine[first:][: args.eval_batch_size]], tokenizer, health))
+            for condition, kind in kinds.items() if batch else ():
+                done = bar_steps(bar, len(batch))
+                for segment, losses in zip(
+                    (segment for segment, _ in batch), _score(model, batch, condition, args, done), strict=True
+                ):
+                    store.add(kind, item_id(segment), _values(losses, streams.curve_steps))
+
+
+def bar_steps(bar: tqdm, rows: int):
+    """A callback that moves a bar in seconds of audio by steps of `rows` streams."""
+    return lambda steps: bar.update(rows * steps / STEPS_PER_SECOND)
+
+
+def _loaded(segments: list[Segment], tokenizer: SpeechTokenizer, health: Health) -> Iterator[tuple[Segment, Item]]:
+    for segment in segments:
+        health.seen += 1
+        try:
+            item = tokenizer(segment)
+        except BrokenItem as error:
+            health.broken(segment, error)
+            continue
+        heard = (item.codes[0] != tokenizer.zero_id).any(0).nonzero()
+        yield segment, Item(item.codes[..., : int(heard[-1]) + 1], item.conditions)
+
+
+def _score(
+    model: LMModel, batch: list[tuple[Segment, Item]], condition: str, args: EvalArgs, progress
+) -> Iterator[StepLosses]:
+    """The losses of each stream of a batch."""
+    lengths = [item.codes.shape[2] for _, item in batch]
+    padded = [
+        Item(torch.nn.functional.pad(item.codes, (0, max(lengths) - steps), value=model.zero_token_id), item.conditions)
+        for (_, item), steps in zip(batch, lengths, strict=True)
+    ]
+    together, tensors = collate(padded), None
+    if together.condition_attributes is not None:
+        tensors = model.condition_provider.prepare_and_provide(together.condition_attributes)
+    with moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext():
+        losses = score_stream(
+            model,
+            together.codes,
+            condition_tensors=tensors,
+            segment_steps=args.segment_steps,
+            text_padding_weight=args.text_padding_weight,
+            first_codebook_weight_multiplier=args.first_codebook_weight_multiplier,
+            progress=progress,
+        )
+    for row, steps in enumerate(lengths):
+        yield StepLosses(losses.nats[row : row + 1, :, :steps], losses.weights[row : row + 1, :, :steps])
+
+
+def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
+    """What is kept of a stream: sums of all of it, of each stretch of minutes, and of each point of the plot.
+
+    A pair of sums is `[nats [Q], weights [Q]]`; in the plot Q is 2, the text and all of the audio.
+    """
+    steps = losses.nats.shape[2]
+    edges = [min(round(60 * STEPS_PER_SECOND * edge) if math.isfinite(edge) else steps, steps) for edge in MINUTES]
+    stretches = [_pair(losses, first, end) if end > first else None for first, end in pairwise(edges)]
+    points = [_pair(losses, first, first + curve_steps) for first in range(0, steps, curve_steps)]
+    curve = [[[sums[0], sum(sums[1:])] for sums in pair] for pair in points]
+    return {"steps": steps, "sums": _pair(losses, 0, steps), "by_position": stretches, "curve": curve}
+
+
+def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:
+    parts = losses.parts(first, end)
+    return [parts.sums.tolist(), parts.weights.tolist()]
+
+
+def finished(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:
+    """The streams that were scored under every condition.
+
+    Raises:
+        BrokenData: when there is none.
+    """
+    found = [one for one in streams.segments if all(store.get(kind, item_id(one)) for kind in kinds.values())]
+    if not found:
+        raise BrokenData("data.eval_data: no recording could be read, so there is no loss to report.")
+    return found
