@@ -15,7 +15,7 @@ from ...data.encode import encode
 from ...data.tokenize import BrokenItem, resample
 from ...parsing import ConfigError
 
-CUT_OFF_SECONDS = 0.2
+CUT_OFF_SECONDS = 0.1
 """A file that ends so much earlier than its header says was not copied whole; compressed ones may end a little so."""
 
 
@@ -45,7 +45,6 @@ class MonoTokenizer:
         self.mimi, self.n_q, self.dep_q = mimi, n_q, dep_q
         self.tail = max(delays[: 1 + dep_q])
         self.padding_id, self.zero_id = padding_id, zero_id
-        self._silence = torch.empty(0)
 
     @classmethod
     def for_model(cls, model: Any, mimi: Any) -> "MonoTokenizer":
@@ -73,24 +72,14 @@ class MonoTokenizer:
 
     def codes(self, pcm: np.ndarray) -> torch.Tensor:
         """The same of samples `[S]` float32 at Mimi's rate."""
-        moshi = self._encode(pcm)
+        both = torch.from_numpy(np.stack([pcm, np.zeros_like(pcm)]))
+        moshi, user = encode(self.mimi, both[:, None].to(next(self.mimi.parameters()).device)).cpu()
         steps = moshi.shape[-1]
         codes = torch.full((1, 1 + self.n_q, steps + self.tail), self.zero_id)
         codes[0, 0, :steps] = self.padding_id
         codes[0, 1 : 1 + self.dep_q, :steps] = moshi[: self.dep_q]
-        codes[0, 1 + self.dep_q :, :steps] = self._quiet(steps)[: self.n_q - self.dep_q]
+        codes[0, 1 + self.dep_q :, :steps] = user[: self.n_q - self.dep_q]
         return codes
-
-    def _quiet(self, steps: int) -> torch.Tensor:
-        """Codes `[num_codebooks, steps]` of silence: Mimi is causal, so those of a longer one begin like it."""
-        if self._silence.shape[-1] < steps:
-            length = max(steps, 2 * self._silence.shape[-1])
-            self._silence = self._encode(np.zeros(length * self.mimi.frame_size, dtype=np.float32))
-        return self._silence[:, :steps]
-
-    def _encode(self, pcm: np.ndarray) -> torch.Tensor:
-        device = next(self.mimi.parameters()).device
-        return encode(self.mimi, torch.from_numpy(pcm).to(device)[None, None])[0].cpu()
 
 
 def read_mono(path: Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
