@@ -8,13 +8,12 @@ from moshi.models.lm import LMModel
 from ...distributed import Context
 from ..results import ResultStore
 from ..settings import EvalArgs
+from ..standard import BASELINE
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .longform import score_longform
 from .pairs import score_pairs
 from .sets import KINDS, load_files, load_pairs
-
-BASELINE = "baseline"
 
 
 def evaluate_paper(
@@ -27,7 +26,7 @@ def evaluate_paper(
 ) -> dict[str, dict[str, Any]]:
     """The results of each set in `args.paper`, by its name; all ranks call it and all get the same.
 
-    A model with TTT is scored with updates on and off, any other as it is, `stock`; `baseline` as it is, beside it.
+    A model with TTT is scored with updates on and off, any other as it is; `baseline` as it is, beside it.
     Items are shared out over the ranks, and each is kept in `store` as soon as it is scored.
 
     Args:

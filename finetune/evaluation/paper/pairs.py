@@ -15,8 +15,9 @@ from ...data.tokenize import BrokenItem
 from ...distributed import Context
 from ..results import ResultStore
 from ..settings import EvalArgs
+from ..standard import OFF, ON
 from .audio import MonoTokenizer
-from .likelihood import OFF, ON, Likelihood
+from .likelihood import Likelihood
 from .sets import Pair, PairSet
 from .share import gather, merge, select
 from .stats import mean_interval
