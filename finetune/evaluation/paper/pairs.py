@@ -186,7 +186,8 @@ class PairScores:
             "largest_change_of_the_others_nats": max(change, default=0.0),
         }
         if learns.any():
-            result |= {name: float(right[name][learns].mean()) for name in (ON, OFF)}
+            long = [pair for pair, learn in zip(used, learns, strict=True) if learn]
+            result |= {name: float(_by_item(long, right[name][learns]).mean()) for name in (ON, OFF)}
         return result
 
 
