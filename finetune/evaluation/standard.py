@@ -6,8 +6,9 @@ Shapes: `B` streams of a batch, `K` = 1 + n_q rows of codes, `T` steps; `Q` = 1 
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -105,26 +106,27 @@ def score_streams(
     ]
     mine, health = pending[ctx.rank :: ctx.world_size], Health()
     bar = tqdm(
-        total=len(kinds) * sum(seconds for _, seconds in mine),
+        total=len(kinds) * sum(seconds for _, seconds in mine) + 1e-3,  # more than the sum of its parts, rounded
         desc=" / ".join(kinds),
-        unit="s of audio",
         disable=ctx.rank != 0 or not mine,
         bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
     )
     with bar:
         for first in range(0, len(mine), args.eval_batch_size):
-            batch = list(_loaded([segment for segment, _ in mine[first:][: args.eval_batch_size]], tokenizer, health))
-            for condition, kind in kinds.items() if batch else ():
-                done = bar_steps(bar, len(batch))
-                for segment, losses in zip(
-                    (segment for segment, _ in batch), _score(model, batch, condition, args, done), strict=True
-                ):
+            part = mine[first : first + args.eval_batch_size]
+            batch = list(_loaded([segment for segment, _ in part], tokenizer, health))
+            seconds, longest = sum(seconds for _, seconds in part), max((i.codes.shape[2] for _, i in batch), default=1)
+            progress = partial(_advance, bar, seconds / longest)
+            for condition, kind in kinds.items():
+                if all(store.get(kind, item_id(segment)) for segment, _ in batch):  # also when none could be read
+                    progress(longest)
+                    continue
+                for (segment, _), losses in zip(batch, _score(model, batch, condition, args, progress), strict=True):
                     store.add(kind, item_id(segment), _values(losses, streams.curve_steps))
 
 
-def bar_steps(bar: tqdm, rows: int):
-    """A callback that moves a bar in seconds of audio by steps of `rows` streams."""
-    return lambda steps: bar.update(rows * steps / STEPS_PER_SECOND)
+def _advance(bar: tqdm, seconds_per_step: float, steps: int) -> None:
+    bar.update(seconds_per_step * steps)
 
 
 def _loaded(segments: list[Segment], tokenizer: SpeechTokenizer, health: Health) -> Iterator[tuple[Segment, Item]]:
@@ -140,7 +142,7 @@ def _loaded(segments: list[Segment], tokenizer: SpeechTokenizer, health: Health)
 
 
 def _score(
-    model: LMModel, batch: list[tuple[Segment, Item]], condition: str, args: EvalArgs, progress
+    model: LMModel, batch: list[tuple[Segment, Item]], condition: str, args: EvalArgs, progress: Callable[[int], None]
 ) -> Iterator[StepLosses]:
     """The losses of each stream of a batch."""
     lengths = [item.codes.shape[2] for _, item in batch]
@@ -161,8 +163,11 @@ def _score(
             first_codebook_weight_multiplier=args.first_codebook_weight_multiplier,
             progress=progress,
         )
-    for row, steps in enumerate(lengths):
-        yield StepLosses(losses.nats[row : row + 1, :, :steps], losses.weights[row : row + 1, :, :steps])
+    for index, steps in enumerate(lengths):
+        nats, weights = losses.nats[index : index + 1, :, :steps], losses.weights[index : index + 1, :, :steps]
+        for row, delay in enumerate(model.delays[: weights.shape[1]]):
+            weights[:, row, max(steps - delay, 0) :] = 0.0  # predicted after the end: alone it would not be
+        yield StepLosses(nats, weights)
 
 
 def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
