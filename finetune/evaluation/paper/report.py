@@ -10,15 +10,15 @@ from ..report import COLOURS, columns
 
 def text(results: dict[str, dict[str, Any]]) -> str:
     """The table, what its numbers mean, and how many recordings could not be used."""
-    meaning = next(iter(results.values()))["meaning"]
-    notes = [
-        "Accuracies with 95 % intervals; 0.5 is chance." if any("pairs" in one for one in results.values()) else ""
-    ]
-    notes.append(f"A likelihood is of {meaning['codebooks']}; of a pair in {_normalisation(results)}.")
+    notes = []
+    pairs = [result for result in results.values() if "pairs" in result]
+    if pairs:
+        notes.append(f"Pairs, by {pairs[0]['meaning']['length_normalisation']}. Chance is 0.5.")
+    notes.append(f"Counted is {next(iter(results.values()))['meaning']['codebooks']}. In brackets 95 % intervals.")
     for name, result in results.items():
         if result["skipped"]:
             notes.append(f"{name}: {len(result['skipped'])} skipped, named in eval.json.")
-    return "\n".join([columns(table(results)), *filter(None, notes)])
+    return "\n".join([columns(table(results)), *notes])
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -84,9 +84,7 @@ def _draw_lengths(axis: Any, result: dict[str, Any]) -> None:
         )
     labels = [f"{bucket['from_seconds']:g}-{bucket['to_seconds']:g}\n{bucket['files']}" for bucket in buckets]
     axis.set_xticks(range(len(buckets)), labels, fontsize="small")
-    axis.set_xlabel(
-        f"seconds of a recording, and how many files have them (attention: {result['context_seconds']:g} s)"
-    )
+    axis.set_xlabel(f"seconds of a recording, and files that reach them (attention: {result['context_seconds']:g} s)")
     axis.set_ylabel("nats per step")
     axis.legend(fontsize="small")
     axis.grid(alpha=0.3)
