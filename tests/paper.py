@@ -12,7 +12,7 @@ from finetune.evaluation.paper.evaluate import evaluate_paper
 from finetune.evaluation.results import ResultStore
 from finetune.evaluation.settings import EvalArgs
 
-from .fixtures_repo import ROOT  # noqa: F401 - puts example/ on the path
+from .fixtures_repo import build_repo
 from .models import randomise_targets
 
 from tiny_repo import LM  # isort: skip
@@ -21,6 +21,11 @@ TINY = LM | {"text_card": 96, "dim": 32, "num_layers": 2, "num_heads": 2, "conte
 CHUNK = 8
 TTT = {"ttt_enabled": True, "ttt_layers": [1], "ttt_chunk_size": CHUNK, "ttt_learning_rate": 0.05}
 ALONE = Context(0, 1, 0, torch.device("cpu"))
+
+
+def make_mimi(folder: Path) -> MimiModel:
+    """The Mimi of a tiny repository that is made in `folder`."""
+    return load_mimi(build_repo(folder))
 
 
 def load_mimi(repo: Path) -> MimiModel:

@@ -29,8 +29,9 @@ from ..parsing import ConfigError
 from ..validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .paper.evaluate import evaluate_paper
-from .paper.evaluate import table as paper_table
-from .report import columns, plot, settings_table, standard_table
+from .paper.report import plot as paper_plot
+from .paper.report import text as paper_text
+from .report import plot, settings_table, standard_table
 from .results import ResultStore, file_identity, fingerprint, finite_or_none, tree_identity, write_whole
 from .settings import COMMAND_LINE, FREE, Settings
 from .standard import BASELINE, Streams, conditions_of, score_streams
@@ -112,7 +113,7 @@ class Evaluation:
         if args.paper_style:
             other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
             content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
-            tables.append(columns(paper_table(content["paper"])))
+            tables.append(paper_text(content["paper"]))
         del model  # a baseline may need its room
         release()
         if args.standard:
@@ -122,6 +123,8 @@ class Evaluation:
         if ctx.rank != 0:
             return ""
         write_whole(self.out / "eval.json", json.dumps(finite_or_none(content), indent=1) + "\n")
+        if args.paper_style:
+            write_whole(self.out / "eval_paper.png", paper_plot(content["paper"]))
         if args.standard:
             write_whole(self.out / "eval.png", plot(content["standard"]))
             tables.insert(0, standard_table(content["standard"]))

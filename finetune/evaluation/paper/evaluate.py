@@ -1,4 +1,4 @@
-"""All published benchmarks that an evaluation names: their numbers, as a table, and as a plot."""
+"""All published benchmarks that an evaluation names."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -8,13 +8,12 @@ from moshi.models.lm import LMModel
 from ...distributed import Context
 from ..results import ResultStore
 from ..settings import EvalArgs
+from ..standard import BASELINE
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .longform import score_longform
 from .pairs import score_pairs
 from .sets import KINDS, load_files, load_pairs
-
-BASELINE = "baseline"
 
 
 def evaluate_paper(
@@ -27,7 +26,7 @@ def evaluate_paper(
 ) -> dict[str, dict[str, Any]]:
     """The results of each set in `args.paper`, by its name; all ranks call it and all get the same.
 
-    A model with TTT is scored with updates on and off, any other as it is, `stock`; `baseline` as it is, beside it.
+    A model with TTT is scored with updates on and off, any other as it is; `baseline` as it is, beside it.
     Items are shared out over the ranks, and each is kept in `store` as soon as it is scored.
 
     Args:
@@ -59,35 +58,3 @@ def evaluate_paper(
             scores = scores.beside(other)
         results[name] = scores.summary(args, likelihood)
     return results
-
-
-def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The results in rows of text, a heading first: set, what of it, number of items, then a column per variant."""
-    names = list(dict.fromkeys(name for result in results.values() for name in _variants(result)))
-    rows = [["set", "", "items", *names]]
-    for name, result in results.items():
-        if "buckets" in result:
-            for bucket in result["buckets"]:
-                place = f"{bucket['from_seconds']:g}-{bucket['to_seconds']:g} s, nats per step"
-                cells = (_cell(bucket.get(column), ".4f") for column in names)
-                rows.append([name, place, str(bucket["files"]), *cells])
-            continue
-        rows.append([name, "accuracy", str(result["items"]), *(_cell(result.get(column), ".3f") for column in names)])
-        beyond = result.get("beyond_first_chunk")
-        if beyond is not None:
-            cells = (f"{beyond[column]:.3f}" if column in beyond else "" for column in names)
-            rows.append([name, "of them beyond TTT's first chunk", str(beyond["pairs"]), *cells])
-    return rows
-
-
-def _variants(result: dict[str, Any]) -> list[str]:
-    place = result["buckets"][0] if result.get("buckets") else result
-    return [name for name, value in place.items() if isinstance(value, dict) and "low" in value]
-
-
-def _cell(value: dict[str, float | None] | None, digits: str) -> str:
-    """`0.731 [0.702, 0.760]`."""
-    if value is None:
-        return ""
-    bounds = "" if value["low"] is None else f" [{value['low']:{digits}}, {value['high']:{digits}}]"
-    return f"{value['value']:{digits}}{bounds}"

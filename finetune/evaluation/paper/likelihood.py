@@ -14,18 +14,16 @@ import moshi_patch
 
 from ..score import score_stream
 from ..settings import EvalArgs
-
-ON, OFF = "updates on", "updates off"
+from ..standard import OFF, conditions_of
 
 Variants = dict[str, Callable[[], AbstractContextManager]]
 """What a model is scored as: names, and the context in which it then runs."""
 
 
 def variants(model: LMModel) -> Variants:
-    """With updates and without; one, `stock`, for a model that has no TTT."""
-    if not moshi_patch.ttt_gatings(model):
-        return {"stock": nullcontext}
-    return {ON: nullcontext, OFF: lambda: moshi_patch.ttt_updates(model)}
+    """Under the conditions of its evaluation: with updates and without, or as it is if it has no TTT."""
+    controls = {OFF: lambda: moshi_patch.ttt_updates(model)}
+    return {name: controls.get(name, nullcontext) for name in conditions_of(model)}
 
 
 class Likelihood:

@@ -15,8 +15,9 @@ from ...data.tokenize import BrokenItem
 from ...distributed import Context
 from ..results import ResultStore
 from ..settings import EvalArgs
+from ..standard import OFF, ON
 from .audio import MonoTokenizer
-from .likelihood import OFF, ON, Likelihood
+from .likelihood import Likelihood
 from .sets import Pair, PairSet
 from .share import gather, merge, select
 from .stats import mean_interval
@@ -185,7 +186,8 @@ class PairScores:
             "largest_change_of_the_others_nats": max(change, default=0.0),
         }
         if learns.any():
-            result |= {name: float(right[name][learns].mean()) for name in (ON, OFF)}
+            long = [pair for pair, learn in zip(used, learns, strict=True) if learn]
+            result |= {name: float(_by_item(long, right[name][learns]).mean()) for name in (ON, OFF)}
         return result
 
 
