@@ -141,6 +141,19 @@ def test_baselines_are_the_base_model_another_checkpoint_or_itself(made, words, 
     assert (found["value"], found["low"], found["high"]) == (0, 0, 0)
 
 
+def test_an_old_checkpoint_with_the_yaml_of_its_training_gives_the_same(made, words, tmp_path):
+    evaluate(parse_command_line(words("merged")))
+    expected = results(tmp_path)["standard"]["overall"]
+    shutil.copytree(made / "merged", tmp_path / "old")
+    (record,) = tmp_path.glob("old/checkpoints/*4/consolidated/training_config.json")
+    record.unlink()
+    yaml = tmp_path / "training.yaml"
+    yaml.write_text(json.dumps(training(made / "repo", tmp_path / "old", **MODES["merged"])))  # JSON is YAML
+    evaluate(parse_command_line(words("merged", f"--checkpoint_dir={tmp_path / 'old'}", f"--config={yaml}")))
+    assert results(tmp_path)["standard"]["overall"] == expected
+    assert results(tmp_path)["settings"]["param_dtype"] == {"value": "float32", "source": str(yaml)}
+
+
 def test_a_checkpoint_without_ttt_has_one_line_and_no_control(words, tmp_path):
     table = evaluate(parse_command_line(words("stock")))
     found = results(tmp_path)["standard"]
@@ -233,8 +246,9 @@ def test_two_ranks_find_what_one_finds(words, tmp_path):
     assert {path.name[-11:] for path in (tmp_path / "two" / "items").iterdir()} == {"rank0.jsonl", "rank1.jsonl"}
 
 
-def test_the_program_prints_its_settings_and_results_and_leaves_them_beside_the_run(made, tmp_path):
-    shutil.copytree(made / "merged", tmp_path / "run")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_program_prints_its_settings_and_results_and_leaves_them_beside_the_run(made, tmp_path, mode):
+    shutil.copytree(made / mode, tmp_path / "run")
     process = start([f"--checkpoint_dir={tmp_path / 'run'}", f"--data.eval_data={made / 'eval.jsonl'}"])
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

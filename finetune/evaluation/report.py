@@ -60,7 +60,7 @@ def plot(result: dict[str, Any]) -> bytes:
         1,
         sharex=True,
         squeeze=False,
-        figsize=(8, 4 + 2.5 * bool(differences)),
+        figsize=(10, 4 + 2.5 * bool(differences)),
         layout="constrained",
     )
     top = axes[0, 0]
@@ -78,7 +78,7 @@ def plot(result: dict[str, Any]) -> bytes:
     for axis in axes[:, 0]:
         if inside:
             axis.axvline(window, color="grey", linestyle="--", label=f"attention window, {window:.3g} {unit}")
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
         axis.grid(alpha=0.3)
         axis.set_xlim(left=0)
     beyond = "" if inside else f" (the attention window, {window:.3g} {unit}, lies beyond)"
