@@ -2,30 +2,114 @@
 
 import copy
 import dataclasses
-import importlib.util
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .data.manifest import parse_sources
+from moshi_patch import TTTConfig
+
 from .parsing import ConfigError, build, override, read_yaml
-from .sections import (
-    CheckpointArgs,
-    DataArgs,
-    LoraArgs,
-    MoshiPaths,
-    OptimArgs,
-    TTTArgs,
-    WandbArgs,
-    check_moshi_paths,
-)
+from .validation import STEPS_PER_SECOND, validate
 
-STEPS_PER_SECOND = 12.5
-"""Mimi's frame rate: one step of the language model is 80 ms."""
 
-PARAM_DTYPES = ("bfloat16", "float32", "float16")
+@dataclass
+class DataArgs:
+    """Lists of files: a `.jsonl`, a folder of them, or several joined by commas, each with an optional `:weight`."""
+
+    train_data: str = ""
+    eval_data: str = ""
+    shuffle: bool = False
+
+
+@dataclass
+class MoshiPaths:
+    """The base model: a Hub repository, and files that replace some or all of its own."""
+
+    hf_repo_id: str | None = "kyutai/moshiko-pytorch-bf16"
+    mimi_path: str | None = None
+    moshi_path: str | None = None
+    tokenizer_path: str | None = None
+    config_path: str | None = None
+
+
+@dataclass
+class OptimArgs:
+    """AdamW (betas 0.9 and 0.95, eps 1e-8) under OneCycleLR; `pct_start` is the warm-up's share of all steps."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.1
+    pct_start: float = 0.05
+
+
+@dataclass
+class LoraArgs:
+    """Adapters on every linear layer; `ft_embed` trains the embeddings in full beside them."""
+
+    enable: bool = False
+    rank: int = 64
+    scaling: float = 2.0
+    ft_embed: bool = False
+
+
+@dataclass
+class WandbArgs:
+    """Weights & Biases; off while `project` is null."""
+
+    project: str | None = None
+    offline: bool = False
+    key: str | None = None
+    run_name: str | None = None
+
+
+@dataclass
+class TTTSettings:
+    """`moshi_patch.TTTConfig`, whose documentation holds, as a section of settings."""
+
+    enabled: bool = False
+    layer_frequency: int = 6
+    start_layer: int = 5
+    layers: list[int] | str | None = None
+    chunk_size: int = 256
+    learning_rate: float = 1e-3
+    conv_kernel_size: int = 2
+    conv_depthwise: bool = True
+    target: str = "token_embeddings"
+    delta_clip: float | None = None
+    decay: float = 1.0
+
+    def lm_kwargs(self) -> dict[str, Any]:
+        """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
+
+        Raises:
+            ConfigError: naming the YAML key (`ttt.chunk_size=0`), and what is allowed.
+        """
+        settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(TTTConfig)}
+        try:
+            return TTTConfig(**settings).to_kwargs()
+        except ValueError as error:
+            raise ConfigError(re.sub(r"\bttt_", "ttt.", str(error))) from error
+
+
+@dataclass
+class TTTArgs(TTTSettings):
+    """The settings of TTT, and what only training needs.
+
+    Args:
+        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
+        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
+    """
+
+    train_w_down: bool = True
+    optim_lr: float | None = None
+
+
+@dataclass
+class CheckpointArgs:
+    """Continue the run in `run_dir`; `resume_step` -1 is the newest complete checkpoint."""
+
+    resume: bool = False
+    resume_step: int = -1
 
 
 @dataclass
@@ -67,11 +151,7 @@ class TrainArgs:
         Raises:
             ConfigError: a ValueError that names the key, its value and the remedy.
         """
-        self.ttt.lm_kwargs()
-        _check_numbers(self)
-        _check_modes(self)
-        _check_duration(self)
-        _check_files(self)
+        validate(self)
 
     def warnings(self) -> list[str]:
         """What is tolerated and perhaps not meant, one sentence each; for the log of rank 0."""
@@ -151,74 +231,3 @@ def to_dict(args: TrainArgs) -> dict[str, Any]:
 def from_dict(content: dict[str, Any]) -> TrainArgs:
     """The inverse of `to_dict`, as strict as `load_args`."""
     return build(TrainArgs, copy.deepcopy(content))
-
-
-def _require(holds: bool, args: TrainArgs, name: str, remedy: str) -> None:
-    if not holds:
-        value: Any = args
-        for part in name.split("."):
-            value = getattr(value, part)
-        raise ConfigError(f"{name}={value!r}: {remedy}")
-
-
-def _check_numbers(args: TrainArgs) -> None:
-    positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
-    adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "num_ckpt_keep"]:
-        owner = getattr(args, name.split(".")[0]) if "." in name else args
-        value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "num_ckpt_keep")
-        allowed = value is None if optional else False
-        remedy = f"must be a positive finite number{', or null' * optional}."
-        _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
-    for name, value in (
-        ("text_padding_weight", args.text_padding_weight),
-        ("optim.weight_decay", args.optim.weight_decay),
-    ):
-        _require(math.isfinite(value) and value >= 0, args, name, "must be a finite number that is not negative.")
-    _require(args.seed >= 0, args, "seed", "must be a whole number that is not negative.")
-    _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
-    _require(0 <= args.optim.pct_start <= 1, args, "optim.pct_start", "must lie between 0 and 1.")
-    # OneCycleLR divides by pct_start * total_steps - 1.
-    divides = args.optim.pct_start * args.max_steps != 1
-    remedy = f"a warm-up of exactly 1 of max_steps={args.max_steps} steps breaks OneCycleLR; change either a little."
-    _require(divides, args, "optim.pct_start", remedy)
-    _require(args.param_dtype in PARAM_DTYPES, args, "param_dtype", f"must be one of {', '.join(PARAM_DTYPES)}.")
-
-
-def _check_modes(args: TrainArgs) -> None:
-    contradiction = args.full_finetuning and args.lora.enable
-    _require(not contradiction, args, "full_finetuning", "contradicts lora.enable=True; set one of the two to false.")
-    trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
-    remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    _require(trains, args, "full_finetuning", remedy)
-    project = args.wandb.project
-    _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
-    installed = project is None or importlib.util.find_spec("wandb") is not None
-    _require(installed, args, "wandb.project", "wandb is not installed; `pip install wandb`, or set it to null.")
-
-
-def _check_duration(args: TrainArgs) -> None:
-    steps, chunk = args.duration_sec * STEPS_PER_SECOND, args.ttt.chunk_size
-    remedy = (
-        f"is {steps:g} steps, no more than ttt.chunk_size={chunk}: the target generators would get no gradient. "
-        f"Raise duration_sec above {chunk / STEPS_PER_SECOND:g}, or lower ttt.chunk_size below {steps:g}."
-    )
-    _require(not args.ttt.enabled or steps > chunk, args, "duration_sec", remedy)
-
-
-def _check_files(args: TrainArgs) -> None:
-    _require(bool(args.run_dir.strip()), args, "run_dir", "is required; the folder for checkpoints and logs.")
-    for name in ("train_data", "eval_data") if args.do_eval else ("train_data",):
-        spec = getattr(args.data, name)
-        remedy = "is required; a .jsonl file or a folder of them" + (
-            " (or do_eval=false)." * (name == "eval_data") or "."
-        )
-        _require(bool(spec.strip()), args, f"data.{name}", remedy)
-        try:
-            parse_sources(spec)
-        except ValueError as error:
-            raise ConfigError(f"data.{name}={spec!r}: {error}") from error
-    check_moshi_paths(args.moshi_paths)
-    found = args.init_from is None or Path(args.init_from).exists()
-    _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

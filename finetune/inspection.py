@@ -93,6 +93,13 @@ def described_model(finished: Finished) -> LMModel:
     return model
 
 
+def stored_dtype(finished: Finished) -> torch.dtype:
+    """The precision of most of its tensors."""
+    most = Counter(one.dtype for one in read_header(finished.weights).values()).most_common(1)
+    names = {short: name for name, short in DTYPES.items()}
+    return getattr(torch, names.get(most[0][0] if most else "", "bfloat16"))
+
+
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
     """The patch is installed inside; afterwards it is what it was."""
@@ -156,9 +163,7 @@ def _other_adapters(finished: Finished, stored: dict[str, Stored]) -> list[str]:
     if finished.adapters and not ranks:
         return [f"lora=True in config.json, and {name} has no adapters."]
     if not finished.adapters and ranks:
-        return [
-            f"lora={finished.config.get('lora', False)!r} in config.json, and {finished.weights.name} has adapters."
-        ]
+        return [f"lora={lora!r} in config.json, and {name} has adapters."]
     if finished.adapters and ranks != {rank}:
         return [f"lora_rank={rank!r} in config.json, and the adapters have rank {', '.join(map(str, sorted(ranks)))}."]
     return []

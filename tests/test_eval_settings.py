@@ -133,3 +133,17 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         parse_command_line([])
     with pytest.raises(ConfigError, match="no finished checkpoint"):
         parse_command_line([f"--checkpoint_dir={tmp_path}"])
+
+
+def test_an_exported_folder_brings_its_own_files(checkpoint):
+    for name in ("model.safetensors", "mimi.safetensors", "tokenizer.model"):
+        (checkpoint / name).write_text("")
+    names = {"moshi_name": "model.safetensors", "mimi_name": "mimi.safetensors", "tokenizer_name": "tokenizer.model"}
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | names))
+    settings = parse(checkpoint)
+    assert settings.args.moshi_paths.mimi_path == str(checkpoint / "mimi.safetensors")
+    assert settings.sources["moshi_paths.mimi_path"] == "the checkpoint's own folder"
+    assert settings.args.text_padding_weight == 0.25
+    (checkpoint / "training_config.json").unlink()
+    assert parse(checkpoint).args.moshi_paths.tokenizer_path == str(checkpoint / "tokenizer.model")

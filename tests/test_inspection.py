@@ -11,8 +11,8 @@ from finetune.finished import open_finished
 from finetune.inspection import contradictions, read_header
 from finetune.parsing import ConfigError
 
+from .checkpoint_runs import MODES, arguments, tiny_run
 from .loading import KEYS
-from .test_checkpointing import MODES, arguments, tiny_run
 
 CONV, W_TARGET = KEYS[1], KEYS[0]
 

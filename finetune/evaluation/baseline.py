@@ -9,11 +9,12 @@ from moshi.models import LMModel, loaders
 
 import moshi_patch
 
-from ..finished import Finished, load_model, open_finished, read_json
+from ..args import MoshiPaths
+from ..base import find_checkpoint
+from ..finished import Finished, load_model, model_paths, open_finished
 from ..inspection import contradictions
-from ..parsing import ConfigError, build
-from ..sections import MoshiPaths, check_moshi_paths
-from ..wrapped_model import find_checkpoint
+from ..parsing import ConfigError, read_json
+from ..validation import check_moshi_paths
 from .results import file_identity
 from .settings import EvalArgs
 
@@ -88,5 +89,4 @@ def _find(args: EvalArgs) -> Baseline:
             ) from error
         read_json(path / "config.json")
         return Baseline(None, MoshiPaths(hf_repo_id=str(path)))
-    trained = (finished.training or {}).get("training", {}).get("moshi_paths")
-    return Baseline(finished, args.moshi_paths if trained is None else build(MoshiPaths, trained, "moshi_paths"))
+    return Baseline(finished, args.moshi_paths if finished.training is None else model_paths(finished))

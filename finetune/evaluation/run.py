@@ -13,7 +13,6 @@ from typing import Any
 
 import moshi
 import torch
-import torch.distributed as dist
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.utils.compile import no_compile
@@ -21,13 +20,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import moshi_patch
 
+from ..base import load_tokenizer
 from ..data.tokenize import SpeechTokenizer
-from ..distributed import Context, cleanup, setup
+from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..finished import Finished, load_model
 from ..inspection import contradictions
 from ..parsing import ConfigError
-from ..sections import check_moshi_paths
-from ..training_state import on_rank_0
+from ..validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .paper.evaluate import evaluate_paper
 from .paper.report import plot as paper_plot
@@ -105,22 +104,20 @@ class Evaluation:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
         model, info = load_model(self.finished, args.moshi_paths, ctx.device, self.dtype)
-        mimi = info.get_mimi(device=ctx.device).requires_grad_(False)
-        tokenizer = SpeechTokenizer.for_model(model, mimi, info.get_text_tokenizer(), 60 * args.max_minutes)
+        tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer)
             store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
-            score_streams(model, streams, tokenizer, kinds, args, ctx, store)
+            self._score(model, streams, tokenizer, kinds, store)
         if args.paper_style:
             other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
-            content["paper"] = evaluate_paper(model, mimi, args, ctx, self._paper_store(info), other)
+            content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
             tables.append(paper_text(content["paper"]))
         del model  # a baseline may need its room
         release()
         if args.standard:
             kinds |= self._score_baseline(streams, tokenizer, store, other)
-            self._wait()  # until what the others found is on the disk
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
         if ctx.rank != 0:
@@ -141,8 +138,14 @@ class Evaluation:
             return {}
         kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
         model = load_baseline(self.baseline, self.ctx.device, self.dtype) if model is None else model
-        score_streams(model, streams, tokenizer, kinds, self.args, self.ctx, store)
+        self._score(model, streams, tokenizer, kinds, store)
         return kinds
+
+    def _score(
+        self, model: LMModel, streams: Streams, tokenizer: SpeechTokenizer, kinds: dict[str, str], store: ResultStore
+    ) -> None:
+        """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
+        on_all_ranks(self.ctx, lambda: score_streams(model, streams, tokenizer, kinds, self.args, self.ctx, store))
 
     def _paper_store(self, info: CheckpointInfo) -> ResultStore:
         args = self.args
@@ -168,9 +171,9 @@ class Evaluation:
             "versions": versions(),
             "device": self.ctx.device.type,
         }
-        store = ResultStore(self.out / "items", fingerprint(**content, **data), self.ctx.rank)
-        self._wait()  # all share out the same rest
-        return store
+        name = fingerprint(**content, **data)
+        # Nobody adds to it before all have read it: they share out the same rest.
+        return on_all_ranks(self.ctx, lambda: ResultStore(self.out / "items", name, self.ctx.rank))
 
     def _heading(self) -> dict[str, Any]:
         finished = self.settings.finished
@@ -184,10 +187,6 @@ class Evaluation:
             "world_size": self.ctx.world_size,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-
-    def _wait(self) -> None:
-        if self.ctx.world_size > 1:
-            dist.barrier()
 
 
 def kinds_of(model: LMModel) -> dict[str, str]:

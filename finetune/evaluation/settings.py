@@ -2,7 +2,8 @@
 
 In force is, for every key by itself, what the first of these says: the command line, the checkpoint's
 `training_config.json`, the YAML file, the default. An empty text in a file says nothing: a training without evaluation
-has no `data.eval_data`. What the weights were trained to be comes from the checkpoint's `config.json` alone.
+has no `data.eval_data`. An exported folder brings its own `moshi_paths`, in place of the training's. What the weights
+were trained to be comes from the checkpoint's `config.json` alone.
 """
 
 import dataclasses
@@ -13,16 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..args import PARAM_DTYPES, TrainArgs
+from ..args import MoshiPaths, TrainArgs, TTTSettings
 from ..data.manifest import parse_sources
-from ..finished import Finished, open_finished
+from ..finished import Finished, model_paths, open_finished
 from ..parsing import ConfigError, build, override, read_yaml
-from ..sections import MoshiPaths, TTTSettings
+from ..validation import PARAM_DTYPES
 from .paper.args import PaperArgs
 from .score import SEGMENT_STEPS
 
 EVAL_TYPES = ("standard", "paper", "both")
 COMMAND_LINE, TRAINING, CONFIG, DEFAULT = "command line", "training_config.json", "config.json", "default"
+OWN = "the checkpoint's own folder"
 FREE = ("ttt.chunk_size", "ttt.learning_rate", "ttt.delta_clip", "ttt.decay")
 """Settings of TTT that fit any weights: the command line may replace what they were trained with."""
 
@@ -169,14 +171,14 @@ def load_settings(given: dict[str, Any], config: Path | None = None) -> Settings
     """
     yaml = {} if config is None else _read_config(config)
     finished = open_finished(given["checkpoint_dir"])
-    trained = _trained(finished)
-    if trained is None and config is None and "moshi_paths" not in given:
+    trained, own = _trained(finished), _own_files(finished)
+    if trained is None and not own and config is None and "moshi_paths" not in given:
         raise ConfigError(
             f"checkpoint_dir={given['checkpoint_dir']!r}: has no training_config.json; give the YAML file of its "
             "training as --config FILE, or its base model as --moshi_paths.hf_repo_id FOLDER."
         )
     command, fixed = flat(given), _architecture(finished)
-    layers = [(COMMAND_LINE, command), (TRAINING, trained or {}), (f"{config}", yaml)]
+    layers = [(COMMAND_LINE, command), (OWN, own), (TRAINING, trained or {}), (f"{config}", yaml)]
     values, sources = {}, {}
     for key, default in flat(dataclasses.asdict(EvalArgs())).items():
         values[key], sources[key] = default, DEFAULT
@@ -212,6 +214,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     training = {key: value for key, value in content.items() if key not in own}
     build(TrainArgs, training)
     return flat({key: value for key, value in content.items() if value is not None})
+
+
+def _own_files(finished: Finished) -> dict[str, Any]:
+    """Where an exported folder holds Mimi and the tokenizer, by dotted key; nothing for a checkpoint without them."""
+    try:
+        paths = model_paths(finished)
+    except ConfigError:
+        return {}
+    own = paths.config_path == str(finished.folder / CONFIG)
+    return flat({"moshi_paths": dataclasses.asdict(paths)}) if own else {}
 
 
 def _trained(finished: Finished) -> dict[str, Any] | None:
