@@ -26,6 +26,8 @@ from finetune.trainer import train
 
 from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
 
+from make_pairs import make_benchmarks  # isort: skip
+
 NAMES = ("sister", "boat", "train")
 CPU = torch.device("cpu")
 MODES = {
@@ -241,6 +243,22 @@ def test_the_program_prints_its_settings_and_results_and_leaves_them_beside_the_
     folder = tmp_path / "run" / "eval" / "checkpoint_000004"
     assert str(folder) in out
     assert {path.name for path in folder.iterdir()} == {"eval.json", "eval.png", "items"}
+
+
+def test_benchmarks_and_recordings_are_evaluated_together_or_the_benchmarks_alone(words, tmp_path):
+    benchmarks = make_benchmarks(tmp_path / "sets", items=2, longform_seconds=12.0)
+    sets = [f"--paper.sblimp={benchmarks / 'sLM21-dataset'}", f"--paper.longform={benchmarks / 'longform'}"]
+    table = evaluate(parse_command_line(words("merged", *sets, "--eval_type=both", "--baseline=base")))
+    found = results(tmp_path)
+    assert list(found["paper"]) == ["sblimp", "longform"]
+    assert {"updates on", "updates off", "baseline"} <= found["paper"]["sblimp"].keys()
+    assert found["standard"]["streams"] == 3
+    assert table.index("updates on - updates off") < table.index("sblimp") < table.index("Results are in")
+    assert (tmp_path / "out" / "eval_paper.png").read_bytes().startswith(b"\x89PNG")
+    evaluate(parse_command_line(words("merged", *sets, "--eval_type=paper", "--baseline=base", "--data.eval_data=")))
+    alone = results(tmp_path)
+    assert "standard" not in alone
+    assert alone["paper"] == found["paper"]
 
 
 @pytest.mark.parametrize(

@@ -80,19 +80,19 @@ def score_stream(
             first_codebook_weight_multiplier=first_codebook_weight_multiplier,
             text_padding_ids=(model.text_padding_token_id, model.end_of_text_padding_id),
         )
-        for row, (row_nats, row_weights) in enumerate(losses):
-            if nats is None:
-                nats = torch.zeros(batch, rows, steps, dtype=row_nats.dtype)
-                weights = torch.zeros(batch, rows, steps)
+        block = [torch.stack(parts, 1).cpu() for parts in zip(*losses, strict=True)]  # the only wait for the device
+        if nats is None:
+            nats, weights = (part.new_zeros(batch, rows, steps) for part in block)
+        for row in range(rows):
             # A row that is delayed is predicted so many steps later; what lies before its beginning is no code.
-            delay = model.delays[row]
-            skipped = min(max(delay - first, 0), row_nats.shape[1])
-            there = slice(first + skipped - delay, first + row_nats.shape[1] - delay)
-            nats[:, row, there] = torch.where(row_weights > 0, row_nats, 0.0)[:, skipped:].cpu()
-            weights[:, row, there] = row_weights[:, skipped:].cpu()
+            size, delay = targets.shape[2], model.delays[row]
+            skipped = min(max(delay - first, 0), size)
+            there = slice(first + skipped - delay, first + size - delay)
+            for whole, part in ((nats, block[0]), (weights, block[1])):
+                whole[:, row, there] = part[:, row, skipped:]
         if progress is not None:
             progress(targets.shape[2])
-    return StepLosses(nats, weights)
+    return StepLosses(nats.masked_fill_(weights == 0, 0.0), weights)
 
 
 @torch.no_grad()
