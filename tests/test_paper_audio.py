@@ -95,6 +95,14 @@ def test_a_set_that_is_missing_stops_before_anything_is_scored(mimi, tmp_path):
     assert not list((tmp_path / "store").iterdir())
 
 
+def test_weights_that_are_not_finite_are_no_accuracy(mimi, tmp_path):
+    make_list(tmp_path, np.random.default_rng(0), 2, 2)
+    model = model_of(0)
+    model.linears[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ConfigError, match="not finite"):
+        evaluate(model, mimi, tmp_path / "store", settings(swuggy=str(tmp_path / "pairs.jsonl")))
+
+
 def test_a_model_that_predicts_no_audio_is_refused(mimi):
     with pytest.raises(ConfigError, match="dep_q=0: the model predicts no audio"):
         MonoTokenizer(mimi, n_q=8, dep_q=0, delays=[0] * 9, padding_id=3, zero_id=-1)

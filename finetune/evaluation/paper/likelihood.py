@@ -12,6 +12,7 @@ from moshi.models.lm import LMModel
 
 import moshi_patch
 
+from ...parsing import ConfigError
 from ..score import score_stream
 from ..settings import EvalArgs
 from ..standard import OFF, conditions_of
@@ -60,7 +61,7 @@ class Likelihood:
             codes: of each recording `[1, K, its steps]` int64, as `MonoTokenizer` makes them.
 
         Raises:
-            ValueError: when a likelihood is not finite.
+            ConfigError: when a likelihood is not finite.
         """
         longest = max(item.shape[-1] for item in codes)
         batch = torch.full((len(codes), self.model.num_codebooks, longest), self.model.zero_token_id)
@@ -75,7 +76,7 @@ class Likelihood:
         audio, counts = losses.nats[:, 1:].double(), losses.weights[:, 1:] > 0
         nats = (torch.where(counts, audio, 0.0) * self.weights[:, None]).sum(1)
         if not nats.isfinite().all():
-            raise ValueError("The likelihood is not finite. `python -m finetune.doctor` tells whether the weights are.")
+            raise ConfigError("A likelihood is not finite; `python -m finetune.doctor` tells whether the weights are.")
         return nats
 
     def _conditions(self, batch: int):

@@ -48,6 +48,8 @@ def score_pairs(
         BrokenData: when more than 5 % of its pairs cannot be used.
     """
     pairs = select(found.pairs, args.paper.max_items, args.seed)
+    for problem in found.problems if ctx.rank == 0 else ():
+        logger.warning("Skipped: %s", problem)
     health = _Health(kind, found, len(pairs))
     mine: dict[str, Any] = {}
     scored_as = f"paper/{kind}/{'+'.join(likelihood.variants)}"
@@ -77,8 +79,6 @@ class _Health:
     def __init__(self, kind: str, found: PairSet, selected: int):
         self._kind, self._selected = kind, selected
         self._broken = 0
-        for problem in found.problems:
-            logger.warning("Skipped: %s", problem)
         total = len(found.pairs) + len(found.problems)
         self._check(len(found.problems), total, found.problems[-1:])
 
@@ -204,7 +204,7 @@ def _accuracy(pairs: list[Pair], values: np.ndarray, args: EvalArgs) -> dict[str
 
 
 def _groups(pairs: list[Pair], right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`{breakdown: {group: {"pairs": ..., variant: accuracy}, "mean over groups": {variant: accuracy}}}`."""
+    """`{breakdown: {"groups": {group: {"pairs": N, variant: accuracy}}, "mean_over_groups": {variant: accuracy}}}`."""
     result: dict[str, Any] = {}
     for breakdown in sorted({name for pair in pairs for name in pair.groups}):
         rows: dict[str, Any] = {}

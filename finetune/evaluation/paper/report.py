@@ -66,7 +66,8 @@ def _draw_accuracies(axis: Any, pairs: dict[str, dict[str, Any]]) -> None:
     for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         found = [result[name] for result in pairs.values()]
         place = np.arange(len(found)) + (index - (len(names) - 1) / 2) * width
-        axis.bar(place, [one["value"] for one in found], width, color=colour, label=name, yerr=_error_bars(found))
+        axis.bar(place, [one["value"] for one in found], width, color=colour, label=name)
+        _draw_intervals(axis, place, found, "black")
     axis.axhline(0.5, color="black", linewidth=0.8, linestyle="--", label="chance")
     axis.set_xticks(range(len(pairs)), [f"{name}\n{result['pairs']} pairs" for name, result in pairs.items()])
     axis.set_ylim(0, 1)
@@ -78,10 +79,8 @@ def _draw_lengths(axis: Any, result: dict[str, Any]) -> None:
     buckets = result["buckets"]
     for name, colour in zip([name for name in _variants(result) if " - " not in name], COLOURS, strict=False):
         found = [bucket[name] for bucket in buckets]
-        values = [one["value"] for one in found]
-        axis.errorbar(
-            range(len(found)), values, yerr=_error_bars(found), color=colour, label=name, marker="o", capsize=3
-        )
+        axis.plot(range(len(found)), [one["value"] for one in found], color=colour, label=name, marker="o")
+        _draw_intervals(axis, np.arange(len(found)), found, colour)
     labels = [f"{bucket['from_seconds']:g}-{bucket['to_seconds']:g}\n{bucket['files']}" for bucket in buckets]
     axis.set_xticks(range(len(buckets)), labels, fontsize="small")
     axis.set_xlabel(f"seconds of a recording, and files that reach them (attention: {result['context_seconds']:g} s)")
@@ -90,10 +89,13 @@ def _draw_lengths(axis: Any, result: dict[str, Any]) -> None:
     axis.grid(alpha=0.3)
 
 
-def _error_bars(found: list[dict[str, float | None]]) -> np.ndarray:
-    """`[2, N]` distances to the bounds; none for a single item."""
-    values, low, high = (np.array([one[key] for one in found], dtype=float) for key in ("value", "low", "high"))
-    return np.nan_to_num(np.stack([values - low, high - values])).clip(0)
+def _draw_intervals(axis: Any, place: np.ndarray, found: list[dict[str, float | None]], colour: str) -> None:
+    """A line between the bounds at each place; none for a single item."""
+    known = [
+        (where, one["low"], one["high"]) for where, one in zip(place, found, strict=True) if one["low"] is not None
+    ]
+    if known:
+        axis.vlines(*zip(*known, strict=True), color=colour)
 
 
 def _variants(result: dict[str, Any]) -> list[str]:
