@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
 from finetune.parsing import ConfigError

@@ -174,7 +174,7 @@ def _check_ttt_layers(info: CheckpointInfo, args: TrainArgs) -> None:
 
 def _make(info: CheckpointInfo, args: TrainArgs, weights: Path | None, device: torch.device | str) -> LMModel:
     kwargs = lm_kwargs(info)
-    adapted = bool(weights and kwargs.pop("lora", False) and info.lora_weights is not None)
+    adapted = weights is not None and kwargs.get("lora", False) and info.lora_weights is not None
     return loaders.get_moshi_lm(
         weights,
         kwargs | {"lora": adapted},

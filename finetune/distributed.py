@@ -1,5 +1,6 @@
 """One process or many, on CPU or CUDA, behind the same calls: who I am, my device, sums over all ranks."""
 
+import gc
 import os
 import pickle
 from collections.abc import Callable
@@ -46,8 +47,13 @@ def setup() -> Context:
 
 
 def cleanup() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one. Call it when no sharded model is in use any more.
+
+    Such a model, in reference cycles, keeps the group and its threads alive beyond this call; a thread that outlives
+    the interpreter now and then ends a finished process with SIGABRT.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -57,6 +63,19 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def gather_over_ranks(mine: list[T]) -> list[T]:
+    """What any rank has in `mine`, by rank, the same on each. Costs one number while nobody has anything.
+
+    Args:
+        mine: anything that can be pickled.
+    """
+    if dist.get_world_size() == 1 or not sum_over_ranks(torch.tensor(len(mine))):
+        return mine
+    everyone: list[list[T]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return [item for part in everyone for item in part]
 
 
 def on_rank_0(ctx: Context, action: Callable[[], T]) -> T:
@@ -84,7 +103,7 @@ def on_all_ranks(ctx: Context, action: Callable[[], T]) -> T:
     """The result of `action`, which every rank runs for itself and which calls nothing collective. Collective.
 
     Raises:
-        Exception: what `action` raised on the first rank where it did, on every rank, so that none is left waiting.
+        Exception: what `action` raised on this rank, or else on another, so that none is left waiting.
     """
     result, error = None, None
     try:

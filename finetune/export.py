@@ -29,7 +29,7 @@ from .args import MoshiPaths
 from .base import find_checkpoint
 from .checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from .distributed import Context
-from .finished import Finished, load_lm, model_paths, open_finished
+from .finished import Finished, find_base, load_lm, model_paths, open_finished
 from .inspection import contradictions, stored_dtype
 from .model_card import model_card
 from .parsing import ConfigError, read_json
@@ -124,13 +124,18 @@ def _refuse_broken(finished: Finished) -> None:
 
 def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | None:
     """The `eval.json` that was given, or that an evaluation of this checkpoint wrote where it does by default."""
-    if given is not None:
-        if not given.is_file():
-            raise ConfigError(f"eval={str(given)!r}: no such file.")
-        return read_json(given)
     checkpoint = finished.folder.resolve().parent
-    found = checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
-    return read_json(found) if checkpoint.parent.name == "checkpoints" and found.is_file() else None
+    path = given or checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
+    if not path.is_file():
+        if given is not None:
+            raise ConfigError(f"eval={str(given)!r}: no such file.")
+        return None
+    results, step = read_json(path), (finished.training or {}).get("step")
+    if None not in (step, results.get("step")) and results["step"] != step:
+        raise ConfigError(
+            f"eval={str(path)!r}: was measured at step {results['step']}, and this checkpoint is of {step}."
+        )
+    return results
 
 
 def _sources(finished: Finished, paths: MoshiPaths, more: list[str]) -> dict[str, str | Path]:
@@ -139,12 +144,7 @@ def _sources(finished: Finished, paths: MoshiPaths, more: list[str]) -> dict[str
     Args:
         more: keys that are needed besides those of Mimi and of the tokenizer.
     """
-    info = find_checkpoint(paths, weights=False)
-    if more and info.lora_weights is not None and info.lora_weights.resolve() != finished.weights.resolve():
-        raise ConfigError(
-            f"moshi_paths: the base model has adapters of its own, {info.lora_weights}; these would be missing. Export "
-            "a checkpoint that was saved with save_adapters: false."
-        )
+    info = find_base(finished, paths, weights=False) if finished.adapters else find_checkpoint(paths, weights=False)
     given = {"moshi_name": paths.moshi_path, "mimi_name": paths.mimi_path, "tokenizer_name": paths.tokenizer_path}
     sources = {}
     for key in ("mimi_name", "mimi_config_name", "tokenizer_name", *more):
@@ -188,7 +188,7 @@ def _write_weights(folder: Path, finished: Finished, paths: MoshiPaths, adapters
         shutil.copyfile(finished.weights, folder / ADAPTERS)
         return {"lora_name": ADAPTERS}
     if finished.adapters:
-        base, dtype = find_checkpoint(paths).moshi_weights, stored_dtype(finished)
+        base, dtype = find_base(finished, paths).moshi_weights, stored_dtype(finished)
         model = load_lm(finished, base, torch.device("cpu"), dtype)
         weights = collect_weights(model, Context(0, 1, 0, torch.device("cpu")), adapters=False, dtype=dtype)
         save_file(weights, folder / MERGED, {"format": "pt"})

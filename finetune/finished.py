@@ -104,9 +104,29 @@ def load_model(
 
     Args:
         paths: as the run was trained: of the base model, which adapters need, of Mimi and of the tokenizer.
+
+    Raises:
+        ConfigError: as `find_base`.
     """
-    info = find_checkpoint(paths, weights=finished.adapters)
+    info = find_base(finished, paths) if finished.adapters else find_checkpoint(paths, weights=False)
     return load_lm(finished, info.moshi_weights if finished.adapters else None, device, dtype), info
+
+
+def find_base(finished: Finished, paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
+    """The base model of the adapters in `finished`, as `find_checkpoint` finds it.
+
+    Raises:
+        ConfigError: as `find_checkpoint`; or when that model has adapters of its own. Training merges those, and no
+            program that is given the others loads them too: they would silently be missing.
+    """
+    info = find_checkpoint(paths, weights=weights)
+    own = info.lora_weights
+    if own is not None and (info.lm_config or {}).get("lora") and own.resolve() != finished.weights.resolve():
+        raise ConfigError(
+            f"moshi_paths: the base model has adapters of its own, {own}, which would be missing beneath those of "
+            f"{finished.folder}. Train again on an export of that base model made with --merge."
+        )
+    return info
 
 
 def load_lm(finished: Finished, base: Path | None, device: torch.device, dtype: torch.dtype) -> LMModel:

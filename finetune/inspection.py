@@ -5,7 +5,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ def patched() -> Iterator[None]:
             moshi_patch.uninstall()
 
 
-def listed(layers: list[int] | set[int]) -> str:
-    """`layers 1, 3`."""
-    return f"layer{'s' * (len(layers) != 1)} {', '.join(map(str, sorted(layers)))}"
+def listed(layers: Collection[int]) -> str:
+    """`layers 1, 3`, or `no layer`."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}" if layers else "no layer"
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -180,9 +180,10 @@ def _other_targets(finished: Finished, stored: dict[str, Stored], layers: list[i
                 convolutions.setdefault(value.shape, set()).add(int(match[1]))
     config, found = finished.config, []
     if set(layers) != keys.keys():
-        there = f"in {listed(keys.keys())}" if keys else "in no layer"
-        selected = f"selects {listed(layers)}" if layers else "selects no layer"
-        found.append(f"{_selection(config)} {selected}, and {finished.weights.name} has target generators {there}.")
+        found.append(
+            f"{_selection(config)} selects {listed(layers)}, and {finished.weights.name} has target generators in "
+            f"{listed(keys.keys())}."
+        )
     for shape, members in sorted(convolutions.items()):
         kernel, depthwise = config.get("ttt_conv_kernel_size", 2), config.get("ttt_conv_depthwise", True)
         if layers and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):

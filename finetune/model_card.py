@@ -86,9 +86,9 @@ def _results(results: Mapping | None) -> str:
     rows = [[name, *(_number(row[key]) for key in columns)] for name, row in standard["overall"].items()]
     for name, row in standard.get("differences", {}).items():
         rows.append([name, *(_interval(row[key]) if key in row else "" for key in columns)])
-    minutes = standard.get("seconds", math.nan) / 60
-    head = f"{standard.get('streams')} recordings, {minutes:.1f} minutes; losses in nats per step"
-    intervals = "; in brackets 95 % intervals over recordings" if standard.get("differences") else ""
+    number, minutes = standard.get("streams"), standard.get("seconds", math.nan) / 60
+    head = f"{number} recording{'s' * (number != 1)}, {minutes:.1f} minutes; losses in nats per step"
+    intervals = "; in brackets 95 % intervals over recordings" if "[" in "".join(map("".join, rows)) else ""
     return f"{head}{intervals}.\n\n" + _table(["", *(key.replace("_", " ") for key in columns)], rows)
 
 

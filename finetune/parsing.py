@@ -178,7 +178,10 @@ def _to_int(value: Any) -> int:
     number = _to_float(value)
     if not number.is_integer():
         raise ValueError
-    return value if isinstance(value, int) else int(number)
+    try:
+        return int(value)  # a float does not hold every number above 2**53
+    except ValueError:  # 2e3
+        return int(number)
 
 
 def _to_str(value: Any) -> str:

@@ -26,7 +26,7 @@ from .args import STEPS_PER_SECOND, TrainArgs, to_dict
 from .base import load_tokenizer
 from .checkpointing import Checkpointer
 from .data.loader import Batch, EvalLoader, TrainLoader
-from .distributed import Context, cleanup, on_all_ranks, on_rank_0, setup, sum_over_ranks
+from .distributed import Context, cleanup, gather_over_ranks, on_all_ranks, on_rank_0, setup, sum_over_ranks
 from .eval import batch_loss, evaluate, forward_loss
 from .loss import LossParts
 from .monitoring import Monitor
@@ -78,12 +78,17 @@ def train(args: TrainArgs) -> None:
         for message in args.warnings() if ctx.rank == 0 else ():
             logger.warning("%s", message)
         on_rank_0(ctx, lambda: check_run_dir(args))
-        # On a CPU, compiling takes longer than what it saves.
-        compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
-        with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
-            trainer.run()
+        _train(args, ctx)
     finally:
         cleanup()
+
+
+def _train(args: TrainArgs, ctx: Context) -> None:
+    """What holds the model; it is gone when this returns, and the process group can end."""
+    # On a CPU, compiling takes longer than what it saves.
+    compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
+    with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
+        trainer.run()
 
 
 class Trainer:
@@ -119,7 +124,7 @@ class Trainer:
     def _open_data(self, built: BuiltModel) -> tuple[TrainLoader, EvalLoader | None]:
         args, ctx = self.args, self.ctx
         tokenizer = load_tokenizer(built.model, built.info, args.duration_sec, ctx.device)
-        ranks = {"rank": ctx.rank, "world_size": ctx.world_size}
+        ranks = {"rank": ctx.rank, "world_size": ctx.world_size, "gather": gather_over_ranks}
         loader = TrainLoader(args, tokenizer, **ranks)
         return loader, EvalLoader(args, tokenizer, **ranks) if args.do_eval else None
 

@@ -77,7 +77,8 @@ def _check_numbers(args: "TrainArgs") -> None:
         ("optim.weight_decay", args.optim.weight_decay),
     ):
         _require(math.isfinite(value) and value >= 0, args, name, "must be a finite number that is not negative.")
-    _require(args.seed >= 0, args, "seed", "must be a whole number that is not negative.")
+    # torch takes 64 bits, and each rank adds its number.
+    _require(0 <= args.seed < 2**63, args, "seed", "must be a whole number, not negative and below 2**63.")
     _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
     _require(0 <= args.optim.pct_start <= 1, args, "optim.pct_start", "must lie between 0 and 1.")
     # OneCycleLR divides by pct_start * total_steps - 1.

@@ -213,6 +213,8 @@ def test_values_that_no_training_gives_are_named(saved, doctor, value):
     code, checks = doctor(path)
     assert code == 1
     assert "text_emb.weight" in checks["FAILED finite"]["value"]
+    rewrite(path / "consolidated", lambda weights: weights[W_TARGET].fill_(value))
+    assert W_TARGET in doctor(path)[1]["FAILED finite"]["value"]  # whose norm is in the JSON
     assert "warning model" in checks  # not loaded
 
 
@@ -304,6 +306,26 @@ def test_adapters_that_were_moved_are_named_and_a_base_that_is_gone_can_be_given
     code, checks = doctor(moved, "--base", base)
     assert code == 0
     assert "ok TTT active" in checks
+
+
+def test_a_device_that_is_not_there_is_named(saved, doctor, capsys):
+    path = saved()
+    index = torch.cuda.device_count()
+    code, checks = doctor(path, "--device", f"cuda:{index}")
+    assert code == 1
+    assert f"there is no cuda:{index} here" in checks["FAILED model"]["value"]
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path), "--device", "foo"])
+    assert "--device foo: must be cpu, cuda" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_loaded(saved, doctor, monkeypatch):
+    path = saved()
+    monkeypatch.setattr("finetune.doctor.running.available_memory", lambda: 1000)
+    code, checks = doctor(path)
+    assert code == 0
+    assert "not loaded: it takes" in checks["warning model"]["value"]
+    assert "ok TTT active" not in checks
 
 
 def test_a_base_model_of_another_shape_does_not_load_and_is_named(saved, doctor, tmp_path):

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import sphn
 import torch
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
 from finetune.args import MoshiPaths, from_dict
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
 from finetune.data.manifest import Entry
 from finetune.data.tokenize import SpeechTokenizer
 from finetune.evaluation import run as run_module
@@ -345,15 +346,22 @@ def test_files_of_the_base_model_that_are_gone_are_named(words):
         evaluate(parse_command_line(words("merged", "--moshi_paths.mimi_path=gone")))
 
 
-def test_data_that_cannot_be_read_is_no_loss_of_zero(words, tmp_path):
-    (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
-    (tmp_path / "bad.json").write_text('{"alignments": []}')
-    (tmp_path / "bad.jsonl").write_text('{"path": "bad.wav", "duration": 11.0}')
-    with pytest.raises(BrokenData, match="no recording could be read"):
-        evaluate(parse_command_line(words("merged", f"--data.eval_data={tmp_path / 'bad.jsonl'}")))
-    good = {"path": str(DATA / "boat.wav"), "duration": 11.0}
-    lines = [json.dumps(good), '{"path": "bad.wav", "duration": 11.0}']
-    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
-    table = evaluate(parse_command_line(words("merged", f"--data.eval_data={tmp_path / 'bad.jsonl'}")))
+def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words, tmp_path):
+    pcm, rate = sphn.read(str(DATA / "boat.wav"), duration_sec=1.0)
+    lines = []
+    for index in range(25):
+        sphn.write_wav(str(tmp_path / f"{index}.wav"), pcm.mean(0) if index == 24 else pcm, rate)  # the last is mono
+        (tmp_path / f"{index}.json").write_text('{"alignments": []}')
+        lines.append(json.dumps({"path": f"{index}.wav", "duration": 1.0}))
+    data = f"--data.eval_data={tmp_path / 'list.jsonl'}"
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    table = evaluate(parse_command_line(words("merged", data)))
+    assert "24 streams" in table
     assert "1 skipped" in table
-    assert [Path(name.split()[0]).name for name in results(tmp_path)["standard"]["skipped"]] == ["bad.wav"]
+    assert [Path(name.split()[0]).name for name in results(tmp_path)["standard"]["skipped"]] == ["24.wav"]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines[20:]))
+    with pytest.raises(BrokenData, match=r"1 of 5 items are broken.*24.wav"):
+        evaluate(parse_command_line(words("merged", data)))
+    (tmp_path / "list.jsonl").write_text('{"path": "missing.wav", "duration": 1.0}')
+    with pytest.raises(BrokenData, match=r"missing.wav"):
+        evaluate(parse_command_line(words("merged", data)))

@@ -170,6 +170,20 @@ def test_what_lies_on_the_hub_is_named_not_copied(saved, tmp_path, repo, monkeyp
     assert relative(logits(build_model(args, CTX).model.eval()), answers(run)) < 1e-5  # trains on with them merged
 
 
+def test_adapters_over_a_base_with_adapters_of_its_own_are_refused_where_they_would_be_missing(saved, tmp_path, capsys):
+    first = export(saved("adapter"), tmp_path / "first", Options(with_base=True))
+    shutil.rmtree(tmp_path / "run")
+    run = saved("adapter", base=first)
+    own = str(first / "lora.safetensors")
+    for options in (Options(with_base=True), Options(merge=True)):
+        with pytest.raises(ConfigError, match=f"adapters of its own, {own}"):
+            export(run, tmp_path / "out", options)
+    with pytest.raises(ConfigError, match="adapters of its own"):
+        answers(run)
+    assert doctor([str(run)]) == 1
+    assert own in capsys.readouterr().out
+
+
 def test_adapters_over_a_local_base_are_refused_with_both_remedies(saved, tmp_path):
     with pytest.raises(ConfigError, match=r"--with-base .* --merge"):
         export(saved("adapter"), tmp_path / "out", Options())
@@ -237,6 +251,7 @@ def test_an_old_checkpoint_needs_the_base_named(saved, tmp_path, repo, caplog):
 
 
 RESULTS = {
+    "step": 2,
     "standard": {
         "streams": 12,
         "seconds": 600.0,
@@ -250,7 +265,7 @@ RESULTS = {
                 "text_loss": {"value": -0.1, "low": None, "high": None},
             }
         },
-    }
+    },
 }
 
 
@@ -266,7 +281,7 @@ def test_the_model_card_shows_what_was_measured(saved, tmp_path, given):
     assert "| updates on | 2.5000 | 1.0000 | 1.5000 | 12.2000 |" in card
     assert "| updates off | 2.7500 | 1.1000 | 1.6500 | not finite |" in card
     assert "| updates on - updates off | -0.2500 [-0.3000, -0.2000] | -0.1000 |  |  |" in card
-    assert "12 recordings, 10.0 minutes" in card
+    assert "12 recordings, 10.0 minutes; losses in nats per step; in brackets 95 % intervals" in card
     assert "| `ttt_chunk_size` | `8` |" in card
     assert "2 steps of 1 segments of 10.0 s, in float32" in card
     heading = yaml.safe_load(card.split("---\n")[1])
@@ -274,10 +289,21 @@ def test_the_model_card_shows_what_was_measured(saved, tmp_path, given):
     assert "license" not in heading  # the user's to choose
 
 
+def test_one_recording_has_no_interval_on_the_card(saved, tmp_path):
+    alone = json.loads(json.dumps(RESULTS))
+    alone["standard"] |= {"streams": 1, "differences": {}}
+    (tmp_path / "eval.json").write_text(json.dumps(alone))
+    out = export(saved("full"), tmp_path / "out", Options(results=tmp_path / "eval.json"))
+    assert "1 recording, 10.0 minutes; losses in nats per step.\n" in (out / "README.md").read_text()
+
+
 def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved, tmp_path):
     run = saved("full")
     with pytest.raises(ConfigError, match=r"eval='.*nothing.json': no such file"):
         export(run, tmp_path / "out", Options(results=tmp_path / "nothing.json"))
+    (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 7}))
+    with pytest.raises(ConfigError, match="was measured at step 7, and this checkpoint is of 2"):
+        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
     assert "Not measured." in (export(run, tmp_path / "out", Options()) / "README.md").read_text()
 
 

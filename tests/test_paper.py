@@ -9,7 +9,7 @@ import pytest
 import sphn
 import torch
 
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
 from finetune.evaluation.paper.audio import MonoTokenizer
 from finetune.evaluation.paper.likelihood import Likelihood
 from finetune.evaluation.paper.report import plot, table, text

@@ -8,7 +8,7 @@ import pytest
 import sphn
 import torch
 
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
 from finetune.data.tokenize import BrokenItem
 from finetune.evaluation.paper.audio import MonoTokenizer
 from finetune.parsing import ConfigError

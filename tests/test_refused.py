@@ -204,7 +204,7 @@ def test_a_run_dir_that_cannot_be_a_folder(place, monkeypatch, words, run_dir):
 
 def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place, monkeypatch):
     (place / "data" / "train.wav").unlink()
-    assert "lines are broken" in refused(place, monkeypatch, "--overwrite_run_dir")
+    assert "items are broken" in refused(place, monkeypatch, "--overwrite_run_dir")
     truncate(place / "repo" / "tokenizer.model")
     assert "tokenizer.model" in refused(place, monkeypatch, "--overwrite_run_dir")
 

@@ -5,6 +5,7 @@ Each finding is a line that begins with ok, warning or FAILED. Exits with 1 if a
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where the model is loaded (default: cpu)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     args = parser.parse_args(argv)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        parser.error(f"--device {args.device}: must be cpu, cuda or cuda:0, cuda:1, ...")
     found = []
     for check in _checks(args):
         found.append(check)
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     good = all(check.status != FAILED for check in found)
     if args.json:
         content = {"ok": good, "checkpoint": args.checkpoint, "checks": [check.to_dict() for check in found]}
-        print(json.dumps(content, indent=2))
+        print(json.dumps(content, indent=2, allow_nan=False))
     else:
         counts = [f"{sum(check.status == status for check in found)} {status}" for status in (OK, "warning", FAILED)]
         print(", ".join(counts))

@@ -84,7 +84,13 @@ def _training_state(folder: Path) -> Iterator[Check]:
         yield Check("training state", WARNING, f"not there ({state}): this checkpoint cannot be resumed", remedy)
         return
     ends: dict[str, int] = {}
-    for part in FileSystemReader(state).read_metadata().storage_data.values():
+    try:
+        parts = FileSystemReader(state).read_metadata().storage_data.values()
+    except Exception as error:  # a damaged pickle raises anything
+        text = f"its index {state / '.metadata'} cannot be read: {type(error).__name__}: {error}"
+        yield Check("training state", FAILED, text, RESTORE)
+        return
+    for part in parts:
         ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
     short = [name for name, end in ends.items() if not (state / name).is_file() or (state / name).stat().st_size < end]
     size = sum(path.stat().st_size for path in state.iterdir())

@@ -1,5 +1,6 @@
 """What a check found, as a line and as JSON."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ class Check:
         return " ".join(f"{self.status} {self.name}: {self.value}{remedy}".split())  # errors of libraries have many
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As strict JSON can hold it: a number that is not finite is None."""
+        return _strict(asdict(self))
 
 
 def guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -39,6 +41,14 @@ def guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]
         yield from checks()
     except Exception as error:
         yield Check(name, FAILED, f"{type(error).__name__}: {error}", "an error that this check did not foresee")
+
+
+def _strict(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def in_units(size: float) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from moshi.conditioners import ConditionAttributes
 from moshi.models import LMModel, loaders
+from moshi.utils.compile import no_compile
 
 import moshi_patch
 
-from ..base import find_checkpoint
-from ..finished import Finished, load_lm, model_paths
+from ..finished import Finished, find_base, load_lm, model_paths
 from ..inspection import patched, stored_dtype
 from .environment import available_memory
 from .report import FAILED, OK, WARNING, Check, in_units
@@ -25,6 +25,9 @@ HARDLY = 1e-4
 
 def running(finished: Finished, base: str | None, device: torch.device) -> Iterator[Check]:
     """Loads the model and compares its answers with updates on and off."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        yield Check("model", FAILED, f"not loaded: there is no {device} here", "leave out --device, for the CPU")
+        return
     try:
         weights = _base_weights(finished, base)
     except (OSError, ValueError) as error:  # a ConfigError is a ValueError
@@ -41,7 +44,7 @@ def running(finished: Finished, base: str | None, device: torch.device) -> Itera
         text = f"not loaded: it takes {in_units(needed)}, and {in_units(free)} are free"
         yield Check("model", WARNING, text, "check it on a larger machine, or with --device cuda")
         return
-    with patched():
+    with patched(), no_compile():
         try:
             model = load_lm(finished, weights, device, stored_dtype(finished))
         except Exception as error:  # whatever moshi and torch raise for weights that do not fit
@@ -60,7 +63,7 @@ def _base_weights(finished: Finished, base: str | None) -> Path | None:
     if not finished.adapters:
         return None
     paths = model_paths(finished, base)
-    weights = find_checkpoint(paths).moshi_weights if paths.moshi_path is None else loaders.hf_get(paths.moshi_path)
+    weights = find_base(finished, paths).moshi_weights if paths.moshi_path is None else loaders.hf_get(paths.moshi_path)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file")
     return weights

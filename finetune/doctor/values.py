@@ -15,7 +15,7 @@ from .report import FAILED, OK, WARNING, Check, in_units
 HUGE = 1e6
 """No trained weight is as large; one flipped bit of an exponent makes it so (1e-2 becomes 1e36)."""
 
-PART = 1 << 22
+PART = 1 << 20
 """Values that are looked at at a time."""
 
 
@@ -42,11 +42,16 @@ def values(finished: Finished, header: dict[str, Stored]) -> Iterator[Check]:
 @torch.no_grad()
 def _measure(tensor: torch.Tensor) -> Values:
     squares, largest = 0.0, 0.0
-    for part in tensor.flatten().split(PART):
-        wide = part.double()
-        squares += wide.square().sum().item()
-        largest = max(largest, wide.abs().max().item()) if not math.isnan(squares) else math.nan
-    return Values(math.sqrt(squares), largest, tensor.numel() * tensor.element_size())
+    for part in tensor.flatten().split(PART) if tensor.numel() else ():
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        low, high = wide.aminmax()
+        top = max(-low.item(), high.item())  # NaN if any value is
+        if not math.isfinite(top):
+            return Values(math.nan, math.nan, tensor.nbytes)
+        largest = max(largest, top)
+        # of large values the squares would not fit into float32
+        squares += (wide.double() if top > HUGE else wide).norm().item() ** 2
+    return Values(math.sqrt(squares), largest, tensor.nbytes)
 
 
 def _finite(found: dict[str, Values]) -> Iterator[Check]:

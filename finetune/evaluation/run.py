@@ -21,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import moshi_patch
 
 from ..base import load_tokenizer
-from ..data.tokenize import SpeechTokenizer
 from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..finished import Finished, load_model
 from ..inspection import contradictions
@@ -107,9 +106,9 @@ class Evaluation:
         tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
-            streams = Streams.find(args, tokenizer)
+            streams = Streams.find(args, tokenizer, ctx)
             store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
-            self._score(model, streams, tokenizer, kinds, store)
+            self._score(model, streams, kinds, store)
         if args.paper_style:
             other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
             content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
@@ -117,7 +116,7 @@ class Evaluation:
         del model  # a baseline may need its room
         release()
         if args.standard:
-            kinds |= self._score_baseline(streams, tokenizer, store, other)
+            kinds |= self._score_baseline(streams, store, other)
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
         if ctx.rank != 0:
@@ -130,22 +129,18 @@ class Evaluation:
             tables.insert(0, standard_table(content["standard"]))
         return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
 
-    def _score_baseline(
-        self, streams: Streams, tokenizer: SpeechTokenizer, store: ResultStore, model: LMModel | None
-    ) -> dict[str, str]:
+    def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
         """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
         if self.baseline is None:
             return {}
         kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
         model = load_baseline(self.baseline, self.ctx.device, self.dtype) if model is None else model
-        self._score(model, streams, tokenizer, kinds, store)
+        self._score(model, streams, kinds, store)
         return kinds
 
-    def _score(
-        self, model: LMModel, streams: Streams, tokenizer: SpeechTokenizer, kinds: dict[str, str], store: ResultStore
-    ) -> None:
+    def _score(self, model: LMModel, streams: Streams, kinds: dict[str, str], store: ResultStore) -> None:
         """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
-        on_all_ranks(self.ctx, lambda: score_streams(model, streams, tokenizer, kinds, self.args, self.ctx, store))
+        on_all_ranks(self.ctx, lambda: score_streams(model, streams, kinds, self.args, self.ctx, store))
 
     def _paper_store(self, info: CheckpointInfo) -> ResultStore:
         args = self.args

@@ -20,9 +20,10 @@ from tqdm import tqdm
 import moshi_patch
 
 from ..args import STEPS_PER_SECOND
-from ..data.loader import BrokenData, Health, collate, list_segments
-from ..data.manifest import parse_sources, transcript_path
-from ..data.tokenize import BrokenItem, Item, Segment, SpeechTokenizer
+from ..data.items import BROKEN_SHARE, BrokenData, Items
+from ..data.loader import collate
+from ..data.manifest import transcript_path
+from ..data.tokenize import Item, Segment, SpeechTokenizer
 from ..distributed import Context
 from .results import ResultStore, file_identity
 from .score import StepLosses, score_stream
@@ -42,21 +43,29 @@ CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
 
 @dataclass(frozen=True)
 class Streams:
-    """What is evaluated: the streams, how long each is in seconds, and how many steps a point of the plot has."""
+    """What is evaluated.
+
+    Attributes:
+        segments: the streams, each once.
+        seconds: how long each is.
+        curve_steps: how many steps a point of the plot has.
+        items: reads them.
+    """
 
     segments: list[Segment]
     seconds: list[float]
     curve_steps: int
+    items: Items
 
     @classmethod
-    def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer) -> "Streams":
+    def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer, ctx: Context) -> "Streams":
         """All recordings of `data.eval_data`, each once, cut where they are longer than `max_minutes`.
 
         Raises:
-            BrokenData: when more than 5 % of the lines of a list are broken, or none is left.
+            BrokenData: when more than 5 % of them are missing, or all.
         """
-        sources = parse_sources(args.data.eval_data)
-        segments = list(dict.fromkeys(one for source in sources for one in list_segments(source, tokenizer)))
+        items = Items(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
+        segments = list(dict.fromkeys(segment for source in items.segments for segment in source))
         longest = tokenizer.steps / tokenizer.mimi.frame_rate
         whole = sphn.durations([str(segment.path) for segment in segments])
         seconds = [
@@ -64,7 +73,7 @@ class Streams:
             for segment, duration in zip(segments, whole, strict=True)
         ]
         points = math.ceil(max(seconds) * tokenizer.mimi.frame_rate / CURVE_POINTS)
-        return cls(segments, seconds, max(points, MIN_CURVE_STEPS))
+        return cls(segments, seconds, max(points, MIN_CURVE_STEPS), items)
 
     def identity(self) -> list[Any]:
         """What the results depend on, for a fingerprint."""
@@ -85,7 +94,6 @@ def conditions_of(model: LMModel) -> tuple[str, ...]:
 def score_streams(
     model: LMModel,
     streams: Streams,
-    tokenizer: SpeechTokenizer,
     kinds: dict[str, str],
     args: EvalArgs,
     ctx: Context,
@@ -97,14 +105,14 @@ def score_streams(
         kinds: by condition (`ON`, `OFF`, any other: the model as it is), under which name it is stored.
 
     Raises:
-        BrokenData: when too many recordings cannot be read.
+        BrokenData: when more than 5 % of all recordings cannot be read.
     """
     pending = [
         (segment, seconds)
         for segment, seconds in zip(streams.segments, streams.seconds, strict=True)
         if any(store.get(kind, item_id(segment)) is None for kind in kinds.values())
     ]
-    mine, health = pending[ctx.rank :: ctx.world_size], Health()
+    mine = pending[ctx.rank :: ctx.world_size]
     bar = tqdm(
         total=len(kinds) * sum(seconds for _, seconds in mine) + 1e-3,  # more than the sum of its parts, rounded
         desc=" / ".join(kinds),
@@ -114,7 +122,8 @@ def score_streams(
     with bar:
         for first in range(0, len(mine), args.eval_batch_size):
             part = mine[first : first + args.eval_batch_size]
-            batch = list(_loaded([segment for segment, _ in part], tokenizer, health))
+            batch = list(_loaded([segment for segment, _ in part], streams.items, model.zero_token_id))
+            streams.items.check()
             seconds, longest = sum(seconds for _, seconds in part), max((i.codes.shape[2] for _, i in batch), default=1)
             progress = partial(_advance, bar, seconds / longest)
             for condition, kind in kinds.items():
@@ -129,16 +138,13 @@ def _advance(bar: tqdm, seconds_per_step: float, steps: int) -> None:
     bar.update(seconds_per_step * steps)
 
 
-def _loaded(segments: list[Segment], tokenizer: SpeechTokenizer, health: Health) -> Iterator[tuple[Segment, Item]]:
+def _loaded(segments: list[Segment], items: Items, zero_id: int) -> Iterator[tuple[Segment, Item]]:
+    """Those that can be read, without the zero tokens that fill up an item."""
     for segment in segments:
-        health.seen += 1
-        try:
-            item = tokenizer(segment)
-        except BrokenItem as error:
-            health.broken(segment, error)
-            continue
-        heard = (item.codes[0] != tokenizer.zero_id).any(0).nonzero()
-        yield segment, Item(item.codes[..., : int(heard[-1]) + 1], item.conditions)
+        item = items.read(segment)
+        if item is not None:
+            heard = (item.codes[0] != zero_id).any(0).nonzero()
+            yield segment, Item(item.codes[..., : int(heard[-1]) + 1], item.conditions)
 
 
 def _score(
@@ -192,9 +198,10 @@ def finished(streams: Streams, kinds: dict[str, str], store: ResultStore) -> lis
     """The streams that were scored under every condition.
 
     Raises:
-        BrokenData: when there is none.
+        BrokenData: when more than 5 % were not, having been found broken by any of the ranks.
     """
     found = [one for one in streams.segments if all(store.get(kind, item_id(one)) for kind in kinds.values())]
-    if not found:
-        raise BrokenData("data.eval_data: no recording could be read, so there is no loss to report.")
+    broken = len(streams.segments) - len(found)
+    if broken > BROKEN_SHARE * len(streams.segments):
+        raise BrokenData(f"data.eval_data: {broken} of {len(streams.segments)} streams could not be read.")
     return found

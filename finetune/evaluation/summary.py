@@ -25,7 +25,7 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
         context: of the checkpoint's attention, in steps.
 
     Raises:
-        BrokenData: when no stream was scored.
+        BrokenData: when more than 5 % of the streams could not be read.
     """
     segments = finished(streams, kinds, store)
     values = {name: [store.get(kind, item_id(one)) for one in segments] for name, kind in kinds.items()}

@@ -14,7 +14,7 @@ import sphn
 import torch
 from tqdm import tqdm
 
-from ...data.loader import BROKEN_SHARE, BrokenData
+from ...data.items import BROKEN_SHARE, BrokenData
 from ...data.tokenize import BrokenItem
 from ...distributed import Context
 from ..results import ResultStore
