@@ -346,6 +346,17 @@ def test_files_of_the_base_model_that_are_gone_are_named(words):
         evaluate(parse_command_line(words("merged", "--moshi_paths.mimi_path=gone")))
 
 
+def test_a_truncated_base_model_is_one_line(made, words, tmp_path):
+    shutil.copytree(made / "repo", tmp_path / "repo")
+    weights = tmp_path / "repo" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(
+        ConfigError, match="cannot be loaded over its base model in moshi_paths: SafetensorError"
+    ) as error:
+        evaluate(parse_command_line(words("adapters", f"--moshi_paths.hf_repo_id={tmp_path / 'repo'}")))
+    assert "\n" not in str(error.value)
+
+
 def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words, tmp_path):
     pcm, rate = sphn.read(str(DATA / "boat.wav"), duration_sec=1.0)
     lines = []

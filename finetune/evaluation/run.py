@@ -16,6 +16,7 @@ import torch
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.utils.compile import no_compile
+from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import moshi_patch
@@ -24,7 +25,7 @@ from ..base import load_tokenizer
 from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..finished import Finished, load_model
 from ..inspection import contradictions
-from ..parsing import ConfigError
+from ..parsing import ConfigError, in_one_line
 from ..validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .paper.evaluate import evaluate_paper
@@ -102,7 +103,7 @@ class Evaluation:
     def run(self) -> str:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
-        model, info = load_model(self.finished, args.moshi_paths, ctx.device, self.dtype)
+        model, info = on_all_ranks(ctx, self._load)
         tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
@@ -128,6 +129,18 @@ class Evaluation:
             write_whole(self.out / "eval.png", plot(content["standard"]))
             tables.insert(0, standard_table(content["standard"]))
         return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
+
+    def _load(self) -> tuple[LMModel, CheckpointInfo]:
+        try:
+            return load_model(self.finished, self.args.moshi_paths, self.ctx.device, self.dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except (SafetensorError, OSError, RuntimeError) as error:
+            base = " over its base model in moshi_paths" if self.finished.adapters else ""
+            reason = f"{type(error).__name__}: {in_one_line(error)}"
+            raise ConfigError(
+                f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}: {reason}"
+            ) from error
 
     def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
         """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
