@@ -63,15 +63,8 @@ class WandbArgs:
 
 
 @dataclass
-class TTTArgs:
-    """`moshi_patch.TTTConfig`, whose documentation holds, and what only training needs.
-
-    Args:
-        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
-        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
-        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
-        init_target: where W_target of new target generators begins, one of `target_init.KINDS`.
-    """
+class TTTSettings:
+    """`moshi_patch.TTTConfig`, whose documentation holds, as a section of settings."""
 
     enabled: bool = False
     layer_frequency: int = 6
@@ -84,10 +77,6 @@ class TTTArgs:
     target: str = "token_embeddings"
     delta_clip: float | None = None
     decay: float = 1.0
-    train_w_down: bool = True
-    optim_lr: float | None = None
-    text_emb_lr: float | None = None
-    init_target: str = "identity"
 
     def lm_kwargs(self) -> dict[str, Any]:
         """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
@@ -100,6 +89,23 @@ class TTTArgs:
             return TTTConfig(**settings).to_kwargs()
         except ValueError as error:
             raise ConfigError(re.sub(r"\bttt_", "ttt.", str(error))) from error
+
+
+@dataclass
+class TTTArgs(TTTSettings):
+    """The settings of TTT, and what only training needs.
+
+    Args:
+        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
+        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
+        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
+        init_target: where W_target of new target generators begins, one of `target_init.KINDS`.
+    """
+
+    train_w_down: bool = True
+    optim_lr: float | None = None
+    text_emb_lr: float | None = None
+    init_target: str = "identity"
 
 
 @dataclass

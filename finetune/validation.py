@@ -11,7 +11,7 @@ from .data.manifest import parse_sources
 from .parsing import ConfigError
 
 if TYPE_CHECKING:
-    from .args import TrainArgs
+    from .args import MoshiPaths, TrainArgs
 
 STEPS_PER_SECOND = 12.5
 """Mimi's frame rate: one step of the language model is 80 ms."""
@@ -26,6 +26,33 @@ def validate(args: "TrainArgs") -> None:
     _check_modes(args)
     _check_duration(args)
     _check_files(args)
+
+
+def check_moshi_paths(paths: "MoshiPaths", *, weights: bool = True) -> None:
+    """That local files are there.
+
+    Args:
+        weights: False: nobody will read those of the language model.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+
+    def require(holds: bool, name: str, remedy: str) -> None:
+        if not holds:
+            raise ConfigError(f"moshi_paths.{name}={getattr(paths, name)!r}: {remedy}")
+
+    names = ("mimi_path", "moshi_path", "tokenizer_path", "config_path")
+    for name in names if weights else [name for name in names if name != "moshi_path"]:
+        path = getattr(paths, name)
+        known = path is not None or paths.hf_repo_id is not None
+        require(known, name, "is required while moshi_paths.hf_repo_id is null.")
+        local = path is not None and not path.startswith("hf://")
+        exists = not local or Path(path.removeprefix("file://")).is_file()
+        require(exists, name, "no such file; correct the path, or null for the repository's.")
+    repo = paths.hf_repo_id
+    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
+    require(known, "hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
 
 
 def _require(holds: bool, args: "TrainArgs", name: str, remedy: str) -> None:
@@ -97,16 +124,6 @@ def _check_files(args: "TrainArgs") -> None:
             parse_sources(spec)
         except ValueError as error:
             raise ConfigError(f"data.{name}={spec!r}: {error}") from error
-    paths = args.moshi_paths
-    for name in ("mimi_path", "moshi_path", "tokenizer_path", "config_path"):
-        path = getattr(paths, name)
-        remedy = "is required while moshi_paths.hf_repo_id is null."
-        _require(path is not None or paths.hf_repo_id is not None, args, f"moshi_paths.{name}", remedy)
-        local = path is not None and not path.startswith("hf://")
-        exists = not local or Path(path.removeprefix("file://")).is_file()
-        _require(exists, args, f"moshi_paths.{name}", "no such file; correct the path, or null for the repository's.")
-    repo = paths.hf_repo_id
-    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
-    _require(known, args, "moshi_paths.hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
+    check_moshi_paths(args.moshi_paths)
     found = args.init_from is None or Path(args.init_from).exists()
     _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

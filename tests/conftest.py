@@ -22,6 +22,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def mimi(tmp_path_factory):
+    """The Mimi of the tiny repository, random, with codebooks that fit speech."""
+    from .paper import make_mimi
+
+    return make_mimi(tmp_path_factory.mktemp("mimi"))
+
+
 @pytest.fixture
 def patched():
     """moshi with the patch installed, stock again afterwards."""

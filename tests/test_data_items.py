@@ -1,5 +1,6 @@
 """Data: the text row by hand, and the codes of real audio."""
 
+import copy
 import json
 import shutil
 import wave
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.data.encode import encode
 from finetune.data.interleave import text_row
 from finetune.data.loader import TrainLoader
 from finetune.data.manifest import read_entries, read_transcript
@@ -101,6 +103,18 @@ def test_codes_are_text_then_moshi_then_user_and_the_rest_is_zero_tokens(codec, 
     assert torch.equal(codes[0, :1, :45], text_row(words, tokenizer.text_tokenizer, 45, first_step=100))
     assert (codes[0, :, 45:] == -1).all()
     assert (codes[0, :, :45] >= 0).all()
+
+
+@pytest.mark.parametrize("block_steps", [1, 7, 40, 144])
+@torch.no_grad()
+def test_a_recording_encoded_in_blocks_has_the_codes_of_one_pass(codec, block_steps):
+    mimi = copy.deepcopy(codec[0]).double()  # this random one's codewords lie so close that float32 would decide
+    pcm = torch.from_numpy(loaders_read(DATA / "sister.wav")).double()[:, None, :-100]  # the last frame is not whole
+    codes = mimi.encode(pcm)
+    assert codes.shape[2] == 145
+    assert mimi.encoder_transformer.transformer.layers[0].self_attn.context < 2 * 145, "the window is never full"
+    assert torch.equal(encode(mimi, pcm, block_steps), codes)
+    assert torch.equal(mimi.encode(pcm), codes), "something was left behind"
 
 
 def loaders_read(path: Path) -> np.ndarray:

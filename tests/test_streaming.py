@@ -292,6 +292,30 @@ def test_updates_switched_off_from_the_start_are_the_stock_model():
             assert torch.equal(steps(model, codes), steps(stock, codes))
 
 
+@torch.no_grad()
+def test_a_muted_segment_of_a_fresh_stream_leaves_what_muted_steps_leave():
+    model = ttt_model()
+    gating = next(iter(moshi_patch.ttt_gatings(model).values()))
+    muted = SEGMENT_STEPS + 3
+    assert muted > model.ttt_config.chunk_size
+    x, x0 = torch.randn(2, B, T, model.dim, dtype=torch.float64)
+    outcomes = []
+    for splits in ([1] * T, [muted] + [1] * (T - muted)):
+        outs, parts = [], list(zip(x.split(splits, 1), x0.split(splits, 1), strict=True))
+        heard_muted = len(parts) - (T - muted)
+        with gating.streaming(B):
+            gating.set_exec_mask(torch.tensor([True] * (B - 1) + [False]))
+            with moshi_patch.ttt_updates(model):
+                outs += [call_gating(gating, *part) for part in parts[:heard_muted]]
+            state = copy.deepcopy(vars(gating._streaming_state.fast))
+            outs += [call_gating(gating, *part) for part in parts[heard_muted:]]
+            outcomes.append((torch.cat(outs, 1), state))
+    (stepped, expected), (jumped, actual) = outcomes
+    assert relative(jumped, stepped) < 1e-12
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
 def test_a_gating_called_outside_of_its_transformer_says_what_it_lacks():
     model = ttt_model()
     gating = next(iter(moshi_patch.ttt_gatings(model).values()))

@@ -16,6 +16,7 @@ import sphn
 import torch
 from moshi.conditioners import ConditionAttributes
 
+from .encode import encode
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Entry, Transcript, read_transcript, transcript_path
 
@@ -160,7 +161,7 @@ class SpeechTokenizer:
     def _encode(self, pcm: np.ndarray) -> torch.Tensor:
         """Codes `[n_q, T or fewer]` of `pcm [2, S]`."""
         device = next(self.mimi.parameters()).device
-        moshi, user = self.mimi.encode(torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
+        moshi, user = encode(self.mimi, torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
         return torch.cat([moshi[: self.dep_q], user[: self.n_q - self.dep_q]])
 
     def _attributes(self, found: dict[str, Any]) -> ConditionAttributes | None:

@@ -72,6 +72,10 @@ class FastWeight:
     def chunk_size(self) -> int:
         return self.keys.shape[1] // 2
 
+    def untouched(self) -> bool:
+        """Whether no row has written anything since its last reset. Waits for the device: not for every step."""
+        return not (self.wrote | (self.updates > 0)).any()
+
     def previous_chunk(self) -> torch.Tensor:
         """`[B, 2C]` bool: which places of the rings hold the previous chunk (none, all zero, during the first)."""
         size = self.chunk_size
