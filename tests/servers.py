@@ -72,12 +72,16 @@ class Server:
             assert answer.headers["Content-Type"].startswith("application/json")
             return json.load(answer)
 
+    @property
+    def chat(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/api/chat"
+
     @asynccontextmanager
     async def connect(self):
         """A websocket that has its place: after the handshake. While the server is busy, tried again as it asks for."""
         async with aiohttp.ClientSession() as session:
             for _ in range(20):
-                async with session.ws_connect(f"ws://127.0.0.1:{self.port}/api/chat") as websocket:
+                async with session.ws_connect(self.chat) as websocket:
                     first = await websocket.receive()
                     if first.type == aiohttp.WSMsgType.CLOSE and first.data == BUSY:
                         continue
@@ -86,24 +90,34 @@ class Server:
                     return
             pytest.fail("The server stays busy.")
 
-    def talk(self, messages: list[bytes], goodbye: bool = False) -> Answer:
-        """Says `messages`, listens to `ANSWERS` of audio and vanishes, with or without a goodbye."""
-        return asyncio.run(asyncio.wait_for(self._talk(messages, goodbye), ANSWER_S))
+    def talk(self, messages: list[bytes]) -> Answer:
+        """Says `messages`, listens to `ANSWERS` of audio and vanishes without a goodbye."""
+        return asyncio.run(asyncio.wait_for(self.listen(messages), ANSWER_S))
 
-    async def _talk(self, messages: list[bytes], goodbye: bool) -> Answer:
-        reader, pcm, texts = sphn.OpusStreamReader(RATE), [], []
+    async def listen(self, messages: list[bytes], pause: float = 0.0) -> Answer:
+        """As :meth:`talk`, waiting `pause` seconds before each message."""
         async with self.connect() as websocket:
-            for message in messages:
-                await websocket.send_bytes(b"\x01" + message)
-            while len(pcm) < ANSWERS:
-                answer = await websocket.receive_bytes()
-                if answer[0] == 1:
-                    pcm.append(reader.append_bytes(answer[1:]))
-                else:
-                    assert answer[0] == 2
-                    texts.append((len(pcm), answer[1:].decode()))
-            if not goodbye:
-                websocket._response.connection.transport.abort()
+            saying = asyncio.create_task(self.say(websocket, messages, pause))
+            answer = await self.answers(websocket, ANSWERS)
+            await saying
+            websocket._response.connection.transport.abort()
+        return answer
+
+    async def say(self, websocket, messages: list[bytes], pause: float = 0.0) -> None:
+        for message in messages:
+            await asyncio.sleep(pause)
+            await websocket.send_bytes(b"\x01" + message)
+
+    async def answers(self, websocket, count: int) -> Answer:
+        """What the server says until `count` messages of audio have come."""
+        reader, pcm, texts = sphn.OpusStreamReader(RATE), [], []
+        while len(pcm) < count:
+            answer = await websocket.receive_bytes()
+            if answer[0] == 1:
+                pcm.append(reader.append_bytes(answer[1:]))
+            else:
+                assert answer[0] == 2
+                texts.append((len(pcm), answer[1:].decode()))
         return Answer(np.concatenate(pcm), texts)
 
     def stop(self) -> None:
