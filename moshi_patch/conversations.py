@@ -5,6 +5,7 @@ steps: nothing is read while it is being written.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Conversations:
         self.started = time.perf_counter()
         self.times = np.zeros(RECENT_STEPS, np.float32)  # a ring: seconds per answered step of this connection
         self.status: dict[str, Any] = {}
-        self.status_read = -STATUS_AGE_S
+        self.status_read = float("-inf")
         self.fingerprint = None
         if memory:
             self.fingerprint = fingerprint(self.model)
@@ -254,8 +255,9 @@ def percentiles(seconds: np.ndarray) -> dict[str, float | None]:
 async def hang_up(request: web.Request, code: int, reason: str) -> None:
     """Close the websocket of `request` with a code and a reason of at most 123 bytes, or cut it."""
     socket = request.get(SOCKET)
-    try:
-        await asyncio.wait_for(socket.close(code=code, message=reason.encode()[:123]), HANG_UP_S)
-    except (asyncio.TimeoutError, AttributeError, RuntimeError):  # it does not read, or there is no websocket yet
-        if request.transport is not None:
-            request.transport.abort()
+    if socket is not None and socket.prepared:
+        with contextlib.suppress(asyncio.TimeoutError):  # it does not read
+            await asyncio.wait_for(socket.close(code=code, message=reason.encode()[:123]), HANG_UP_S)
+            return
+    if request.transport is not None:
+        request.transport.abort()
