@@ -196,6 +196,20 @@ def test_a_client_that_does_not_read_is_cut_off(patched, monkeypatch):
     assert run(clients()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
 
 
+def test_a_client_that_sends_faster_than_it_is_answered_keeps_nobody_else_waiting(patched):
+    async def clients():
+        async with served() as (_, session), session.ws_connect("/api/chat") as websocket:
+            for _ in range(200):
+                await websocket.send_str("speech")
+            while await websocket.receive_bytes() != b"\x01":
+                pass
+            async with session.get("/api/ttt") as answer:
+                websocket._response.connection.transport.abort()
+                return await answer.json()
+
+    assert 0 < run(clients())["steps"] < 100
+
+
 def test_a_request_without_a_websocket_is_cut(patched):
     async def client():
         app = web.Application()
