@@ -5,7 +5,7 @@ import os
 import sys
 
 from finetune.args import parse_command_line
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
 from finetune.parsing import ConfigError
 from finetune.trainer import TrainingDiverged, train
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
 
+import argparse
 import datetime
 import itertools
 import json
@@ -13,6 +14,17 @@ from typing import Any
 import moshi
 import torch
 from torch.profiler import ProfilerActivity
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option `--threads`, alike in every benchmark; `set_threads` makes it hold."""
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Torch's threads on the CPU, as `--threads` says."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
 
 def synchronize(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 import moshi_patch
 
 from .distributed import Context, sum_over_ranks
-from .training_state import stock_name
+from .structure import stock_name
 
 logger = logging.getLogger(__name__)
 

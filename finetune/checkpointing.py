@@ -4,6 +4,7 @@
         consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
         consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
         consolidated/training_config.json                  the training configuration, and versions
+        consolidated/SHA256SUMS                            of the weights and of the training configuration
         training_state/                                    for `--resume`, by torch.distributed.checkpoint
 
 A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
@@ -17,7 +18,7 @@ import platform
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import moshi
 import torch
@@ -26,14 +27,11 @@ from safetensors.torch import save_file
 import moshi_patch
 
 from .args import TrainArgs, to_dict
-from .parsing import ConfigError
-from .training_state import TrainState, load_training_state, on_rank_0, save_training_state
-from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, relocate_adapters, sync
-
-if TYPE_CHECKING:
-    from .distributed import Context
-
-__all__ = ["Checkpointer", "TrainState", "load_finished_weights"]
+from .checksums import write_checksums
+from .distributed import Context, on_rank_0
+from .parsing import ConfigError, read_json
+from .training_state import TrainState, is_resumable, load_training_state, save_training_state
+from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters, sync
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class Checkpointer:
             `lora`, `lora_rank`, `lora_scaling` included.
     """
 
-    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: "Context"):
+    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: Context):
         self.folder = Path(run_dir) / "checkpoints"
         self.args, self.ctx = args, ctx
         self.lm_config = json.loads(json.dumps(lm_config))
@@ -95,23 +93,12 @@ class Checkpointer:
         return final
 
     def find(self, step: int = -1) -> Path | None:
-        """The complete checkpoint of `step`, or the newest for -1, which is None if there is none.
+        """The checkpoint of `step`, or the newest for -1, which is None if there is none.
 
         Raises:
-            ValueError: when there is no checkpoint of `step`; names the steps there are.
+            ConfigError: when there is no checkpoint of `step`, or it has no training state; names the steps that have.
         """
-        found = self._finished()
-        if step == -1:
-            if not found and any(FINISHED.fullmatch(item.name) for item in self.folder.glob("*")):
-                raise ConfigError(
-                    f"{self.folder}: its checkpoints have no training_state and cannot be resumed; begin a new run "
-                    "from one of them with init_from."
-                )
-            return found[max(found)] if found else None
-        if step not in found:
-            there = f"there are {', '.join(map(str, found))}" if found else "there is none"
-            raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
-        return found[step]
+        return on_rank_0(self.ctx, lambda: self._find(step))
 
     def load(self, path: Path, state: TrainState) -> None:
         """Continues from `path`: model, optimizer, scheduler, place in the data, random numbers; sets `state.step`.
@@ -120,21 +107,31 @@ class Checkpointer:
         weight decay, warm-up or number of steps, the new schedule is entered at the place where the old one was left.
 
         Raises:
-            ValueError: when another architecture, other parameters or another base model were trained; nothing is
-                changed then.
+            ConfigError: when another architecture, other parameters or another base model were trained, or a file is
+                damaged; nothing in the run's folder is changed then.
         """
-        recorded = on_rank_0(self.ctx, lambda: json.loads((path / "consolidated" / "training_config.json").read_text()))
+        recorded = on_rank_0(self.ctx, lambda: _read_settings(path))
         self._refuse_other_model(path, recorded)
         rescheduled = self._log_changes(recorded["training"])
         load_training_state(path / "training_state", state, self.ctx, keep_schedule=not rescheduled)
         self._current = path
         self._log(logging.INFO, "Resumed at step %d from %s", state.step, path)
 
-    def _finished(self) -> dict[int, Path]:
-        """Complete checkpoints by step, ascending."""
-        folders = self.folder.iterdir() if self.folder.is_dir() else ()
-        steps = {int(match[1]): folder for folder in folders if (match := FINISHED.fullmatch(folder.name))}
-        return {step: steps[step] for step in sorted(steps) if (steps[step] / "training_state" / ".metadata").is_file()}
+    def _find(self, step: int) -> Path | None:
+        found = list_checkpoints(self.folder)
+        if step == -1 and not found:
+            return None
+        wanted = max(found) if step == -1 else step
+        if wanted in found and is_resumable(found[wanted]):
+            return found[wanted]
+        others = [str(other) for other, folder in found.items() if is_resumable(folder)]
+        there = f"there are {', '.join(others)}, for --resume STEP" if others else "there is none to resume"
+        if wanted in found:
+            raise ConfigError(
+                f"{found[wanted]}: has no training_state/.metadata and cannot be resumed; {there}. To begin a new run "
+                "from its weights, set init_from."
+            )
+        raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
 
     def _prepare(self, temporary: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +148,7 @@ class Checkpointer:
         save_file(weights, folder / name, {"format": "pt"})
         _write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
         _write_json(folder / "training_config.json", self._training_config(step))
+        write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         self._abandon_from(step)
@@ -161,7 +159,7 @@ class Checkpointer:
 
     def _abandon_from(self, step: int) -> None:
         """Renames checkpoints of `step` and later: they are of a course that the run has left."""
-        for newer in [folder for other, folder in self._finished().items() if other >= step]:
+        for newer in [folder for other, folder in list_checkpoints(self.folder).items() if other >= step]:
             aside = self.folder / f"abandoned-{newer.name}"
             number = 2
             while aside.exists():
@@ -172,7 +170,8 @@ class Checkpointer:
 
     def _prune(self) -> None:
         keep = self.args.num_ckpt_keep
-        for folder in list(self._finished().values())[: -keep if keep else 0]:
+        complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
+        for folder in complete[: -keep if keep else 0]:
             going = self.folder / f".old-{folder.name}"
             folder.rename(going)
             shutil.rmtree(going)
@@ -239,6 +238,19 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """`training_config.json`; what is served from beside it is looked at too, so that no run continues on a wreck."""
+    path = checkpoint / "consolidated" / "training_config.json"
+    try:
+        read_json(path.with_name("config.json"))
+        content = read_json(path)
+        if not all(isinstance(content.get(key), dict) for key in ("training", "lm_config")):
+            raise ConfigError(f"{path}: has no sections training and lm_config.")
+    except ConfigError as error:
+        raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

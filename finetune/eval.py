@@ -6,7 +6,8 @@ from torch import nn
 import moshi_patch
 
 from .args import TrainArgs
-from .data.loader import Batch, BrokenData, EvalLoader
+from .data.items import BrokenData
+from .data.loader import Batch, EvalLoader
 from .distributed import Context, sum_over_ranks
 from .loss import LossParts, compute_loss, perplexity
 

@@ -11,10 +11,11 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import moshi_patch
 from finetune.args import TrainArgs, from_dict, load_args
+from finetune.base import find_checkpoint
 from finetune.distributed import Context
 from finetune.optim import MasterAdamW, build_optimizer, describe, parameter_groups
 from finetune.parsing import ConfigError
-from finetune.wrapped_model import add_adapters, build_model, find_checkpoint, trained_config
+from finetune.wrapped_model import add_adapters, build_model, trained_config
 from tests.fixtures_repo import ROOT, build_repo
 from tests.loading import KEYS
 from tests.models import TTT, random_codes, tiny_model

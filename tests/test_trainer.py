@@ -12,17 +12,14 @@ import pytest
 import torch
 import yaml
 
-import moshi_patch
 from finetune import activity as activity_module
-from finetune.activity import Activity, InactivityWatch, delta_norm
 from finetune.args import from_dict
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
 from finetune.parsing import ConfigError
-from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, prepare_run_dir, train
-from moshi_patch.ops import dual
+from finetune.run_dir import open_run_dir
+from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
 from tests.fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
-from tests.models import TTT, random_codes, randomise_targets, tiny_model
 
 ONE = Context(0, 1, 0, torch.device("cpu"))
 
@@ -66,7 +63,7 @@ def trainer(repo, tmp_path):
         args = from_dict(settings_for(repo, tmp_path / f"run{len(made)}", **changes))
         args.validate()
         ctx = setup()
-        made.append(Trainer(args, ctx, prepare_run_dir(args)))
+        made.append(Trainer(args, ctx))
         return made[-1]
 
     yield make
@@ -146,7 +143,7 @@ def test_an_existing_run_is_never_overwritten_nor_deleted(repo, tmp_path, monkey
     monkeypatch.setattr("finetune.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
     with pytest.raises(ConfigError, match=r"run_dir=.*exists already.*--resume.*overwrite_run_dir"):
         train(from_dict(settings_for(repo, run)))
-    prepare_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True)))
+    assert open_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True))) == run
     assert not (run / "precious").exists()
     assert [(folder / "precious").read_text() for folder in tmp_path.glob("run.*")] == ["weights"]
 
@@ -249,54 +246,6 @@ def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tm
     train(from_dict(settings_for(repo, tmp_path / "run", ckpt_freq=2, max_steps=5)))
     names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["checkpoint_000003", "checkpoint_000004", "checkpoint_000005"]
-
-
-@pytest.mark.parametrize("options", [{}, {"delta_clip": 0.4}, {"decay": 0.7}, {"delta_clip": 0.4, "decay": 0.7}])
-def test_the_norm_from_gram_matrices_is_that_of_the_delta(options):
-    config = moshi_patch.TTTConfig(chunk_size=5, learning_rate=0.2, **options)
-    z, v = torch.randn(23, 11), torch.randn(20, 7)
-    _, delta = dual(torch.zeros(1, 20, 7), z[None, :20], v[None], 5, 0.2, return_delta=True, **options)
-    assert delta_norm(z, v, config).item() == pytest.approx(delta.norm().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
-def test_activity_in_one_pass_is_that_of_the_stream(checkpointing, lora):
-    model = randomise_targets(tiny_model(torch.float32, **TTT, gradient_checkpointing=checkpointing)).train()
-    if lora:
-        from finetune.wrapped_model import add_adapters
-
-        add_adapters(model, 3, 2.0)
-    watched = Activity(model, ONE)
-    codes = random_codes(model, 2, 24)
-    x = model.text_emb(codes[:, 0]).detach().requires_grad_()
-    with watched.measure():
-        out = model.transformer(x)
-    values = watched.values()
-    out.sum().backward()
-    assert watched.values() == values  # recomputed layers are not measured again
-    with torch.no_grad(), model.streaming(2):
-        for step in x.split(1, 1):
-            model.transformer(step)
-        stats = moshi_patch.ttt_stats(model)
-    for name, layer in stats.items():
-        prefix = name.replace("transformer.", "ttt/").removesuffix(".gating")
-        assert values[f"{prefix}/delta_norm"] == pytest.approx(layer["delta_norm"][0], rel=1e-4)
-        assert values[f"{prefix}/relative_delta"] == pytest.approx(layer["relative_delta"][0], rel=1e-4)
-        assert values[f"{prefix}/conv_norm"] == pytest.approx(layer["conv_norm"], rel=1e-5)
-        assert values[f"{prefix}/W_target_norm"] == pytest.approx(layer["W_target_norm"], rel=1e-5)
-
-
-def test_inactive_ttt_is_warned_of_once(caplog):
-    watch = InactivityWatch()
-    quiet, loud = {"ttt/layers.1/relative_delta": 1e-8}, {"ttt/layers.1/relative_delta": 1e-3}
-    warned = [step for step in range(1, 301, 10) if watch.observe(step, quiet)]
-    assert warned == [101]
-    assert "TTT is inactive: for 100 steps" in caplog.text
-    assert "Raise ttt.optim_lr" in caplog.text
-    assert not watch.observe(310, loud)
-    assert [step for step in range(320, 500, 10) if watch.observe(step, quiet)] == [420]
-    assert not any(watch.observe(step, {}) for step in range(500, 900))  # no TTT at all
 
 
 def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):

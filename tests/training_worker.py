@@ -11,18 +11,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from moshi.models import loaders
+from safetensors import SafetensorError
 
 from finetune import trainer
 from finetune.args import from_dict
+from finetune.data.items import BrokenData
 from finetune.parsing import ConfigError
 
 DIVERGES = "poison_step"
 """In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
 
+UNREADABLE = "unreadable"
+"""In a job: the name of a file that rank 1, and it alone, cannot read, as on a machine with a bad disk."""
+
 
 def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
     torch.set_num_threads(1)
     reports: list[dict] = []
+    unreadable: str | None = None
     build, load_file, step = trainer.build_model, loaders.load_file, trainer.forward_loss
 
     def watched_build(args, ctx):
@@ -35,12 +41,14 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
 
     def watched_load(path, *args, **kwargs):
         reports[-1]["read"].append(Path(path).name)
+        if rank == 1 and Path(path).name == unreadable:
+            raise SafetensorError("input/output error")
         return load_file(path, *args, **kwargs)
 
     trainer.build_model, loaders.load_file = watched_build, watched_load
     for number, job in enumerate(jobs):
         reports.append({"read": []})
-        poison = job.pop(DIVERGES, None)
+        poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
         calls = []
 
         def loss(*args, poison=poison, calls=calls):
@@ -60,7 +68,7 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
         )
         try:
             trainer.train(from_dict(job))
-        except ConfigError as error:
+        except (BrokenData, ConfigError) as error:
             reports[-1]["error"] = str(error)
     (folder / f"report{rank}.json").write_text(json.dumps(reports))
 

@@ -53,9 +53,12 @@ def parse_sources(spec: str) -> list[Source]:
     """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
 
     Raises:
-        ValueError: for a weight that is not positive, a path that does not exist or a folder without lists.
+        ValueError: for a weight that is not positive, a path that does not exist, a folder without lists, or nothing.
     """
-    return [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+    sources = [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+    if not sources:
+        raise ValueError(f"{spec!r} names no list; must be a .jsonl file or a folder of them.")
+    return sources
 
 
 def _parse_source(part: str) -> Source:
@@ -65,6 +68,8 @@ def _parse_source(part: str) -> Source:
     except ValueError:  # a colon within the path
         colon, weight = "", 1.0
     path = Path(name if colon else part)
+    if colon and not name:
+        raise ValueError(f"{part}: there is no list before the colon.")
     if not (math.isfinite(weight) and weight > 0):
         raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
     if path.is_dir():
@@ -100,7 +105,7 @@ def _check_line(content: Any) -> tuple[str, float]:
     if not isinstance(content, dict):
         raise ValueError('must be an object {"path": ..., "duration": seconds}')
     path, duration = content.get("path"), content.get("duration")
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not Path(path).name:
         raise ValueError(f"path={path!r}: must be the name of an audio file")
     if not _is_number(duration) or duration <= 0:
         raise ValueError(f"duration={duration!r}: must be a positive number of seconds")
@@ -119,22 +124,41 @@ def read_transcript(path: Path) -> Transcript:
         FileNotFoundError: no such file.
         ValueError: not JSON, or an alignment that is not `["word", [start_s, end_s], "SPEAKER"]`; names its index.
     """
+    alignments, malformed, conditions = scan_transcript(path)
+    if malformed:
+        more = f" (and {len(malformed) - 1} more)" if len(malformed) > 1 else ""
+        raise ValueError(next(iter(malformed.values())) + more)
+    return Transcript(list(alignments.values()), conditions)
+
+
+def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], dict[str, Any] | None]:
+    """The alignments of a file by their index, what is wrong with each malformed one, and the text conditions.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object with a list of alignments.
+    """
     content = json.loads(path.read_bytes())
-    alignments = content.get("alignments") if isinstance(content, dict) else None
-    if not isinstance(alignments, list):
+    items = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(items, list):
         raise ValueError('must be an object with a list "alignments"')
     conditions = content.get("text_conditions")
     if conditions is not None and not isinstance(conditions, dict):
         raise ValueError(f"text_conditions={conditions!r}: must be an object, or absent")
-    return Transcript([_check_alignment(i, item) for i, item in enumerate(alignments)], conditions)
-
-
-def _check_alignment(index: int, item: Any) -> Alignment:
-    match item:
-        case [str(word), [start, end], str(speaker)] if _is_number(start) and _is_number(end):
-            return word, (float(start), float(end)), speaker
-    raise ValueError(f'alignments[{index}]={item!r}: must be ["word", [start_s, end_s], "SPEAKER"]')
+    alignments: dict[int, Alignment] = {}
+    malformed: dict[int, str] = {}
+    for index, item in enumerate(items):
+        match item:
+            case [str(word), [start, end], str(speaker)] if _is_number(start) and _is_number(end):
+                alignments[index] = word, (float(start), float(end)), speaker
+            case _:
+                must = 'must be ["word", [start_s, end_s], "SPEAKER"]'
+                malformed[index] = f"alignments[{index}]={item!r}: {must}"
+    return alignments, malformed, conditions
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

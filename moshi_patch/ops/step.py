@@ -100,8 +100,9 @@ def apply_delta(state: FastWeight, z: torch.Tensor, learning_rate: float) -> tor
     """What the fast weight adds to the output of this step: `[B, D]` in the delta's dtype, from `z [B, H]`."""
     wide = state.delta.dtype
     narrow = state.keys.dtype if state.keys.dtype != torch.float16 else wide  # z·z leaves float16's range
-    kept = torch.bmm(state.delta, z.to(wide)[:, :, None])[:, :, 0]
-    scores = torch.bmm(state.keys.to(narrow), z.to(narrow)[:, :, None]).to(wide)[:, :, 0]
+    # z on the left: with it on the right the CPU's batched product takes four times as long
+    kept = torch.bmm(z.to(wide)[:, None], state.delta.transpose(1, 2))[:, 0]
+    scores = torch.bmm(z.to(narrow)[:, None], state.keys.to(narrow).transpose(1, 2)).to(wide)[:, 0]
     scores = scores * state.previous_chunk() * state.scale[:, None]
     recent = torch.bmm(scores[:, None].to(narrow), state.values.to(narrow))[:, 0].to(wide)
     return torch.where(state.unfolded_rows(), state.keep[:, None] * kept + learning_rate * recent, kept)
