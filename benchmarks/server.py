@@ -196,7 +196,8 @@ def main() -> None:
                 results["steps"] = asyncio.run(stream({"stock": one, "ttt": other}, steps, args.block))
             logger.info("steps: %s", results["steps"])
     if args.out:
-        result = {"benchmark": "server", "settings": vars(args), "machine": machine(torch.device("cpu"))}
+        settings = {key: value for key, value in vars(args).items() if key != "out"}
+        result = {"benchmark": "server", "settings": settings, "machine": machine(torch.device("cpu"))}
         write_json(args.out, {**result, "results": results})
 
 
