@@ -50,7 +50,7 @@ def test_after_a_client_vanished_the_next_one_gets_the_same_answer_to_the_same_s
 
     async def watched():
         """The same speech once more, with somebody who asks for the status all the time."""
-        talking = asyncio.create_task(server.listen(said))
+        talking = asyncio.create_task(server.listen(said, pause=0.1))  # longer than a status is kept
         seen = []
         while not talking.done():
             seen.append(await asyncio.to_thread(server.status))
