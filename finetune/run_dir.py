@@ -22,6 +22,8 @@ def check_run_dir(args: TrainArgs) -> Path:
             folder; when moving it aside would take away the working directory or what this run reads.
     """
     run_dir = Path(args.run_dir)
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ConfigError(f"run_dir={args.run_dir!r}: a link to {os.readlink(run_dir)}, which is not there; make it.")
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not parent.is_dir():
         raise ConfigError(f"run_dir={args.run_dir!r}: {parent} is a file; choose a folder.")

@@ -78,12 +78,17 @@ def train(args: TrainArgs) -> None:
         for message in args.warnings() if ctx.rank == 0 else ():
             logger.warning("%s", message)
         on_rank_0(ctx, lambda: check_run_dir(args))
-        # On a CPU, compiling takes longer than what it saves.
-        compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
-        with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
-            trainer.run()
+        _run(args, ctx)
     finally:
         cleanup()
+
+
+def _run(args: TrainArgs, ctx: Context) -> None:
+    """By itself, so that nothing holds the model any more when it returns, and `cleanup` can do its work."""
+    # On a CPU, compiling takes longer than what it saves.
+    compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
+    with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
+        trainer.run()
 
 
 class Trainer:
@@ -128,7 +133,7 @@ class Trainer:
         self.monitor.close()
 
     def run(self) -> None:
-        """Trains, logs, evaluates and saves until `max_steps`, the last step always included."""
+        """Trains, logs, saves and evaluates until `max_steps`, the last step always included."""
         args, state = self.args, self.state
         if state.step >= args.max_steps:
             logger.warning("max_steps=%d is reached already, at step %d.", args.max_steps, state.step)
@@ -142,10 +147,10 @@ class Trainer:
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 if logged:
                     self._log(result)
+                if args.do_ckpt:  # first: data that breaks the evaluation must not cost the steps before it
+                    self._save()
                 if self.eval_loader is not None and self._due(args.eval_freq):
                     self._evaluate()
-                if args.do_ckpt:
-                    self._save()
         if self.ctx.rank == 0:
             self.monitor.report()
 

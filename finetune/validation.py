@@ -53,8 +53,8 @@ def _check_numbers(args: "TrainArgs") -> None:
     # torch takes 64 bits, and each rank adds its number.
     _require(0 <= args.seed < 2**63, args, "seed", "must be a whole number, not negative and below 2**63.")
     _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
-    _require(0 <= args.optim.pct_start <= 1, args, "optim.pct_start", "must lie between 0 and 1.")
-    # OneCycleLR divides by pct_start * total_steps - 1.
+    # OneCycleLR divides by what is left of the steps after the warm-up, and by pct_start * total_steps - 1.
+    _require(0 <= args.optim.pct_start < 1, args, "optim.pct_start", "must be at least 0 and less than 1.")
     divides = args.optim.pct_start * args.max_steps != 1
     remedy = f"a warm-up of exactly 1 of max_steps={args.max_steps} steps breaks OneCycleLR; change either a little."
     _require(divides, args, "optim.pct_start", remedy)
