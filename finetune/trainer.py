@@ -78,13 +78,13 @@ def train(args: TrainArgs) -> None:
         for message in args.warnings() if ctx.rank == 0 else ():
             logger.warning("%s", message)
         on_rank_0(ctx, lambda: check_run_dir(args))
-        _run(args, ctx)
+        _train(args, ctx)
     finally:
         cleanup()
 
 
-def _run(args: TrainArgs, ctx: Context) -> None:
-    """By itself, so that nothing holds the model any more when it returns, and `cleanup` can do its work."""
+def _train(args: TrainArgs, ctx: Context) -> None:
+    """What holds the model; it is gone when this returns, and the process group can end."""
     # On a CPU, compiling takes longer than what it saves.
     compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
     with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import moshi_patch
 from finetune.checkpointing import Checkpointer
-from finetune.distributed import Context
+from finetune.distributed import Context, cleanup
 from finetune.optim import build_optimizer, parameter_groups
 from finetune.training_state import TrainState
 from finetune.wrapped_model import add_adapters, shard
@@ -149,7 +149,7 @@ def main(rank: int, world: int, result: str, jobs: list[str]) -> None:
     moshi_patch.install()
     ctx = Context(rank, world, 0, torch.device("cpu"))
     Path(result).write_text(json.dumps([work(ctx, *job.split(":")) for job in jobs]))
-    dist.destroy_process_group()
+    cleanup()
 
 
 if __name__ == "__main__":
