@@ -2,11 +2,12 @@
 
 import importlib.util
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data.manifest import parse_sources
+from .data.manifest import is_file, parse_sources
 from .parsing import ConfigError
 
 if TYPE_CHECKING:
@@ -100,10 +101,10 @@ def _check_files(args: "TrainArgs") -> None:
         remedy = "is required while moshi_paths.hf_repo_id is null."
         _require(path is not None or paths.hf_repo_id is not None, args, f"moshi_paths.{name}", remedy)
         local = path is not None and not path.startswith("hf://")
-        exists = not local or Path(path.removeprefix("file://")).is_file()
+        exists = not local or is_file(Path(path.removeprefix("file://")))
         _require(exists, args, f"moshi_paths.{name}", "no such file; correct the path, or null for the repository's.")
     repo = paths.hf_repo_id
-    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
+    known = repo is None or os.path.isdir(repo) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
     _require(known, args, "moshi_paths.hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
-    found = args.init_from is None or Path(args.init_from).exists()
+    found = args.init_from is None or os.path.exists(args.init_from)
     _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

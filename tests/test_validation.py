@@ -27,6 +27,9 @@ def good(**changes) -> TrainArgs:
     return args
 
 
+LONG = 300 * "x"
+"""A name that no file system holds: asking for it is an error of its own."""
+
 BAD = [
     ({"lora__enable": True}, ["full_finetuning=True", "lora.enable"]),
     ({"full_finetuning": False}, ["nothing would be trained", "ttt.enabled"]),
@@ -64,11 +67,15 @@ BAD = [
     ({"moshi_paths__hf_repo_id": None}, ["moshi_paths.mimi_path=None", "hf_repo_id is null"]),
     ({"moshi_paths__hf_repo_id": "/no/such/folder"}, ["moshi_paths.hf_repo_id='/no/such/folder'", "OWNER/NAME"]),
     ({"init_from": "gone"}, ["init_from='gone'", "no such"]),
+    ({"init_from": LONG}, [f"init_from='{LONG}'", "no such"]),
+    ({"data__train_data": LONG}, [f"data.train_data='{LONG}'", "no such"]),
+    ({"moshi_paths__mimi_path": LONG}, [f"moshi_paths.mimi_path='{LONG}'", "no such"]),
+    ({"moshi_paths__hf_repo_id": f"/{LONG}"}, [f"moshi_paths.hf_repo_id='/{LONG}'", "OWNER/NAME"]),
     ({"wandb__project": ""}, ["wandb.project=''", "null"]),
 ]
 
 
-@pytest.mark.parametrize(("changes", "named"), BAD, ids=[named[0] for _, named in BAD])
+@pytest.mark.parametrize(("changes", "named"), BAD, ids=[named[0][:40] for _, named in BAD])
 @pytest.mark.usefixtures("files")
 def test_bad_settings_name_key_value_and_remedy(changes, named):
     good().validate()

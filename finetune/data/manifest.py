@@ -76,11 +76,11 @@ def _parse_source(part: str) -> Source:
         raise ValueError(f"{part}: there is no list before the colon.")
     if not (math.isfinite(weight) and weight > 0):
         raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
-    if path.is_dir():
+    if os.path.isdir(path):
         files = tuple(sorted(path.rglob("*.jsonl")))
         if not files:
             raise ValueError(f"{path}: a folder without any .jsonl file.")
-    elif path.is_file():
+    elif is_file(path):
         files = (path,)
     else:
         raise ValueError(f"{path}: no such file or folder.")
