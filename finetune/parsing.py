@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -65,12 +66,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, not a mapping, or a key that stands twice in one section.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"config={str(path)!r}: no such file.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config={str(path)!r}: not valid YAML: {error}") from error
+        raise ConfigError(f"config={str(path)!r}: not valid YAML: {in_one_line(error)}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r}: must hold `key: value` lines, not {content!r}.")
     return content

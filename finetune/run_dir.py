@@ -22,12 +22,14 @@ def check_run_dir(args: TrainArgs) -> Path:
             folder; when moving it aside would take away the working directory or what this run reads.
     """
     run_dir = Path(args.run_dir)
-    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if os.path.islink(run_dir) and not os.path.exists(run_dir):
+        raise ConfigError(f"run_dir={args.run_dir!r}: a link to {os.readlink(run_dir)}, which is not there; make it.")
+    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if os.path.exists(folder))
     if not parent.is_dir():
         raise ConfigError(f"run_dir={args.run_dir!r}: {parent} is a file; choose a folder.")
     if not os.access(parent, os.W_OK):
         raise ConfigError(f"run_dir={args.run_dir!r}: {parent} cannot be written to; choose another folder.")
-    if args.checkpoint.resume or not run_dir.exists() or not any(run_dir.iterdir()):
+    if args.checkpoint.resume or not os.path.exists(run_dir) or not any(run_dir.iterdir()):
         return run_dir
     if not args.overwrite_run_dir:
         raise ConfigError(
@@ -50,7 +52,7 @@ def open_run_dir(args: TrainArgs) -> Path:
         ConfigError: as `check_run_dir`.
     """
     run_dir = check_run_dir(args)
-    if run_dir.exists() and any(run_dir.iterdir()) and not args.checkpoint.resume:
+    if os.path.exists(run_dir) and any(run_dir.iterdir()) and not args.checkpoint.resume:
         plain = Path(os.path.abspath(run_dir))  # `runs/a/../b` has a name only then
         aside = plain.with_name(f"{plain.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
         try:
@@ -61,7 +63,10 @@ def open_run_dir(args: TrainArgs) -> Path:
             ) from error
         relocate_adapters(aside)
         logger.warning("The previous run is now in %s.", aside)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={args.run_dir!r}: cannot be made ({error.strerror}); choose another.") from error
     return run_dir
 
 

@@ -133,7 +133,7 @@ class Trainer:
         self.monitor.close()
 
     def run(self) -> None:
-        """Trains, logs, evaluates and saves until `max_steps`, the last step always included."""
+        """Trains, logs, saves and evaluates until `max_steps`, the last step always included."""
         args, state = self.args, self.state
         if state.step >= args.max_steps:
             logger.warning("max_steps=%d is reached already, at step %d.", args.max_steps, state.step)
@@ -147,10 +147,10 @@ class Trainer:
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 if logged:
                     self._log(result)
+                if args.do_ckpt:  # first: data that breaks the evaluation must not cost the steps before it
+                    self._save()
                 if self.eval_loader is not None and self._due(args.eval_freq):
                     self._evaluate()
-                if args.do_ckpt:
-                    self._save()
         if self.ctx.rank == 0:
             self.monitor.report()
 

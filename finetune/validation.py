@@ -2,12 +2,13 @@
 
 import importlib.util
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import target_init
-from .data.manifest import parse_sources
+from .data.manifest import is_file, parse_sources
 from .parsing import ConfigError
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def check_moshi_paths(paths: "MoshiPaths", *, weights: bool = True) -> None:
         known = path is not None or paths.hf_repo_id is not None
         require(known, name, "is required while moshi_paths.hf_repo_id is null.")
         local = path is not None and not path.startswith("hf://")
-        exists = not local or Path(path.removeprefix("file://")).is_file()
+        exists = not local or is_file(Path(path.removeprefix("file://")))
         require(exists, name, "no such file; correct the path, or null for the repository's.")
     repo = paths.hf_repo_id
-    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
+    known = repo is None or os.path.isdir(repo) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
     require(known, "hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
 
 
@@ -81,8 +82,8 @@ def _check_numbers(args: "TrainArgs") -> None:
     # torch takes 64 bits, and each rank adds its number.
     _require(0 <= args.seed < 2**63, args, "seed", "must be a whole number, not negative and below 2**63.")
     _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
-    _require(0 <= args.optim.pct_start <= 1, args, "optim.pct_start", "must lie between 0 and 1.")
-    # OneCycleLR divides by pct_start * total_steps - 1.
+    # OneCycleLR divides by what is left of the steps after the warm-up, and by pct_start * total_steps - 1.
+    _require(0 <= args.optim.pct_start < 1, args, "optim.pct_start", "must be at least 0 and less than 1.")
     divides = args.optim.pct_start * args.max_steps != 1
     remedy = f"a warm-up of exactly 1 of max_steps={args.max_steps} steps breaks OneCycleLR; change either a little."
     _require(divides, args, "optim.pct_start", remedy)
@@ -125,5 +126,5 @@ def _check_files(args: "TrainArgs") -> None:
         except ValueError as error:
             raise ConfigError(f"data.{name}={spec!r}: {error}") from error
     check_moshi_paths(args.moshi_paths)
-    found = args.init_from is None or Path(args.init_from).exists()
+    found = args.init_from is None or os.path.exists(args.init_from)
     _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

@@ -151,6 +151,7 @@ def test_ttt_keyword_arguments_are_the_patchs_own():
         ("seed: 1\nseed: 2", ["seed", "twice", "line 2"]),
         ("- a", ["key: value"]),
         ("a: [", ["not valid YAML"]),
+        ("a:\n\t- b", ["not valid YAML", "line 2"]),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused_at_every_depth(tmp_path, text, named):
@@ -158,6 +159,7 @@ def test_unknown_keys_and_wrong_types_are_refused_at_every_depth(tmp_path, text,
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_args(path)
+    assert "\n" not in str(error.value)
     for part in named:
         assert part in str(error.value)
 

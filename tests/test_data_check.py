@@ -1,6 +1,7 @@
 """Data: what users write is checked, line by line, by the reader and by `python -m finetune.data check`."""
 
 import json
+import os
 
 import pytest
 
@@ -44,7 +45,10 @@ def test_lists_folders_and_weights(tmp_path):
         '{"path": "a.wav", "duration": -1}',
         '{"path": "a.wav", "duration": NaN}',
         '{"path": "a.wav", "duration": 1' + 400 * "0" + "}",
+        '{"path": "a.wav", "duration": 1e9}',
         '{"path": ".", "duration": 1}',
+        r'{"path": "\ud800.wav", "duration": 1}',
+        100_000 * "[",
     ],
 )
 def test_bad_lines_are_problems_with_their_number(tmp_path, line):
@@ -162,6 +166,22 @@ def test_check_names_a_file_that_is_no_audio(tmp_path, capsys, content):
     (tmp_path / "train1.wav").write_bytes(content)
     assert data_main(["check", str(path)]) == 1
     assert f"{path}:2: {tmp_path / 'train1.wav'}: cannot be read as audio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [44, 5000])
+def test_check_names_a_file_of_which_a_part_is_missing(tmp_path, capsys, kept):
+    path = write_dataset(tmp_path, 2)
+    os.truncate(tmp_path / "train1.wav", kept)  # the header still promises all of it
+    assert data_main(["check", str(path)]) == 1
+    (line, _) = capsys.readouterr().out.splitlines()
+    assert line == f"{path}:2: {tmp_path / 'train1.wav'}: ends before the 0.320 seconds of its header; copy it anew"
+
+
+def test_check_names_a_file_whose_name_no_disk_can_hold(tmp_path, capsys):
+    path = write_dataset(tmp_path, 2)
+    path.write_text(path.read_text().replace("train1", 300 * "a"))
+    assert data_main(["check", str(path)]) == 1
+    assert f"{path}:2: {tmp_path / (300 * 'a')}.wav: no such file (audio)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("spec", "named"), [("gone.jsonl", "gone.jsonl: no such"), (",", "names no list")])

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sphn
 import torch
+from moshi.conditioners import ConditionProvider
+from moshi.conditioners.text import LUTConditioner
 
 from finetune.data.encode import encode
 from finetune.data.interleave import text_row
@@ -172,6 +175,41 @@ def test_text_conditions_reach_the_batch_if_the_model_takes_them(tmp_path, codec
     assert next(TrainLoader(args, make_tokenizer(codec, 0.32))).condition_attributes is None
     batch = next(TrainLoader(args, make_tokenizer(codec, 0.32, conditions=["description"])))
     assert [row.text for row in batch.condition_attributes] == [{"description": "very_good"}, {"description": None}]
+
+
+@pytest.mark.parametrize("mood", ["angry", 3, ["good"]])
+def test_a_text_condition_that_the_model_does_not_know_is_a_broken_item(tmp_path, codec, mood):
+    provider = ConditionProvider(
+        {"mood": LUTConditioner(2, "noop", ["good", "bad"], dim=4, output_dim=4, device="cpu")}
+    )
+    tokenizer = make_tokenizer(codec, 0.32, conditions=["mood"], prepare=provider.prepare)
+    write_dataset(tmp_path, 2)
+    for index, value in enumerate(["good", mood]):
+        content = json.loads((tmp_path / f"train{index}.json").read_text())
+        (tmp_path / f"train{index}.json").write_text(json.dumps(content | {"text_conditions": {"mood": value}}))
+    assert tokenizer(Segment(tmp_path / "train0.wav", 0)).conditions.text == {"mood": "good"}
+    with pytest.raises(BrokenItem, match=r"train1\.wav from step 0: text_conditions="):
+        tokenizer(Segment(tmp_path / "train1.wav", 0))
+
+
+@pytest.mark.parametrize("rate", [0, 1, 4_000_000_000])
+def test_a_header_with_an_impossible_rate_is_a_broken_item(tmp_path, tokenizer, rate):
+    write_dataset(tmp_path, 1)
+    path = tmp_path / "train0.wav"
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(BrokenItem, match=r"train0\.wav from step 0"):
+        tokenizer(Segment(path, 0))
+
+
+def test_a_rest_too_short_for_one_sample_of_mimis_is_a_broken_item(tmp_path, tokenizer):
+    write_dataset(tmp_path, 1)
+    samples = np.zeros((2, 4 * 2 * RATE + 1), dtype=np.float32)  # a segment of 4 seconds at 48 kHz, and one more
+    sphn.write_wav(str(tmp_path / "train0.wav"), samples, 2 * RATE)
+    tokenizer(Segment(tmp_path / "train0.wav", 0))
+    with pytest.raises(BrokenItem, match="no audio"):
+        tokenizer(Segment(tmp_path / "train0.wav", 50))
 
 
 def test_the_end_of_a_too_long_duration_is_broken(tmp_path, tokenizer):

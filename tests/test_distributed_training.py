@@ -168,6 +168,15 @@ def test_rank_0_alone_reads_the_weights_and_nothing_stays_on_meta(runs):
         assert 0.8 < first["held"] / second["held"] < 1.25, case  # each has its share
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_the_threads_of_the_process_group_end_with_the_run(runs):
+    _, reports = runs
+    for report in reports:
+        for case, job in list(zip(CASES, report, strict=False))[1:]:  # the first run starts threads that stay, of torch
+            before, inside, after = job["threads"]
+            assert before == after < inside, case
+
+
 def test_a_gradient_that_is_bad_on_one_rank_is_skipped_by_both(runs):
     rows = metrics(runs[0] / "skips")
     assert [row["skipped"] for row in rows] == [0, 1, 0, 0, 0]
@@ -187,7 +196,7 @@ def test_an_error_on_one_rank_reaches_every_rank(runs):
 def test_broken_files_of_all_ranks_count_together_and_stop_all_at_once(runs):
     folder, reports = runs
     for rank, report in enumerate(reports):
-        assert "2 of 20 items are broken" in report[-3]["error"], rank
+        assert "2 of 20 items are broken" in report[-4]["error"], rank
     assert [row["step"] for row in metrics(folder / "broken")] == [1]
 
 

@@ -202,6 +202,18 @@ def test_a_run_dir_that_cannot_be_a_folder(place, monkeypatch, words, run_dir):
     assert "run.yaml is a file; choose a folder" in refused(place, monkeypatch, f"--run_dir={run_dir}", *words)
 
 
+@pytest.mark.parametrize("words", [["--resume"], ["--overwrite_run_dir"], []])
+def test_a_run_dir_that_links_to_nothing(place, monkeypatch, words):
+    (place / "scratch").symlink_to("not_mounted")
+    line = refused(place, monkeypatch, "--run_dir=scratch", *words)
+    assert "run_dir='scratch': a link to not_mounted, which is not there" in line
+
+
+def test_a_run_dir_that_cannot_be_made(place, monkeypatch):
+    line = refused(place, monkeypatch, f"--run_dir={300 * 'x'}")
+    assert "cannot be made (File name too long); choose another" in line
+
+
 def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place, monkeypatch):
     (place / "data" / "train.wav").unlink()
     assert "items are broken" in refused(place, monkeypatch, "--overwrite_run_dir")

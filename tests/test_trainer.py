@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from finetune import activity as activity_module
 from finetune import eval as eval_module
 from finetune.args import from_dict
+from finetune.data.items import BrokenData
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
 from finetune.loss import LossParts
@@ -245,6 +246,17 @@ def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, mon
     train(from_dict(settings | {"max_steps": 14, "checkpoint": {"resume": True}}))
     assert all(row["skipped"] == 0 and math.isfinite(row["loss"]) for row in metrics(run))
     assert len(metrics(run)) == 14
+
+
+def test_data_that_breaks_the_evaluation_costs_no_step(repo, tmp_path):
+    shutil.copy(DATA / "boat.json", tmp_path)
+    (tmp_path / "boat.wav").write_bytes(b"RIFF")
+    (tmp_path / "eval.jsonl").write_text('{"path": "boat.wav", "duration": 5}')
+    settings = settings_for(repo, tmp_path / "run", do_eval=True, max_steps=2)
+    settings["data"]["eval_data"] = str(tmp_path / "eval.jsonl")
+    with pytest.raises(BrokenData, match=r"boat\.wav"):
+        train(from_dict(settings))
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint_000002"]
 
 
 def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tmp_path, monkeypatch):

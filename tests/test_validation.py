@@ -27,6 +27,9 @@ def good(**changes) -> TrainArgs:
     return args
 
 
+LONG = 300 * "x"
+"""A name that no file system holds: asking for it is an error of its own."""
+
 BAD = [
     ({"lora__enable": True}, ["full_finetuning=True", "lora.enable"]),
     ({"full_finetuning": False}, ["nothing would be trained", "ttt.enabled"]),
@@ -42,7 +45,8 @@ BAD = [
     ({"max_steps": -5}, ["max_steps=-5", "positive"]),
     ({"num_ckpt_keep": 0}, ["num_ckpt_keep=0", "or null"]),
     ({"optim__lr": float("inf")}, ["optim.lr=inf", "finite"]),
-    ({"optim__pct_start": 1.5}, ["optim.pct_start=1.5", "between 0 and 1"]),
+    ({"optim__pct_start": 1.5}, ["optim.pct_start=1.5", "less than 1"]),
+    ({"optim__pct_start": 1.0}, ["optim.pct_start=1.0", "less than 1"]),
     ({"max_steps": 20}, ["optim.pct_start=0.05", "max_steps=20", "OneCycleLR"]),
     ({"text_padding_weight": -0.5}, ["text_padding_weight=-0.5", "not negative"]),
     ({"seed": -1}, ["seed=-1", "not negative"]),
@@ -65,11 +69,15 @@ BAD = [
     ({"moshi_paths__hf_repo_id": None}, ["moshi_paths.mimi_path=None", "hf_repo_id is null"]),
     ({"moshi_paths__hf_repo_id": "/no/such/folder"}, ["moshi_paths.hf_repo_id='/no/such/folder'", "OWNER/NAME"]),
     ({"init_from": "gone"}, ["init_from='gone'", "no such"]),
+    ({"init_from": LONG}, [f"init_from='{LONG}'", "no such"]),
+    ({"data__train_data": LONG}, [f"data.train_data='{LONG}'", "no such"]),
+    ({"moshi_paths__mimi_path": LONG}, [f"moshi_paths.mimi_path='{LONG}'", "no such"]),
+    ({"moshi_paths__hf_repo_id": f"/{LONG}"}, [f"moshi_paths.hf_repo_id='/{LONG}'", "OWNER/NAME"]),
     ({"wandb__project": ""}, ["wandb.project=''", "null"]),
 ]
 
 
-@pytest.mark.parametrize(("changes", "named"), BAD, ids=[named[0] for _, named in BAD])
+@pytest.mark.parametrize(("changes", "named"), BAD, ids=[named[0][:40] for _, named in BAD])
 @pytest.mark.usefixtures("files")
 def test_bad_settings_name_key_value_and_remedy(changes, named):
     good().validate()

@@ -25,11 +25,15 @@ UNREADABLE = "unreadable"
 """In a job: the name of a file that rank 1, and it alone, cannot read, as on a machine with a bad disk."""
 
 
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
     torch.set_num_threads(1)
     reports: list[dict] = []
     unreadable: str | None = None
-    build, load_file, step = trainer.build_model, loaders.load_file, trainer.forward_loss
+    build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, trainer.forward_loss
 
     def watched_build(args, ctx):
         built = build(args, ctx)
@@ -45,9 +49,14 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
             raise SafetensorError("input/output error")
         return load_file(path, *args, **kwargs)
 
-    trainer.build_model, loaders.load_file = watched_build, watched_load
+    def watched_cleanup():
+        inside = threads()
+        cleanup()
+        reports[-1]["threads"] += [inside, threads()]
+
+    trainer.build_model, trainer.cleanup, loaders.load_file = watched_build, watched_cleanup, watched_load
     for number, job in enumerate(jobs):
-        reports.append({"read": []})
+        reports.append({"read": [], "threads": [threads()]})
         poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
         calls = []
 

@@ -11,11 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import sphn
 from tqdm import tqdm
 
+from .audio import AudioFile
 from .interleave import MAIN_SPEAKER
-from .manifest import Alignment, Entry, Problem, parse_sources, read_entries, scan_transcript, transcript_path
+from .manifest import Alignment, Entry, Problem, is_file, parse_sources, read_entries, scan_transcript, transcript_path
 
 DURATION_TOLERANCE = 0.08
 """Seconds by which a list's duration may differ from the file's: one step."""
@@ -88,19 +88,20 @@ def _check_entry(entry: Entry, report: Report) -> list[str]:
 
 def _check_audio(entry: Entry) -> tuple[list[str], float | None]:
     """Messages about the audio file, and its duration in seconds if it can be read."""
-    if not entry.path.is_file():
+    if not is_file(entry.path):
         return [f"{entry.path}: no such file (audio)"], None
     try:
-        reader = sphn.FileReader(str(entry.path))
-        channels, duration = reader.channels, reader.duration_sec
+        audio = AudioFile(entry.path)
     except (OSError, ValueError) as error:
         return [f"{entry.path}: cannot be read as audio: {error}"], None
-    messages = []
+    messages, channels, duration = [], audio.channels, audio.duration
     if channels != 2:
         kind = "mono" if channels == 1 else f"{channels} channels"
         messages.append(f"{entry.path}: {kind}; must be stereo, Moshi left and the user right")
     if abs(duration - entry.duration) > DURATION_TOLERANCE:
         messages.append(f"{entry.path}: duration={entry.duration:g}: the file has {duration:.3f} seconds")
+    if audio.ends_early():
+        messages.append(f"{entry.path}: ends before the {duration:.3f} seconds of its header; copy it anew")
     return messages, duration
 
 

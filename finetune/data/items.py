@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 
-from .manifest import Problem, Source, parse_sources, read_entries, transcript_path
+from .manifest import Problem, Source, is_file, parse_sources, read_entries, transcript_path
 from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Items:
                 self._miss(problem, 1)
             for entry in entries:
                 found = self._tokenizer.segments(entry)
-                if entry.path.is_file() and transcript_path(entry.path).is_file():
+                if is_file(entry.path) and is_file(transcript_path(entry.path)):
                     segments += found
                 else:
                     message = f"{entry.path}: no such file, or no .json beside it"

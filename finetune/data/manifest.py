@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+LONGEST = 1e6
+"""Seconds, twelve days: a list that claims more of one file is wrong, and its segments would fill the memory."""
 
 Alignment = tuple[str, tuple[float, float], str]
 """A word, its start and end in seconds, and who says it."""
@@ -72,11 +76,11 @@ def _parse_source(part: str) -> Source:
         raise ValueError(f"{part}: there is no list before the colon.")
     if not (math.isfinite(weight) and weight > 0):
         raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
-    if path.is_dir():
+    if os.path.isdir(path):
         files = tuple(sorted(path.rglob("*.jsonl")))
         if not files:
             raise ValueError(f"{path}: a folder without any .jsonl file.")
-    elif path.is_file():
+    elif is_file(path):
         files = (path,)
     else:
         raise ValueError(f"{path}: no such file or folder.")
@@ -93,7 +97,7 @@ def read_entries(file: Path) -> tuple[list[Entry], list[Problem]]:
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = _parse_json(line)
             path, duration = _check_line(content)
             entries.append(Entry(file.parent / path, duration, file, number))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
@@ -105,11 +109,16 @@ def _check_line(content: Any) -> tuple[str, float]:
     if not isinstance(content, dict):
         raise ValueError('must be an object {"path": ..., "duration": seconds}')
     path, duration = content.get("path"), content.get("duration")
-    if not isinstance(path, str) or not Path(path).name:
+    if not isinstance(path, str) or not Path(path).name or not _is_text(path):
         raise ValueError(f"path={path!r}: must be the name of an audio file")
-    if not _is_number(duration) or duration <= 0:
-        raise ValueError(f"duration={duration!r}: must be a positive number of seconds")
+    if not _is_number(duration) or not 0 < duration <= LONGEST:
+        raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {LONGEST:g}")
     return path, float(duration)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, False also for a name that is too long or may not be looked at."""
+    return os.path.isfile(path)
 
 
 def transcript_path(audio: Path) -> Path:
@@ -138,7 +147,7 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
         FileNotFoundError: no such file.
         ValueError: not JSON, or not an object with a list of alignments.
     """
-    content = json.loads(path.read_bytes())
+    content = _parse_json(path.read_bytes())
     items = content.get("alignments") if isinstance(content, dict) else None
     if not isinstance(items, list):
         raise ValueError('must be an object with a list "alignments"')
@@ -149,12 +158,28 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
     malformed: dict[int, str] = {}
     for index, item in enumerate(items):
         match item:
-            case [str(word), [start, end], str(speaker)] if _is_number(start) and _is_number(end):
+            case [str(word), [start, end], str(speaker)] if _is_text(word) and _is_number(start) and _is_number(end):
                 alignments[index] = word, (float(start), float(end)), speaker
             case _:
                 must = 'must be ["word", [start_s, end_s], "SPEAKER"]'
                 malformed[index] = f"alignments[{index}]={item!r}: {must}"
     return alignments, malformed, conditions
+
+
+def _parse_json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
+
+
+def _is_text(text: str) -> bool:
+    """False for half of a character, which JSON can hold, and no tokenizer and no terminal takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

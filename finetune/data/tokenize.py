@@ -6,7 +6,7 @@ Shapes: `K` = 1 + n_q rows, `T` steps of a segment, `S` samples.
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import sphn
 import torch
 from moshi.conditioners import ConditionAttributes
 
+from .audio import AudioFile
 from .encode import encode
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Entry, Transcript, read_transcript, transcript_path
@@ -53,6 +54,7 @@ class SpeechTokenizer:
         n_q, dep_q: as in the language model: `dep_q` codebooks are Moshi's, the other `n_q - dep_q` the user's.
         duration_sec: of a segment, rounded up to whole steps.
         conditions: names of the text conditions that the model takes; a file's others are left out, absent ones None.
+        prepare: what the model does first with a list of conditions; it raises for a value that it does not know.
         cache_items: how many items to keep in memory, so that a small dataset is encoded only once.
 
     Raises:
@@ -72,6 +74,7 @@ class SpeechTokenizer:
         zero_id: int = -1,
         main_speaker: str = MAIN_SPEAKER,
         conditions: Sequence[str] = (),
+        prepare: Callable[[list[ConditionAttributes]], Any] | None = None,
         cache_items: int = 512,
     ):
         if not 0 < dep_q < n_q:
@@ -82,7 +85,7 @@ class SpeechTokenizer:
         self.mimi, self.text_tokenizer = mimi, text_tokenizer
         self.n_q, self.dep_q, self.zero_id = n_q, dep_q, zero_id
         self.padding_id, self.end_padding_id, self.main_speaker = padding_id, end_padding_id, main_speaker
-        self.conditions = tuple(conditions)
+        self.conditions, self._prepare = tuple(conditions), prepare
         self.steps = math.ceil(duration_sec * mimi.frame_rate - 1e-6)
         self._cache_items = cache_items
         self._cache: OrderedDict[Segment, Item] = OrderedDict()
@@ -101,6 +104,7 @@ class SpeechTokenizer:
             end_padding_id=model.end_of_text_padding_id,
             zero_id=model.zero_token_id,
             conditions=() if provider is None else provider.text_conditions,
+            prepare=None if provider is None else provider.prepare,
         )
 
     def segments(self, entry: Entry) -> list[Segment]:
@@ -129,6 +133,7 @@ class SpeechTokenizer:
 
     def _make(self, segment: Segment) -> Item:
         pcm, transcript = self._read(segment)
+        conditions = self._known_conditions(segment, transcript)
         audio = self._encode(pcm)
         text = text_row(
             transcript.alignments,
@@ -142,12 +147,13 @@ class SpeechTokenizer:
         )
         codes = self.blank().codes.int()  # half of the memory in the cache
         codes[0, :, : audio.shape[-1]] = torch.cat([text, audio])
-        return Item(codes, self._attributes(transcript.text_conditions or {}))
+        return Item(codes, conditions)
 
     def _read(self, segment: Segment) -> tuple[np.ndarray, Transcript]:
         seconds = (segment.first_step / self.mimi.frame_rate, self.steps / self.mimi.frame_rate)
         try:
-            pcm, rate = sphn.read(str(segment.path), start_sec=seconds[0], duration_sec=seconds[1])
+            audio = AudioFile(segment.path)
+            pcm = resample(audio.read(*seconds), audio.rate, self.mimi.sample_rate)
             transcript = read_transcript(transcript_path(segment.path))
         except (OSError, ValueError) as error:
             raise BrokenItem(f"{segment}: {error}") from error
@@ -155,7 +161,7 @@ class SpeechTokenizer:
             raise BrokenItem(f"{segment}: {pcm.shape[0]} channel(s); left must be Moshi, right the user.")
         if pcm.shape[1] == 0:
             raise BrokenItem(f"{segment}: no audio; is the list's duration too long?")
-        return resample(pcm, rate, self.mimi.sample_rate), transcript
+        return pcm, transcript
 
     @torch.no_grad()
     def _encode(self, pcm: np.ndarray) -> torch.Tensor:
@@ -163,6 +169,16 @@ class SpeechTokenizer:
         device = next(self.mimi.parameters()).device
         moshi, user = encode(self.mimi, torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
         return torch.cat([moshi[: self.dep_q], user[: self.n_q - self.dep_q]])
+
+    def _known_conditions(self, segment: Segment, transcript: Transcript) -> ConditionAttributes | None:
+        """Those of a file, tried out: the model would only raise in the middle of a step."""
+        conditions = self._attributes(transcript.text_conditions or {})
+        if conditions is not None and self._prepare is not None:
+            try:
+                self._prepare([conditions])
+            except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise BrokenItem(f"{segment}: text_conditions={conditions.text!r}: {error}") from error
+        return conditions
 
     def _attributes(self, found: dict[str, Any]) -> ConditionAttributes | None:
         if not self.conditions:
