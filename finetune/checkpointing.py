@@ -14,23 +14,21 @@ next save.
 
 import json
 import logging
-import platform
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import moshi
 import torch
 from safetensors.torch import save_file
-
-import moshi_patch
 
 from .args import TrainArgs, to_dict
 from .checksums import write_checksums
 from .distributed import Context, on_rank_0
-from .parsing import ConfigError, read_json
+from .files import write_json
+from .parsing import ConfigError, flat, read_json
 from .training_state import TrainState, is_resumable, load_training_state, save_training_state
+from .versions import versions
 from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters, sync
 
 logger = logging.getLogger(__name__)
@@ -146,8 +144,8 @@ class Checkpointer:
         folder = temporary / "consolidated"
         name = ADAPTERS if self.adapters else MERGED
         save_file(weights, folder / name, {"format": "pt"})
-        _write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
-        _write_json(folder / "training_config.json", self._training_config(step))
+        write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
+        write_json(folder / "training_config.json", self._training_config(step))
         write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
@@ -191,21 +189,15 @@ class Checkpointer:
         return config | settings | {"lora_name": f"file://{file.resolve()}"}
 
     def _training_config(self, step: int) -> dict[str, Any]:
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "moshi": moshi.__version__,
-            "moshi_ttt": moshi_patch.__version__,
-        }
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
-        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions}
+        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
 
     def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
-        there, here = _flat(recorded["training"]), _flat(to_dict(self.args))
+        there, here = flat(recorded["training"]), flat(to_dict(self.args))
         before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
         now = self.lm_config | {key: here[key] for key in REFUSED}
-        for settings, flat in ((before, there), (now, here)):  # the rate may change, what trains may not
-            settings["ttt.text_emb_lr is set"] = flat.get("ttt.text_emb_lr") is not None
+        for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
+            settings["ttt.text_emb_lr is set"] = keys.get("ttt.text_emb_lr") is not None
         keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
         differing = [key for key in keys if now.get(key) != before.get(key)]
         changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]
@@ -217,7 +209,7 @@ class Checkpointer:
 
     def _log_changes(self, before: dict[str, Any]) -> bool:
         """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
-        there, here = _flat(before), _flat(to_dict(self.args))
+        there, here = flat(before), flat(to_dict(self.args))
         changed = [key for key in here if here[key] != there.get(key)]
         schedule = [key for key in changed if key in SCHEDULE]
         for key in changed:
@@ -233,15 +225,6 @@ class Checkpointer:
             logger.log(level, message, *values)
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys, as JSON holds them."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _read_settings(checkpoint: Path) -> dict[str, Any]:
     """`training_config.json`; what is served from beside it is looked at too, so that no run continues on a wreck."""
     path = checkpoint / "consolidated" / "training_config.json"
@@ -253,7 +236,3 @@ def _read_settings(checkpoint: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -12,7 +12,6 @@ is no index.
 """
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -29,6 +28,7 @@ from .args import MoshiPaths
 from .base import find_checkpoint
 from .checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from .distributed import Context
+from .files import write_json
 from .finished import Finished, find_base, load_lm, model_paths, open_finished
 from .inspection import contradictions, stored_dtype
 from .model_card import model_card
@@ -95,9 +95,9 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
     try:
         names = {key: _place(folder, key, source, options) for key, source in sources.items()}
         names |= _write_weights(folder, finished, paths, adapters)
-        _write_json(folder / "config.json", _config(finished, names, adapters))
+        write_json(folder / "config.json", _config(finished, names, adapters))
         if finished.training is not None:
-            _write_json(folder / "training_config.json", _public(finished.training))
+            write_json(folder / "training_config.json", _public(finished.training))
         write_checksums(folder, sorted({path.name for path in folder.iterdir()} - {"config.json"}))
         of = {"adapters": adapters, "base": _hub_of(paths), "results": results}
         (folder / "README.md").write_text(model_card(options.name or out.name, finished, **of))
@@ -218,10 +218,6 @@ def _hub_of(paths: MoshiPaths) -> str | None:
     if not str(weights).startswith(HUB):
         return None
     return "/".join(str(weights).removeprefix(HUB).split("/")[:2])
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

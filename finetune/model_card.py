@@ -6,11 +6,14 @@ from typing import Any
 
 import yaml
 
+from .evaluation.paper.report import notes, table
 from .finished import Finished
 
 TAGS = ["moshi", "test-time-training", "speech-to-speech"]
 LOSSES = ("loss", "text_loss", "audio_loss", "perplexity")
 """Columns of the table of results, as `eval.json` names them."""
+
+NOT_MEASURED = "Not measured. `eval_from_checkpoint.py` measures, and an export after it shows its results here."
 
 
 def model_card(name: str, finished: Finished, *, adapters: bool, base: str | None, results: Mapping | None) -> str:
@@ -78,10 +81,19 @@ def _training(finished: Finished) -> str:
 
 
 def _results(results: Mapping | None) -> str:
-    """The losses of each condition, and their differences with 95 % intervals, of the standard evaluation."""
-    standard = results.get("standard") if results is not None else None
-    if not isinstance(standard, Mapping) or not isinstance(standard.get("overall"), Mapping):
-        return "Not measured. `eval_from_checkpoint.py` measures, and an export after it shows its results here."
+    """What was measured, of the standard evaluation and of the benchmarks; one after the other if it was both."""
+    standard, paper = ((results or {}).get(name) for name in ("standard", "paper"))
+    parts = []
+    if isinstance(standard, Mapping) and isinstance(standard.get("overall"), Mapping):
+        parts.append(_losses(standard))
+    if isinstance(paper, Mapping) and paper:
+        heading, *rows = table(paper)
+        parts.append("Benchmarks. " + " ".join(notes(paper)) + "\n\n" + _table(heading, rows))
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _losses(standard: Mapping) -> str:
+    """The losses of each condition, and their differences with 95 % intervals."""
     columns = [key for key in LOSSES if all(key in row for row in standard["overall"].values())]
     rows = [[name, *(_number(row[key]) for key in columns)] for name, row in standard["overall"].items()]
     for name, row in standard.get("differences", {}).items():

@@ -94,6 +94,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
 def in_one_line(error: object, limit: int = 300) -> str:
     """The text of `error`, cut after `limit` characters, for the end of a message: libraries write whole pages."""
     text = " ".join(str(error).split()).rstrip(".")

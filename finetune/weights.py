@@ -1,6 +1,5 @@
 """The weights that are served: adapters or the whole model in one safetensors file, with the keys of stock moshi."""
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 import moshi_patch
 
 from .distributed import Context, on_rank_0
+from .files import write_json
 from .parsing import ConfigError, in_one_line, read_json
 from .structure import lora_layers, lora_parameters, stock_name
 from .training_state import quiet
@@ -100,10 +100,7 @@ def relocate_adapters(folder: Path) -> None:
             logger.warning("%s It was damaged before it was moved.", error)
             continue
         if "lora_name" in config and adapters.is_file():
-            temporary = path.with_suffix(".tmp")
-            content = config | {"lora_name": f"file://{adapters.resolve()}"}
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(path)
+            write_json(path, config | {"lora_name": f"file://{adapters.resolve()}"})
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:

@@ -9,10 +9,9 @@ from finetune.evaluation.results import (
     ResultStore,
     file_identity,
     fingerprint,
-    finite_or_none,
     tree_identity,
-    write_whole,
 )
+from finetune.files import finite_or_none, write_whole
 
 KIND = "standard/updates on"
 

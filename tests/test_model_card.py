@@ -55,8 +55,27 @@ def test_one_recording_has_no_interval():
     assert "1 recording, 10.0 minutes; losses in nats per step.\n" in card(alone)
 
 
+def test_benchmarks_stand_beside_the_losses_or_alone():
+    interval = {"value": 0.75, "low": 0.5, "high": 1.0}
+    none = {"value": 0.0, "low": None, "high": None}
+    meaning = {"length_normalisation": "nats per step", "codebooks": "the first codebook alone"}
+    known = {"meaning": meaning, "skipped": []}
+    pairs = {"pairs": 12, "updates on": interval, "updates off": interval, "updates on - updates off": none}
+    bucket = {"from_seconds": 0, "to_seconds": 10, "files": 3, "updates on": interval, "updates off": interval}
+    longform = known | {"buckets": [bucket], "skipped": ["cut.wav"]}
+    paper = {"swuggy": known | pairs, "longform": longform}
+    alone, both = card({"paper": paper}), card(RESULTS | {"paper": paper})
+    assert "| set |  | number | updates on | updates off | updates on - updates off |" in alone
+    assert "| swuggy | accuracy | 12 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | 0.000 |" in alone
+    assert "| longform | 0-10 s, nats per step | 3 | 0.7500 [0.5000, 1.0000] | 0.7500 [0.5000, 1.0000] |  |" in alone
+    assert "Pairs, by nats per step. Chance is 0.5." in alone
+    assert "longform: 1 skipped" in alone
+    assert "losses in nats per step" not in alone
+    assert both.index("| updates on | 2.5000") < both.index("| swuggy |")
+
+
 def test_what_was_not_measured_or_recorded_is_not_made_up():
-    for results in (None, {}, {"standard": None}, {"standard": {"overall": None}}):
+    for results in (None, {}, {"standard": None}, {"standard": {"overall": None}}, {"paper": {}}):
         assert "Not measured." in card(results)
     assert "Not recorded." in card(training=None)
 

@@ -36,7 +36,7 @@ def standard_table(result: dict[str, Any]) -> str:
         position.append([name, *(_number(stretch["conditions"][name]["loss"]) for stretch in stretches)])
     for name in result["differences"]:
         position.append([name, *(_interval(stretch["differences"][name]["loss"]) for stretch in stretches)])
-    head = f"{result['streams']} streams, {result['seconds'] / 60:.1f} minutes"
+    head = f"{result['streams']} stream{'s' * (result['streams'] != 1)}, {result['seconds'] / 60:.1f} minutes"
     if result["skipped"]:
         head += f"; {len(result['skipped'])} skipped"
     if result["streams"] == 1:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,25 +73,6 @@ def file_identity(path: Path) -> list[Any]:
 def tree_identity(path: Path) -> list[Any]:
     """`file_identity` of a file, or of all files in a folder."""
     return [file_identity(file) for file in sorted(path.rglob("*")) if file.is_file()] or file_identity(path)
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def finite_or_none(content: Any) -> Any:
-    """`content` as strict JSON can hold it: numbers that are not finite become None."""
-    if isinstance(content, dict):
-        return {key: finite_or_none(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite_or_none(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

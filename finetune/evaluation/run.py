@@ -5,13 +5,10 @@ import copy
 import dataclasses
 import datetime
 import gc
-import json
 import logging
-import platform
 from pathlib import Path
 from typing import Any
 
-import moshi
 import torch
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
@@ -19,20 +16,20 @@ from moshi.utils.compile import no_compile
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import moshi_patch
-
 from ..base import load_tokenizer
 from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
+from ..files import finite_or_none, write_json, write_whole
 from ..finished import Finished, load_model
 from ..inspection import contradictions
 from ..parsing import ConfigError, in_one_line
 from ..validation import check_moshi_paths
+from ..versions import versions
 from .baseline import Baseline, load_baseline, open_baseline
 from .paper.evaluate import evaluate_paper
 from .paper.report import plot as paper_plot
 from .paper.report import text as paper_text
 from .report import plot, settings_table, standard_table
-from .results import ResultStore, file_identity, fingerprint, finite_or_none, tree_identity, write_whole
+from .results import ResultStore, file_identity, fingerprint, tree_identity
 from .settings import COMMAND_LINE, FREE, Settings
 from .standard import BASELINE, Streams, conditions_of, score_streams
 from .summary import summarise
@@ -122,7 +119,7 @@ class Evaluation:
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
         if ctx.rank != 0:
             return ""
-        write_whole(self.out / "eval.json", json.dumps(finite_or_none(content), indent=1) + "\n")
+        write_json(self.out / "eval.json", finite_or_none(content))
         if args.paper_style:
             write_whole(self.out / "eval_paper.png", paper_plot(content["paper"]))
         if args.standard:
@@ -217,13 +214,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def versions() -> dict[str, str]:
-    """Of everything that the numbers may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "moshi": moshi.__version__,
-        "moshi_ttt": moshi_patch.__version__,
-    }

@@ -17,7 +17,7 @@ from typing import Any
 from ..args import MoshiPaths, TrainArgs, TTTSettings
 from ..data.manifest import parse_sources
 from ..finished import Finished, model_paths, open_finished
-from ..parsing import ConfigError, build, override, read_yaml
+from ..parsing import ConfigError, build, flat, override, read_yaml
 from ..validation import PARAM_DTYPES
 from .paper.args import PaperArgs
 from .score import SEGMENT_STEPS
@@ -196,14 +196,6 @@ def load_settings(given: dict[str, Any], config: Path | None = None) -> Settings
     warnings = _compare_with_training(command, fixed)
     args.validate()
     return Settings(args, sources, finished, warnings)
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..args import TrainArgs, to_dict
+from ..files import write_whole
 from ..parsing import ConfigError
 
 if TYPE_CHECKING:
@@ -107,9 +108,7 @@ class Monitor:
         known = set(earlier)
         with path.with_suffix(".replaced.jsonl").open("a") as file:
             file.writelines(f"{line}\n" for line in lines if line not in known)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in earlier))
-        os.replace(temporary, path)
+        write_whole(path, "".join(f"{line}\n" for line in earlier))
         logger.info("%s: %d lines of step %d and later set aside", path, len(lines) - len(earlier), step)
 
 

@@ -9,16 +9,21 @@ from ..report import COLOURS, columns
 
 
 def text(results: dict[str, dict[str, Any]]) -> str:
-    """The table, what its numbers mean, and how many recordings could not be used."""
-    notes = []
+    """The table and its notes."""
+    return "\n".join([columns(table(results)), *notes(results)])
+
+
+def notes(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What the numbers of the table mean, and how many recordings could not be used; a sentence or two each."""
+    lines = []
     pairs = [result for result in results.values() if "pairs" in result]
     if pairs:
-        notes.append(f"Pairs, by {pairs[0]['meaning']['length_normalisation']}. Chance is 0.5.")
-    notes.append(f"Counted is {next(iter(results.values()))['meaning']['codebooks']}. In brackets 95 % intervals.")
+        lines.append(f"Pairs, by {pairs[0]['meaning']['length_normalisation']}. Chance is 0.5.")
+    lines.append(f"Counted is {next(iter(results.values()))['meaning']['codebooks']}. In brackets 95 % intervals.")
     for name, result in results.items():
         if result["skipped"]:
-            notes.append(f"{name}: {len(result['skipped'])} skipped, named in eval.json.")
-    return "\n".join([columns(table(results)), *notes])
+            lines.append(f"{name}: {len(result['skipped'])} skipped, named in eval.json.")
+    return lines
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
