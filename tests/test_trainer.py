@@ -1,6 +1,5 @@
 """A tiny model trains from files: what a run does, logs and leaves behind, and how it ends when things go wrong."""
 
-import json
 import logging
 import math
 import shutil
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 from finetune import activity as activity_module
 from finetune import eval as eval_module
 from finetune.args import from_dict
-from finetune.data.items import BrokenData
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
 from finetune.loss import LossParts
@@ -24,6 +22,7 @@ from finetune.parsing import ConfigError
 from finetune.run_dir import open_run_dir
 from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
 from tests.fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.training_runs import metrics, settings_for
 
 ONE = Context(0, 1, 0, torch.device("cpu"))
 
@@ -36,26 +35,6 @@ def _patched(patched):
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
     return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
-
-
-def settings_for(repo: Path, run_dir: Path, **changes) -> dict:
-    return {
-        "data": {"train_data": f"{DATA}/train.jsonl", "eval_data": f"{DATA}/eval.jsonl", "shuffle": True},
-        "run_dir": str(run_dir),
-        "moshi_paths": {"hf_repo_id": str(repo)},
-        "duration_sec": 5,
-        "batch_size": 2,
-        "max_steps": 6,
-        "param_dtype": "float32",
-        "optim": {"lr": 1e-3},
-        "lora": {"enable": True, "rank": 4},
-        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 1e-2},
-        **changes,
-    }
-
-
-def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
-    return [json.loads(line) for line in (run_dir / f"metrics.{kind}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -224,58 +203,6 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(train
         made.train_step()
     with pytest.raises(TrainingDiverged, match="10 steps in a row"):
         made.train_step()
-
-
-def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    settings = settings_for(repo, run, max_steps=40, ckpt_freq=2)
-    healthy = Trainer.train_step
-
-    def poisoned(self, measure=False):
-        if self.state.step == 3:
-            with torch.no_grad():
-                self.model.out_norm.alpha.fill_(float("nan"))  # frozen: in no checkpoint
-        return healthy(self, measure)
-
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(TrainingDiverged):
-        train(from_dict(settings))
-    assert [row["skipped"] for row in metrics(run)] == [0.0] * 3 + [1.0] * 9
-    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000002"]
-    monkeypatch.setattr(Trainer, "train_step", healthy)
-    train(from_dict(settings | {"max_steps": 14, "checkpoint": {"resume": True}}))
-    assert all(row["skipped"] == 0 and math.isfinite(row["loss"]) for row in metrics(run))
-    assert len(metrics(run)) == 14
-
-
-def test_data_that_breaks_the_evaluation_costs_no_step(repo, tmp_path):
-    shutil.copy(DATA / "boat.json", tmp_path)
-    (tmp_path / "boat.wav").write_bytes(b"RIFF")
-    (tmp_path / "eval.jsonl").write_text('{"path": "boat.wav", "duration": 5}')
-    settings = settings_for(repo, tmp_path / "run", do_eval=True, max_steps=2)
-    settings["data"]["eval_data"] = str(tmp_path / "eval.jsonl")
-    with pytest.raises(BrokenData, match=r"boat\.wav"):
-        train(from_dict(settings))
-    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint_000002"]
-
-
-def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tmp_path, monkeypatch):
-    healthy = Trainer.train_step
-
-    def one_bad(self, measure=False):
-        alpha, bad = self.model.out_norm.alpha, self.state.step == 1
-        with torch.no_grad():
-            good = alpha.clone()
-            if bad:
-                alpha.fill_(float("nan"))
-            result = torch.enable_grad()(healthy)(self, measure)
-            alpha.copy_(good)
-        return result
-
-    monkeypatch.setattr(Trainer, "train_step", one_bad)
-    train(from_dict(settings_for(repo, tmp_path / "run", ckpt_freq=2, max_steps=5)))
-    names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["checkpoint_000003", "checkpoint_000004", "checkpoint_000005"]
 
 
 def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
