@@ -1,17 +1,36 @@
 """The folder of a run: refused where it would do harm, made, continued, or moved aside; never deleted."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from .args import TrainArgs
+import yaml
+
+from .args import TrainArgs, to_dict
 from .data.manifest import parse_sources
 from .parsing import ConfigError
 from .weights import relocate_adapters
 
 logger = logging.getLogger(__name__)
+
+
+class DiskError(RuntimeError):
+    """A run cannot write what it has to; the message names the folder, and what the system said."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes an OSError over `path`, of a full disk for one, a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror or error}); checkpoints that were complete are intact. Make "
+            "room, and continue with --resume."
+        ) from error
 
 
 def check_run_dir(args: TrainArgs) -> Path:
@@ -68,6 +87,19 @@ def open_run_dir(args: TrainArgs) -> Path:
     except OSError as error:
         raise ConfigError(f"run_dir={args.run_dir!r}: cannot be made ({error.strerror}); choose another.") from error
     return run_dir
+
+
+def start_run_dir(args: TrainArgs) -> Path:
+    """`open_run_dir`, and in it the settings of the run, `args.yaml`.
+
+    Raises:
+        ConfigError: as `open_run_dir`.
+        DiskError: when nothing can be written there.
+    """
+    path = open_run_dir(args) / "args.yaml"
+    with writing(path):
+        path.write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
+    return path.parent
 
 
 def _in_use(args: TrainArgs) -> Iterator[tuple[str, Path]]:
