@@ -91,19 +91,6 @@ def with_broken_files(folder: Path) -> dict:
     return {"data": {"train_data": str(folder / "train.jsonl")}}
 
 
-def on_two_disks(folder: Path, last: str = "sister") -> dict:
-    """Settings for a list of twenty dialogues on two disks, with another `last` one on that of rank 1."""
-    for rank, name in enumerate(["sister", last]):
-        disk = folder / str(rank)
-        disk.mkdir(parents=True)
-        for path in (*DATA.glob("boat.*"), *DATA.glob("sister.*")):
-            shutil.copy(path, disk)
-        lines = [json.dumps({"path": f"{stem}.wav", "duration": 4.0}) for stem in [*19 * ["boat"], name]]
-        (disk / "eval.jsonl").write_text("\n".join(lines))
-    data = {"train_data": f"{DATA}/train.jsonl", "eval_data": "eval.jsonl"}
-    return {"data": data, "do_eval": True, "disks": [str(folder / "0"), str(folder / "1")]}
-
-
 def damaged_copy(repo: Path, folder: Path) -> Path:
     shutil.copytree(repo, folder)
     with (folder / "model.safetensors").open("r+b") as file:
@@ -134,11 +121,6 @@ def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     two = [job(repo, folder / f"two-{name}", batch_size=1, **case) for name, case in cases.items()]
     resumed = job(repo, folder / "resumed", batch_size=1, **BFLOAT16)
     two += [resumed, resumed | {"checkpoint": BACK}, job(repo, folder / "skips", batch_size=1, **SKIPS)]
-    two += [
-        job(repo, folder / "elsewhere", batch_size=1, ttt=TTT, **on_two_disks(folder / "other_lines", last="boat")),
-        job(repo, folder / "elsewhere", batch_size=1, ttt=TTT, loses="sister.wav", **on_two_disks(folder / "lost")),
-        job(repo, folder / "full_disk", batch_size=1, ttt=TTT, largest_file=30_000, do_ckpt=True, ckpt_freq=2),
-    ]
     two += [
         job(repo, folder / "broken", batch_size=1, ttt=TTT, **with_broken_files(folder / "files")),
         job(repo, folder / "skips", batch_size=1, **CASES["ttt_alone"]),  # refused: there is a run
@@ -216,25 +198,6 @@ def test_broken_files_of_all_ranks_count_together_and_stop_all_at_once(runs):
     for rank, report in enumerate(reports):
         assert "2 of 20 items are broken" in report[-4]["error"], rank
     assert [row["step"] for row in metrics(folder / "broken")] == [1]
-
-
-def test_ranks_that_see_other_files_are_refused_before_and_after_the_model_is_loaded(runs):
-    folder, reports = runs
-    for lines, lost in (report[-7:-5] for report in reports):
-        assert "eval.jsonl: rank 0 has 20 items, rank 1 has other ones; all processes must see" in lines["error"]
-        assert lines["read"] == []
-        assert "eval.jsonl: rank 0 has 20 items, rank 1 has 19 items (eval.jsonl:20: sister.wav: no" in lost["error"]
-        assert "mimi.safetensors" in lost["read"]
-    assert not (folder / "elsewhere").exists()
-
-
-def test_a_disk_that_is_full_for_rank_0_ends_all_ranks(runs):
-    folder, reports = runs
-    for report in reports:
-        assert (
-            "checkpoint_000002: cannot be saved (File too large); there is no other checkpoint" in report[-5]["error"]
-        )
-    assert list((folder / "full_disk" / "checkpoints").iterdir()) == []
 
 
 def test_bfloat16_continues_exactly_on_two_ranks_and_on_one(runs):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.run_dir import DiskError
+from finetune.run_dir import DiskError, start_run_dir
 
 from .checkpoint_runs import MODES, advance, arguments, tiny_run
 from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
@@ -89,10 +89,14 @@ def test_a_run_that_cannot_save_ends_in_one_line_and_continues_when_there_is_roo
     assert names(run.folder / "run" / "checkpoints") == ["checkpoint_000002", "checkpoint_000003"]
 
 
-@pytest.mark.parametrize(("largest", "file"), [(4_000, "metrics.train.jsonl"), (100, "args.yaml")])
-def test_metrics_and_settings_that_cannot_be_written_are_one_line(run, largest, file):
-    full = run("--run_dir=new", "--overwrite_run_dir", "--do_ckpt=false", "--max_steps=9", largest=largest)
+def test_metrics_that_cannot_be_written_are_one_line(run):
+    full = run("--run_dir=new", "--do_ckpt=false", "--max_steps=9", largest=4_000)
     assert full.returncode == 1
     assert "Traceback" not in full.stderr
     line = full.stderr.splitlines()[-1]
-    assert line.startswith(f"train.py: new/{file}: cannot be written (File too large); checkpoints that were")
+    assert line.startswith("train.py: new/metrics.train.jsonl: cannot be written (File too large); checkpoints that")
+
+
+def test_settings_that_cannot_be_written(tmp_path):
+    with largest_file(100), pytest.raises(DiskError, match=r"run/args\.yaml: cannot be written \(File too large\)"):
+        start_run_dir(arguments(tmp_path / "run"))
