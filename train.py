@@ -7,8 +7,8 @@ import threading
 
 from finetune.args import parse_command_line
 from finetune.data.items import BrokenData
+from finetune.disk import DiskError
 from finetune.parsing import ConfigError
-from finetune.run_dir import DiskError
 from finetune.trainer import TrainingDiverged, train
 
 

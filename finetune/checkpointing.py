@@ -32,9 +32,9 @@ import moshi_patch
 
 from .args import TrainArgs, to_dict
 from .checksums import write_checksums
+from .disk import DiskError, reason_of
 from .distributed import Context, on_rank_0
-from .parsing import ConfigError, in_one_line, read_json
-from .run_dir import DiskError
+from .parsing import ConfigError, read_json
 from .training_state import TrainState, is_resumable, load_training_state, save_training_state
 from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters, sync
 
@@ -146,12 +146,11 @@ class Checkpointer:
         try:
             yield
         except (OSError, SafetensorError, CheckpointException) as error:
-            cause = _cause(error)
-            if not isinstance(cause, (OSError, SafetensorError, RuntimeError)):
+            reason = reason_of(error, self.folder)
+            if reason is None:
                 raise
             if self.ctx.rank == 0:  # no rank writes any more: torch waits for all before it raises
                 shutil.rmtree(temporary, ignore_errors=True)
-            reason = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {in_one_line(cause)}"
             newest = list(list_checkpoints(self.folder).values())[-1:]
             rest = f"the last complete checkpoint, {newest[0]}, is intact" if newest else "there is no other checkpoint"
             raise DiskError(
@@ -284,11 +283,6 @@ def _read_settings(checkpoint: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
     return content
-
-
-def _cause(error: BaseException) -> BaseException:
-    """`error` itself, or what torch says that it was on the first rank that had any."""
-    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

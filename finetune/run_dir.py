@@ -1,6 +1,5 @@
 """The folder of a run: refused where it would do harm, made, continued, or moved aside; never deleted."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -11,26 +10,11 @@ import yaml
 
 from .args import TrainArgs, to_dict
 from .data.manifest import parse_sources
+from .disk import writing
 from .parsing import ConfigError
 from .weights import relocate_adapters
 
 logger = logging.getLogger(__name__)
-
-
-class DiskError(RuntimeError):
-    """A run cannot write what it has to; the message names the folder, and what the system said."""
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Makes an OSError over `path`, of a full disk for one, a DiskError."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"{path}: cannot be written ({error.strerror or error}); checkpoints that were complete are intact. Make "
-            "room, and continue with --resume."
-        ) from error
 
 
 def check_run_dir(args: TrainArgs) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.run_dir import DiskError, start_run_dir
+from finetune.disk import DiskError
+from finetune.run_dir import start_run_dir
 
 from .checkpoint_runs import MODES, advance, arguments, tiny_run
 from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from finetune import trainer
 from finetune.args import from_dict
 from finetune.data.items import BrokenData
+from finetune.disk import DiskError
 from finetune.parsing import ConfigError
-from finetune.run_dir import DiskError
 
 DIVERGES = "poison_step"
 """In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""

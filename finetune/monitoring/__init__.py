@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..args import TrainArgs, to_dict
+from ..disk import writing
 from ..parsing import ConfigError
-from ..run_dir import writing
 
 if TYPE_CHECKING:
     from ..distributed import Context
