@@ -217,8 +217,9 @@ def test_a_run_dir_that_cannot_be_made(place, monkeypatch):
 
 
 def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place, monkeypatch):
-    (place / "data" / "train.wav").unlink()
+    (place / "data" / "train.wav").rename(place / "data" / "elsewhere.wav")
     assert "items are broken" in refused(place, monkeypatch, "--overwrite_run_dir")
+    (place / "data" / "elsewhere.wav").rename(place / "data" / "train.wav")
     truncate(place / "repo" / "tokenizer.model")
     assert "tokenizer.model" in refused(place, monkeypatch, "--overwrite_run_dir")
 
