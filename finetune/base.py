@@ -142,6 +142,13 @@ def _check_base(info: CheckpointInfo, args: TrainArgs) -> None:
             f"moshi_paths.hf_repo_id={args.moshi_paths.hf_repo_id!r}: the model takes the tensor conditions "
             f"{', '.join(tensors)}; training data holds text conditions alone."
         )
+    adapters = args.lora.enable and args.save_adapters
+    if adapters and config.get("lora") and info.lora_weights is not None:
+        raise ConfigError(
+            f"save_adapters=True: the base model has adapters of its own, {info.lora_weights}, which nobody loads "
+            "beneath those of this run. Set save_adapters to false, which saves the whole model, or train on an export "
+            "of the base model made with --merge."
+        )
     try:
         _ttt_layers(info, args)
     except ValueError as error:

@@ -12,18 +12,23 @@ first renamed to `.old-checkpoint_000500`. What a killed process left under thes
 next save.
 """
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from .args import TrainArgs, to_dict
 from .checksums import write_checksums
+from .disk import DiskError, reason_of
 from .distributed import Context, on_rank_0
 from .files import write_json
 from .parsing import ConfigError, flat, read_json
@@ -74,7 +79,8 @@ class Checkpointer:
             None when `do_ckpt` is false.
 
         Raises:
-            OSError: and others, when the disk is full; the checkpoints there are stay as they are.
+            DiskError: on all ranks, when something cannot be written; the checkpoints there are stay as they are, and
+                nothing is left of the new one.
         """
         if not self.args.do_ckpt:
             return None
@@ -83,7 +89,8 @@ class Checkpointer:
             return final
         temporary = self.folder / f".tmp-{final.name}"
         on_rank_0(self.ctx, lambda: self._prepare(temporary))
-        save_training_state(temporary / "training_state", state, self.ctx)
+        with self._writing(temporary):
+            save_training_state(temporary / "training_state", state, self.ctx)
         dtype = getattr(torch, self.args.param_dtype)
         weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
         on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
@@ -131,16 +138,39 @@ class Checkpointer:
             )
         raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
 
+    @contextlib.contextmanager
+    def _writing(self, temporary: Path) -> Iterator[None]:
+        """Whatever cannot be written is a DiskError, and what there is of the new checkpoint is removed."""
+        try:
+            yield
+        except (OSError, SafetensorError, CheckpointException) as error:
+            reason = reason_of(error, self.folder)
+            if reason is None:
+                raise
+            if self.ctx.rank == 0:  # no rank writes any more: torch waits for all before it raises
+                shutil.rmtree(temporary, ignore_errors=True)
+            newest = list(list_checkpoints(self.folder).values())[-1:]
+            rest = f"the last complete checkpoint, {newest[0]}, is intact" if newest else "there is no other checkpoint"
+            raise DiskError(
+                f"{temporary.with_name(temporary.name.removeprefix('.tmp-'))}: cannot be saved ({reason}); {rest}. "
+                "Make room, or lower num_ckpt_keep, and continue with --resume."
+            ) from error
+
     def _prepare(self, temporary: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sync(self.folder.parent)
-        for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
-            logger.info("Removing what an interrupted save left: %s", leftover)
-            shutil.rmtree(leftover)
-        (temporary / "consolidated").mkdir(parents=True)
+        with self._writing(temporary):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
+            for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
+                logger.info("Removing what an interrupted save left: %s", leftover)
+                shutil.rmtree(leftover)
+            (temporary / "consolidated").mkdir(parents=True)
 
     def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
         """On rank 0: the rest of the files, the new name, and the end of checkpoints that are too many."""
+        with self._writing(temporary):
+            self._write_rest(temporary, final, step, weights)
+
+    def _write_rest(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
         folder = temporary / "consolidated"
         name = ADAPTERS if self.adapters else MERGED
         save_file(weights, folder / name, {"format": "pt"})

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from .parsing import ConfigError
+
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)
@@ -31,11 +33,15 @@ def setup() -> Context:
     """Joins the processes that `torchrun` started; without it, this process alone is the run.
 
     NCCL for tensors on CUDA where that is available, gloo for those on the CPU. A process group that exists is used.
+
+    Raises:
+        ConfigError: when there are more processes on this machine than GPUs.
     """
     cuda = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
+        check_local_rank(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -44,6 +50,19 @@ def setup() -> Context:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Context(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def check_local_rank(local_rank: int, gpus: int) -> None:
+    """That the process `local_rank` of this machine, counted from 0, has one of its `gpus` for itself.
+
+    Raises:
+        ConfigError: when it has not.
+    """
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank}: each process needs a GPU of its own, and {gpus} can be seen here; start at most "
+            f"{gpus}, with torchrun --nproc-per-node {gpus}, or make more visible with CUDA_VISIBLE_DEVICES."
+        )
 
 
 def cleanup() -> None:

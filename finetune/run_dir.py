@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from .args import TrainArgs
+import yaml
+
+from .args import TrainArgs, to_dict
 from .data.manifest import parse_sources
+from .disk import writing
 from .parsing import ConfigError
 from .weights import relocate_adapters
 
@@ -68,6 +71,19 @@ def open_run_dir(args: TrainArgs) -> Path:
     except OSError as error:
         raise ConfigError(f"run_dir={args.run_dir!r}: cannot be made ({error.strerror}); choose another.") from error
     return run_dir
+
+
+def start_run_dir(args: TrainArgs) -> Path:
+    """`open_run_dir`, and in it the settings of the run, `args.yaml`.
+
+    Raises:
+        ConfigError: as `open_run_dir`.
+        DiskError: when nothing can be written there.
+    """
+    path = open_run_dir(args) / "args.yaml"
+    with writing(path):
+        path.write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
+    return path.parent
 
 
 def _in_use(args: TrainArgs) -> Iterator[tuple[str, Path]]:

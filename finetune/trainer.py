@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from moshi.models.lm import LMOutput
 from moshi.utils.compile import no_compile
 from torch import nn
@@ -22,18 +21,18 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .activity import Activity, GainWatch, InactivityWatch
-from .args import STEPS_PER_SECOND, TrainArgs, to_dict
-from .base import load_tokenizer
+from .args import STEPS_PER_SECOND, TrainArgs
 from .checkpointing import Checkpointer
-from .data.loader import Batch, EvalLoader, TrainLoader
-from .distributed import Context, cleanup, gather_over_ranks, on_all_ranks, on_rank_0, setup, sum_over_ranks
+from .data.loader import Batch
+from .distributed import Context, cleanup, on_all_ranks, on_rank_0, setup, sum_over_ranks
 from .eval import batch_loss, evaluate, forward_loss
 from .loss import LossParts
 from .monitoring import Monitor
 from .optim import build_optimizer, learning_rates, parameter_groups
-from .run_dir import check_run_dir, open_run_dir
+from .run_data import check_data, open_data
+from .run_dir import check_run_dir, start_run_dir
 from .training_state import TrainState
-from .wrapped_model import BuiltModel, build_model
+from .wrapped_model import build_model
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,8 @@ def train(args: TrainArgs) -> None:
 
     Raises:
         ConfigError: for settings that cannot work or files that cannot be used, before the disk is changed.
-        BrokenData: for data that cannot be used.
+        BrokenData: for data that cannot be used, before the model is loaded as far as it shows there.
+        DiskError: when the disk is full; the last complete checkpoint is intact.
         TrainingDiverged: see there.
     """
     args.validate()
@@ -78,6 +78,7 @@ def train(args: TrainArgs) -> None:
         for message in args.warnings() if ctx.rank == 0 else ():
             logger.warning("%s", message)
         on_rank_0(ctx, lambda: check_run_dir(args))
+        check_data(args, ctx)
         _train(args, ctx)
     finally:
         cleanup()
@@ -105,28 +106,19 @@ class Trainer:
         self.args, self.ctx = args, ctx
         built = build_model(args, ctx)
         self.model = built.model
-        loader, self.eval_loader = on_all_ranks(ctx, lambda: self._open_data(built))
+        loader, self.eval_loader = open_data(args, ctx, built)
         optimizer, scheduler = build_optimizer(parameter_groups(self.model, args), args)
         self.state = TrainState(0, self.model, optimizer, scheduler, loader)
         self.checkpointer = Checkpointer(Path(args.run_dir), args, built.lm_config, ctx)
         torch.manual_seed(args.seed + ctx.rank)
         np.random.seed(args.seed % 2**32)  # noqa: NPY002
         self._resume()
-        run_dir = on_rank_0(ctx, lambda: open_run_dir(args))  # not before: a run that is refused changes nothing
-        if ctx.rank == 0:
-            (run_dir / "args.yaml").write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
+        run_dir = on_rank_0(ctx, lambda: start_run_dir(args))  # not before: a run that is refused changes nothing
         self.monitor = on_all_ranks(ctx, lambda: Monitor(run_dir, args, ctx))
-        self.monitor.resume(self.state.step)
+        on_rank_0(ctx, lambda: self.monitor.resume(self.state.step))
         self.activity, self._watch, self._gain = Activity(self.model, ctx), InactivityWatch(), GainWatch()
         self._bad_steps, self._save_owed = 0, False
         self._clock = (time.monotonic(), self.state.step)
-
-    def _open_data(self, built: BuiltModel) -> tuple[TrainLoader, EvalLoader | None]:
-        args, ctx = self.args, self.ctx
-        tokenizer = load_tokenizer(built.model, built.info, args.duration_sec, ctx.device)
-        ranks = {"rank": ctx.rank, "world_size": ctx.world_size, "gather": gather_over_ranks}
-        loader = TrainLoader(args, tokenizer, **ranks)
-        return loader, EvalLoader(args, tokenizer, **ranks) if args.do_eval else None
 
     def close(self) -> None:
         """Closes what was opened for logging."""
@@ -151,8 +143,7 @@ class Trainer:
                     self._save()
                 if self.eval_loader is not None and self._due(args.eval_freq):
                     self._evaluate()
-        if self.ctx.rank == 0:
-            self.monitor.report()
+        on_rank_0(self.ctx, self.monitor.report)
 
     def train_step(self, measure: bool = False) -> StepResult:
         """One update from `num_microbatches` batches per rank; advances `state.step`.
@@ -251,13 +242,13 @@ class Trainer:
             "peak_memory_gib": peak_memory(self.ctx.device) / 2**30,
             **activity,
         }
-        self.monitor.train(state.step, values)
+        on_rank_0(self.ctx, lambda: self.monitor.train(state.step, values))  # a full disk ends all ranks
         if self.ctx.rank == 0:
             self._watch.observe(state.step, activity)
 
     def _evaluate(self) -> None:
         values = evaluate(self.model, self.eval_loader, self.args, self.ctx)
-        self.monitor.eval(self.state.step, values)
+        on_rank_0(self.ctx, lambda: self.monitor.eval(self.state.step, values))
         if self.ctx.rank == 0:
             logger.info("Step %d, evaluation: %s", self.state.step, _in_words(values))
             self._gain.observe(self.state.step, values)

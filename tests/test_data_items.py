@@ -212,6 +212,17 @@ def test_a_rest_too_short_for_one_sample_of_mimis_is_a_broken_item(tmp_path, tok
         tokenizer(Segment(tmp_path / "train0.wav", 50))
 
 
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_a_segment_that_starts_at_the_end_is_a_broken_item(tmp_path, codec, rate):
+    write_dataset(tmp_path, 1)
+    tokenizer = make_tokenizer(codec, duration_sec=0.08)
+    for steps in range(1, 120, 7):  # rounded down, some of these ends are one sample before the last
+        sphn.write_wav(str(tmp_path / "train0.wav"), np.zeros((2, round(steps * 0.08 * rate)), "f"), rate)
+        with pytest.raises(BrokenItem, match=r"no audio|out-of-range"):
+            tokenizer(Segment(tmp_path / "train0.wav", steps))
+        assert tokenizer(Segment(tmp_path / "train0.wav", steps - 1))
+
+
 def test_the_end_of_a_too_long_duration_is_broken(tmp_path, tokenizer):
     shutil.copy(DATA / "boat.wav", tmp_path)
     shutil.copy(DATA / "boat.json", tmp_path)

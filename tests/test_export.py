@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def saved(repo, tmp_path):
         args = from_dict(
             {**common, "param_dtype": dtype, "data": {"train_data": "/home/me/secret.jsonl"}, **MODES[mode]}
         )
-        built = build_model(args, CTX)
+        # Earlier versions saved adapters over a base with adapters of its own, too.
+        built = build_model(args if base == repo else replace(args, save_adapters=False), CTX)
         randomise_targets(built.model)
         state = TrainState(0, built.model, *build_optimizer(parameter_groups(built.model, args), args), Place())
         advance(state, 2)
@@ -183,6 +185,17 @@ def test_adapters_over_a_base_with_adapters_of_its_own_are_refused_where_they_wo
         answers(run)
     assert doctor([str(run)]) == 1
     assert own in capsys.readouterr().out
+
+
+def test_training_adapters_over_a_base_with_adapters_of_its_own_is_refused(saved, tmp_path):
+    first = export(saved("adapter"), tmp_path / "first", Options(with_base=True))
+    common = {"moshi_paths": {"hf_repo_id": str(first)}, "ttt": TTT, "param_dtype": "float32"}
+    with pytest.raises(
+        ConfigError, match=r"save_adapters=True: .* adapters of its own, .*save_adapters to false.*--merge"
+    ):
+        build_model(from_dict(common | MODES["adapter"]), CTX)
+    for mode in ("merged", "full"):
+        assert build_model(from_dict(common | MODES[mode]), CTX)
 
 
 def test_adapters_over_a_local_base_are_refused_with_both_remedies(saved, tmp_path):

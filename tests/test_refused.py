@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import train as program
+from finetune.distributed import check_local_rank
+from finetune.parsing import ConfigError
 
 from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
 
@@ -215,10 +217,33 @@ def test_a_run_dir_that_cannot_be_made(place, monkeypatch):
 
 
 def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place, monkeypatch):
-    (place / "data" / "train.wav").unlink()
+    (place / "data" / "train.wav").rename(place / "data" / "elsewhere.wav")
     assert "items are broken" in refused(place, monkeypatch, "--overwrite_run_dir")
+    (place / "data" / "elsewhere.wav").rename(place / "data" / "train.wav")
     truncate(place / "repo" / "tokenizer.model")
     assert "tokenizer.model" in refused(place, monkeypatch, "--overwrite_run_dir")
+
+
+@pytest.mark.parametrize("words", [[], ["--do_eval", "--data.eval_data=data/eval.jsonl"]])
+def test_missing_files_are_found_before_any_model_is_read(place, monkeypatch, words):
+    truncate(place / "repo" / "model.safetensors")
+    name = "sister" if words else "train"
+    (place / "data" / f"{name}.wav").unlink()
+    line = refused(place, monkeypatch, "--run_dir=new", *words)
+    assert "items are broken, more than 5%" in line
+    assert f"data/{name}.wav: no such file" in line
+
+
+def test_a_list_that_cannot_be_read(place, monkeypatch):
+    line = refused(place, monkeypatch, "--run_dir=new", "--data.train_data=/proc/self/mem")  # nothing lies at address 0
+    assert "/proc/self/mem: cannot be read (Input/output error)" in line
+
+
+@pytest.mark.parametrize(("local_rank", "gpus"), [(2, 2), (7, 1)])
+def test_a_process_without_a_gpu_of_its_own(local_rank, gpus):
+    with pytest.raises(ConfigError, match=f"LOCAL_RANK={local_rank}: .*--nproc-per-node {gpus}, or"):
+        check_local_rank(local_rank, gpus)
+    check_local_rank(gpus - 1, gpus)
 
 
 def test_a_damaged_checkpoint_of_an_old_run_is_moved_aside_with_it(place, monkeypatch, caplog):

@@ -3,13 +3,14 @@
 An item is a segment at its place in a list: a file that is listed twice counts twice.
 """
 
+import hashlib
 import logging
 import shlex
 from collections import Counter
 from collections.abc import Callable
 
 from .manifest import Problem, Source, is_file, parse_sources, read_entries, transcript_path
-from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
+from .tokenize import BrokenItem, Cutter, Item, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,12 @@ Found = tuple[Segment, str]
 Gather = Callable[[list[Found]], list[Found]]
 
 
+View = tuple[str, int, str]
+"""What one rank has of a list: a checksum, how many usable items, and the first thing that is wrong with it, or ""."""
+
+
 class BrokenData(ValueError):
-    """Too much of the data is broken to go on."""
+    """Too much of the data is broken to go on, or not all ranks have the same."""
 
 
 class Items:
@@ -37,6 +42,7 @@ class Items:
 
     Args:
         spec: sources, as in `data.train_data`.
+        tokenizer: a `SpeechTokenizer`; a `Cutter` is enough to find what is missing, and then nothing can be read.
         planned: how many items all ranks of the run read, if that may be less than an epoch: the items that were found
             broken must then not be more than 5 % of those either, nor of `SHORT_RUN` if that is more.
         gather: makes one list of those of all ranks, so that all know what one has found, and stop together.
@@ -45,15 +51,17 @@ class Items:
     Attributes:
         sources: as in `spec`.
         segments: those of each source; not the ones whose files are missing.
+        views: of each list, by its path; ranks with the same views have the same items.
 
     Raises:
-        BrokenData: on construction or from `check`, when more than `BROKEN_SHARE` are broken, or all of one source.
+        BrokenData: on construction or from `check`, when more than `BROKEN_SHARE` are broken, or all of one source; or
+            on construction, for a list that cannot be read.
     """
 
     def __init__(
         self,
         spec: str,
-        tokenizer: SpeechTokenizer,
+        tokenizer: Cutter,
         *,
         planned: int | None = None,
         gather: Gather | None = None,
@@ -64,6 +72,7 @@ class Items:
         self._missing, self._broken, self._last = 0, 0, "none"
         self._known: set[Segment] = set()
         self._new: list[Found] = []
+        self.views: dict[str, View] = {}
         self.sources: list[Source] = parse_sources(spec)
         self.segments = [self._list(source) for source in self.sources]
         self._places = [Counter(segments) for segments in self.segments]
@@ -75,16 +84,23 @@ class Items:
         """The segments of `source`; counts bad lines and the segments of missing files."""
         segments = []
         for file in source.files:
-            entries, bad = read_entries(file)
-            for problem in bad:
-                self._miss(problem, 1)
+            try:
+                entries, bad = read_entries(file)
+            except OSError as error:
+                raise BrokenData(f"{file}: cannot be read ({error.strerror}).") from error
+            usable: list[Segment] = []
+            missing = [(problem, 1) for problem in bad]
             for entry in entries:
                 found = self._tokenizer.segments(entry)
                 if is_file(entry.path) and is_file(transcript_path(entry.path)):
-                    segments += found
+                    usable += found
                 else:
                     message = f"{entry.path}: no such file, or no .json beside it"
-                    self._miss(Problem(entry.file, entry.line, message), len(found))
+                    missing.append((Problem(entry.file, entry.line, message), len(found)))
+            for problem, number in missing:
+                self._miss(problem, number)
+            segments += usable
+            self.views[str(file)] = _view(usable, missing)
         return segments
 
     def _miss(self, problem: Problem, number: int) -> None:
@@ -146,3 +162,30 @@ class Items:
         if what is not None:
             command = f"python -m finetune.data check {shlex.quote(self._spec)}"
             raise BrokenData(f"{self._spec}: {what}; `{command}` names them all. The last: {self._last}")
+
+
+def differing_view(views: list[dict[str, View]]) -> str | None:
+    """In words, the first list of which not all ranks have the same; None when they all have the same items.
+
+    Args:
+        views: those of every rank, in their order.
+    """
+    for path in sorted({path for view in views for path in view}):
+        seen = [view.get(path) for view in views]
+        other = next((rank for rank, view in enumerate(seen) if view != seen[0]), None)
+        if other is not None:
+            first, second = _in_words(seen[0]), _in_words(seen[other])
+            return f"{path}: rank 0 has {first}, rank {other} has {'other ones' if first == second else second}"
+    return None
+
+
+def _view(usable: list[Segment], missing: list[tuple[Problem, int]]) -> View:
+    checksum = hashlib.sha256(repr((usable, missing)).encode(errors="surrogateescape")).hexdigest()
+    return checksum, len(usable), str(missing[0][0]) if missing else ""
+
+
+def _in_words(view: View | None) -> str:
+    if view is None:
+        return "no such list"
+    _, number, problem = view
+    return f"{number} items" + f" ({problem})" * bool(problem)

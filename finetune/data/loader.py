@@ -48,6 +48,9 @@ class TrainLoader:
         seed: of the shuffling; `args.seed` if None.
         gather: as in `Items`; without it a rank stops for what it has found itself.
 
+    Attributes:
+        items: those of all sources.
+
     Raises:
         BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
     """
@@ -66,10 +69,10 @@ class TrainLoader:
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle = args.seed if seed is None else seed, args.data.shuffle
         planned = args.max_steps * args.num_microbatches * args.batch_size * world_size
-        self._items = Items(args.data.train_data, tokenizer, planned=planned, gather=gather, quiet=rank > 0)
-        self._segments = self._items.segments
-        total = sum(source.weight for source in self._items.sources)
-        self._weights = [source.weight / total for source in self._items.sources]
+        self.items = Items(args.data.train_data, tokenizer, planned=planned, gather=gather, quiet=rank > 0)
+        self._segments = self.items.segments
+        total = sum(source.weight for source in self.items.sources)
+        self._weights = [source.weight / total for source in self.items.sources]
         self._drawn = [0] * len(self._weights)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -80,7 +83,7 @@ class TrainLoader:
         """The next `batch_size` items of this rank, `world_size` times as many of the global order."""
         positions = [self._advance() for _ in range(self.batch_size * self.world_size)]
         items = [self._load(*position) for position in positions[self.rank :: self.world_size]]
-        self._items.check()
+        self.items.check()
         return collate(items)
 
     @property
@@ -134,8 +137,8 @@ class TrainLoader:
         segments = self._segments[source]
         epoch, position = divmod(place, len(segments))
         order = self._order(source, epoch)
-        while not self._items.hopeless:  # so one is left
-            item = self._items.read(segments[order[position % len(segments)]])
+        while not self.items.hopeless:  # so one is left
+            item = self.items.read(segments[order[position % len(segments)]])
             if item is not None:
                 return item
             position += 1
@@ -160,6 +163,9 @@ class EvalLoader:
     Args:
         gather: as in `Items`; without it a rank stops for what it has found itself.
 
+    Attributes:
+        items: all of them.
+
     Raises:
         BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
     """
@@ -175,8 +181,8 @@ class EvalLoader:
     ):
         self.tokenizer, self.batch_size = tokenizer, args.batch_size
         self.rank, self.world_size = rank, world_size
-        self._items = Items(args.data.eval_data, tokenizer, gather=gather, quiet=rank > 0)
-        self.segments = [segment for segments in self._items.segments for segment in segments]
+        self.items = Items(args.data.eval_data, tokenizer, gather=gather, quiet=rank > 0)
+        self.segments = [segment for segments in self.items.segments for segment in segments]
 
     def __len__(self) -> int:
         return -(-len(self.segments) // (self.batch_size * self.world_size))
@@ -185,6 +191,6 @@ class EvalLoader:
         mine = self.segments[self.rank :: self.world_size]
         for index in range(len(self)):
             here = mine[index * self.batch_size : (index + 1) * self.batch_size]
-            items = [self._items.read(segment) or self.tokenizer.blank() for segment in here]
-            self._items.check()
+            items = [self.items.read(segment) or self.tokenizer.blank() for segment in here]
+            self.items.check()
             yield collate(items + [self.tokenizer.blank()] * (self.batch_size - len(items)))

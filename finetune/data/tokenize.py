@@ -45,14 +45,32 @@ class Item:
     conditions: ConditionAttributes | None
 
 
-class SpeechTokenizer:
+class Cutter:
+    """Cuts files into segments: what it takes to count the items of a dataset, before any model is there.
+
+    Args:
+        duration_sec: of a segment, rounded up to whole steps.
+        frame_rate: steps per second.
+    """
+
+    def __init__(self, duration_sec: float, frame_rate: float):
+        self.frame_rate = frame_rate
+        self.steps = math.ceil(duration_sec * frame_rate - 1e-6)
+
+    def segments(self, entry: Entry) -> list[Segment]:
+        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
+        steps = math.ceil(entry.duration * self.frame_rate - 1e-3)
+        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
+
+
+class SpeechTokenizer(Cutter):
     """Turns segments into items: the text row, then Mimi's codes of Moshi's channel, then those of the user's.
 
     Args:
         mimi: a `MimiModel` with at least as many codebooks as either channel needs.
         text_tokenizer: a sentencepiece processor.
         n_q, dep_q: as in the language model: `dep_q` codebooks are Moshi's, the other `n_q - dep_q` the user's.
-        duration_sec: of a segment, rounded up to whole steps.
+        duration_sec: of a segment, as in `Cutter`; Mimi has the frame rate.
         conditions: names of the text conditions that the model takes; a file's others are left out, absent ones None.
         prepare: what the model does first with a list of conditions; it raises for a value that it does not know.
         cache_items: how many items to keep in memory, so that a small dataset is encoded only once.
@@ -82,11 +100,11 @@ class SpeechTokenizer:
         if mimi.num_codebooks < max(dep_q, n_q - dep_q):
             needed = max(dep_q, n_q - dep_q)
             raise ValueError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+        super().__init__(duration_sec, mimi.frame_rate)
         self.mimi, self.text_tokenizer = mimi, text_tokenizer
         self.n_q, self.dep_q, self.zero_id = n_q, dep_q, zero_id
         self.padding_id, self.end_padding_id, self.main_speaker = padding_id, end_padding_id, main_speaker
         self.conditions, self._prepare = tuple(conditions), prepare
-        self.steps = math.ceil(duration_sec * mimi.frame_rate - 1e-6)
         self._cache_items = cache_items
         self._cache: OrderedDict[Segment, Item] = OrderedDict()
 
@@ -106,11 +124,6 @@ class SpeechTokenizer:
             conditions=() if provider is None else provider.text_conditions,
             prepare=None if provider is None else provider.prepare,
         )
-
-    def segments(self, entry: Entry) -> list[Segment]:
-        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
-        steps = math.ceil(entry.duration * self.mimi.frame_rate - 1e-3)
-        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
 
     def __call__(self, segment: Segment) -> Item:
         """The item of `segment`; what the file is too short for is the zero token, which carries no loss.
@@ -140,7 +153,7 @@ class SpeechTokenizer:
             self.text_tokenizer,
             audio.shape[-1],
             first_step=segment.first_step,
-            frame_rate=self.mimi.frame_rate,
+            frame_rate=self.frame_rate,
             padding_id=self.padding_id,
             end_padding_id=self.end_padding_id,
             main_speaker=self.main_speaker,
@@ -150,10 +163,12 @@ class SpeechTokenizer:
         return Item(codes, conditions)
 
     def _read(self, segment: Segment) -> tuple[np.ndarray, Transcript]:
-        seconds = (segment.first_step / self.mimi.frame_rate, self.steps / self.mimi.frame_rate)
         try:
             audio = AudioFile(segment.path)
-            pcm = resample(audio.read(*seconds), audio.rate, self.mimi.sample_rate)
+            samples = audio.read(segment.first_step / self.frame_rate, self.steps / self.frame_rate)
+            if samples.shape[1] == 1:  # a start at the end of the file, rounded down to its last sample
+                samples = samples[:, :0]
+            pcm = resample(samples, audio.rate, self.mimi.sample_rate)
             transcript = read_transcript(transcript_path(segment.path))
         except (OSError, ValueError) as error:
             raise BrokenItem(f"{segment}: {error}") from error
