@@ -20,6 +20,7 @@ from finetune.data.tokenize import SpeechTokenizer
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
+from finetune.export import Options, export
 from finetune.finished import load_model, open_finished
 from finetune.loss import LossParts, compute_loss
 from finetune.parsing import ConfigError
@@ -318,6 +319,13 @@ def missing_target(folder: Path) -> None:
     save_file(weights, file)
 
 
+def flipped_bit(folder: Path) -> None:
+    file = folder / "consolidated.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize(
     ("change", "named"), [(other_chunk, "ttt_chunk_size=8"), (missing_target, "layers? 1")], ids=["setting", "weights"]
@@ -355,6 +363,38 @@ def test_a_truncated_base_model_is_one_line(made, words, tmp_path):
     ) as error:
         evaluate(parse_command_line(words("adapters", f"--moshi_paths.hf_repo_id={tmp_path / 'repo'}")))
     assert "\n" not in str(error.value)
+
+
+def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
+    shutil.copytree(made / "repo", tmp_path / "repo")
+    weights = tmp_path / "repo" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"baseline='.*repo': cannot be loaded: SafetensorError") as error:
+        evaluate(parse_command_line(words("merged", f"--baseline={tmp_path / 'repo'}")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path):
+    export(made / "merged", tmp_path / "export", Options())
+    given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
+    with pytest.raises(ConfigError, match=r"baseline='base': .*consolidated.safetensors is the checkpoint itself"):
+        evaluate(parse_command_line(given))
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize("key", ["checkpoint_dir", "baseline"])
+def test_weights_with_a_flipped_bit_are_not_evaluated(made, words, tmp_path, key):
+    broken = broken_copy(made, tmp_path, flipped_bit).removeprefix("--checkpoint_dir=")
+    with pytest.raises(ConfigError, match=rf"{key}='.*broken.*consolidated.safetensors is not what was saved"):
+        evaluate(parse_command_line(words("merged", f"--{key}={broken}")))
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out_dir='.*file/results': no folder can be made there: Not a directory"):
+        evaluate(parse_command_line(words("merged", f"--out_dir={tmp_path / 'file' / 'results'}")))
 
 
 def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words, tmp_path):
