@@ -45,7 +45,7 @@ def model_card(name: str, finished: Finished, *, adapters: bool, base: str | Non
         "## Training",
         _training(finished),
         "## Results",
-        _results(results),
+        _results(results, config),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -77,8 +77,12 @@ def _training(finished: Finished) -> str:
     )
 
 
-def _results(results: Mapping | None) -> str:
-    """The losses of each condition, and their differences with 95 % intervals, of the standard evaluation."""
+def _results(results: Mapping | None, config: dict[str, Any]) -> str:
+    """The losses of each condition, and their differences with 95 % intervals, of the standard evaluation.
+
+    Args:
+        config: of the checkpoint; what the evaluation replaced of it is said.
+    """
     standard = results.get("standard") if results is not None else None
     if not isinstance(standard, Mapping) or not isinstance(standard.get("overall"), Mapping):
         return "Not measured. `eval_from_checkpoint.py` measures, and an export after it shows its results here."
@@ -89,7 +93,17 @@ def _results(results: Mapping | None) -> str:
     number, minutes = standard.get("streams"), standard.get("seconds", math.nan) / 60
     head = f"{number} recording{'s' * (number != 1)}, {minutes:.1f} minutes; losses in nats per step"
     intervals = "; in brackets 95 % intervals over recordings" if "[" in "".join(map("".join, rows)) else ""
-    return f"{head}{intervals}.\n\n" + _table(["", *(key.replace("_", " ") for key in columns)], rows)
+    return f"{head}{intervals}.{_replaced(results, config)}\n\n" + _table(
+        ["", *(key.replace("_", " ") for key in columns)], rows
+    )
+
+
+def _replaced(results: Mapping, config: dict[str, Any]) -> str:
+    """Settings of TTT that the command line of the evaluation replaced."""
+    rows = results.get("settings", {}).items()
+    ttt = {key: row["value"] for key, row in rows if key.startswith("ttt.") and row["source"] == "command line"}
+    other = [f"`{key}={value!r}`" for key, value in ttt.items() if config.get(key.replace(".", "_", 1)) != value]
+    return f" Measured with {', '.join(other)} in place of the setting above." if other else ""
 
 
 def _number(value: Any) -> str:

@@ -207,6 +207,7 @@ class Evaluation:
         return {
             "checkpoint": str(finished.weights.resolve()),
             "step": (finished.training or {}).get("step"),
+            "sha256": (read_checksums(finished.folder) or {}).get(finished.weights.name),
             "adapters": finished.adapters,
             "settings": self.settings.table(),
             "versions": versions(),
