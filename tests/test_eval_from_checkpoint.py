@@ -375,10 +375,11 @@ def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
 
 
 @pytest.mark.usefixtures("unloadable")
-def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path):
-    export(made / "merged", tmp_path / "export", Options())
+@pytest.mark.parametrize("mode", MODES)
+def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path, mode):
+    export(made / mode, tmp_path / "export", Options(with_base=mode == "adapters"))
     given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
-    with pytest.raises(ConfigError, match=r"baseline='base': .*consolidated.safetensors is the checkpoint itself"):
+    with pytest.raises(ConfigError, match=r"baseline='base': .*\.safetensors is the checkpoint itself"):
         evaluate(parse_command_line(given))
 
 

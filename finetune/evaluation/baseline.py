@@ -58,9 +58,10 @@ def open_baseline(args: EvalArgs, finished: Finished) -> Baseline:
             raise ConfigError(f"baseline={args.baseline!r}: weights and settings contradict: {' '.join(found)}")
     else:
         info = find_checkpoint(baseline.paths, weights=_local(baseline.paths))
-        if info.moshi_weights.resolve() == finished.weights.resolve():
+        own = finished.weights.resolve()
+        if own in [path.resolve() for path in (info.moshi_weights, info.lora_weights) if path is not None]:
             raise ConfigError(
-                f"baseline={args.baseline!r}: {info.moshi_weights} is the checkpoint itself, which would be compared "
+                f"baseline={args.baseline!r}: {finished.weights} is the checkpoint itself, which would be compared "
                 "with itself; give the folder of the model that it was trained from."
             )
         config = info.lm_config or loaders._lm_kwargs
