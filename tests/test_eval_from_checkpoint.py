@@ -5,78 +5,41 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sphn
 import torch
-from safetensors.torch import load_file, save_file
 
 import moshi_patch
-from finetune.args import MoshiPaths, from_dict
+from finetune.args import MoshiPaths
 from finetune.data.items import BrokenData
 from finetune.data.manifest import Entry
 from finetune.data.tokenize import SpeechTokenizer
-from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
-from finetune.export import Options, export
 from finetune.finished import load_model, open_finished
 from finetune.loss import LossParts, compute_loss
-from finetune.parsing import ConfigError
-from finetune.trainer import train
 
-from .fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
+from .evaluations import MODES, NAMES, command, make_runs, training
+from .fixtures_repo import DATA, ENVIRONMENT, ROOT
 
 from make_pairs import make_benchmarks  # isort: skip
 
-NAMES = ("sister", "boat", "train")
 CPU = torch.device("cpu")
-MODES = {
-    "merged": {"full_finetuning": True, "save_adapters": False},
-    "adapters": {"lora": {"enable": True, "rank": 4, "scaling": 2.0}},
-}
-
-
-def training(repo: Path, run_dir: Path, **changes) -> dict:
-    return {
-        "data": {"train_data": f"{DATA}/train.jsonl"},
-        "run_dir": str(run_dir),
-        "moshi_paths": {"hf_repo_id": str(repo)},
-        "duration_sec": 4,
-        "batch_size": 2,
-        "max_steps": 4,
-        "param_dtype": "float32",
-        "optim": {"lr": 3e-3, "pct_start": 0.3},
-        "first_codebook_weight_multiplier": 5.0,
-        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 0.03},
-        **changes,
-    }
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Runs of all modes, one without TTT, the base model, and a list of three dialogues; never written to."""
-    folder = tmp_path_factory.mktemp("made")
-    repo = build_repo(folder / "repo", ttt_enabled=False)
-    for name, mode in MODES.items():
-        train(from_dict(training(repo, folder / name, **mode)))
-    train(from_dict(training(repo, folder / "stock", **MODES["merged"], ttt={"enabled": False})))
-    moshi_patch.uninstall()
-    lines = [json.dumps({"path": f"{DATA}/{name}.wav", "duration": 11.0}) for name in NAMES]
-    (folder / "eval.jsonl").write_text("\n".join(lines))
-    return folder
+    """What `make_runs` makes; never written to."""
+    return make_runs(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def words(made, tmp_path):
     """The command line of an evaluation of a run of `made` with results in `tmp_path / "out"`."""
-
-    def build(name: str, *options: str) -> list[str]:
-        fixed = [f"--data.eval_data={made / 'eval.jsonl'}", f"--out_dir={tmp_path / 'out'}", "--segment_steps=40"]
-        return [f"--checkpoint_dir={made / name / 'checkpoints' / 'checkpoint_000004'}", *fixed, *options]
-
-    yield build
+    yield partial(command, made, tmp_path / "out")
     moshi_patch.uninstall()
 
 
@@ -200,9 +163,9 @@ def many(tmp_path, copies: int) -> str:
 
 
 def start(words: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [sys.executable, *launcher, str(ROOT / "eval_from_checkpoint.py"), *words]
+    program = [sys.executable, *launcher, str(ROOT / "eval_from_checkpoint.py"), *words]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        program, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -292,110 +255,6 @@ def test_the_program_refuses_in_one_line(words, options, named):
     assert len(errors.strip().splitlines()) == 1
     assert errors.startswith("eval_from_checkpoint.py: ")
     assert named in errors
-
-
-@pytest.fixture
-def unloadable(monkeypatch):
-    """A test that loads a model fails."""
-    for name in ("load_model", "load_baseline"):
-        monkeypatch.setattr(run_module, name, lambda *_: pytest.fail("a model is loaded"))
-
-
-def broken_copy(made, tmp_path, change) -> str:
-    shutil.copytree(made / "merged", tmp_path / "broken")
-    folder = tmp_path / "broken" / "checkpoints" / "checkpoint_000004" / "consolidated"
-    change(folder)
-    return f"--checkpoint_dir={tmp_path / 'broken'}"
-
-
-def other_chunk(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"ttt_chunk_size": 8}))
-
-
-def missing_target(folder: Path) -> None:
-    file = folder / "consolidated.safetensors"
-    weights = {name: value for name, value in load_file(file).items() if "layers.3.gating.target" not in name}
-    save_file(weights, file)
-
-
-def flipped_bit(folder: Path) -> None:
-    file = folder / "consolidated.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1000] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.usefixtures("unloadable")
-@pytest.mark.parametrize(
-    ("change", "named"), [(other_chunk, "ttt_chunk_size=8"), (missing_target, "layers? 1")], ids=["setting", "weights"]
-)
-def test_a_checkpoint_that_contradicts_itself_is_refused_with_the_keys(made, words, tmp_path, change, named):
-    with pytest.raises(ConfigError, match=f"weights and settings contradict.*{named}"):
-        evaluate(parse_command_line(words("merged", broken_copy(made, tmp_path, change))))
-
-
-@pytest.mark.usefixtures("unloadable")
-@pytest.mark.parametrize(
-    ("baseline", "named"),
-    [("nowhere", "baseline='nowhere': no finished checkpoint"), ("other", r"its codes differ: card=32, not 64")],
-)
-def test_what_cannot_be_a_baseline_is_refused(words, tmp_path, baseline, named):
-    if baseline == "other":
-        build_repo(tmp_path / "other", card=32)
-        baseline = str(tmp_path / "other")
-    with pytest.raises(ConfigError, match=named):
-        evaluate(parse_command_line(words("merged", f"--baseline={baseline}")))
-
-
-@pytest.mark.usefixtures("unloadable")
-def test_files_of_the_base_model_that_are_gone_are_named(words):
-    with pytest.raises(ConfigError, match=r"moshi_paths\.mimi_path='gone': no such file"):
-        evaluate(parse_command_line(words("merged", "--moshi_paths.mimi_path=gone")))
-
-
-def test_a_truncated_base_model_is_one_line(made, words, tmp_path):
-    shutil.copytree(made / "repo", tmp_path / "repo")
-    weights = tmp_path / "repo" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(
-        ConfigError, match="cannot be loaded over its base model in moshi_paths: SafetensorError"
-    ) as error:
-        evaluate(parse_command_line(words("adapters", f"--moshi_paths.hf_repo_id={tmp_path / 'repo'}")))
-    assert "\n" not in str(error.value)
-
-
-def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
-    shutil.copytree(made / "repo", tmp_path / "repo")
-    weights = tmp_path / "repo" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ConfigError, match=r"baseline='.*repo': cannot be loaded: SafetensorError") as error:
-        evaluate(parse_command_line(words("merged", f"--baseline={tmp_path / 'repo'}")))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.usefixtures("unloadable")
-@pytest.mark.parametrize("mode", MODES)
-def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path, mode):
-    export(made / mode, tmp_path / "export", Options(with_base=mode == "adapters"))
-    given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
-    with pytest.raises(ConfigError, match=r"baseline='base': .*\.safetensors is the checkpoint itself"):
-        evaluate(parse_command_line(given))
-
-
-@pytest.mark.usefixtures("unloadable")
-@pytest.mark.parametrize("key", ["checkpoint_dir", "baseline"])
-def test_weights_with_a_flipped_bit_are_not_evaluated(made, words, tmp_path, key):
-    broken = broken_copy(made, tmp_path, flipped_bit).removeprefix("--checkpoint_dir=")
-    with pytest.raises(ConfigError, match=rf"{key}='.*broken.*consolidated.safetensors is not what was saved"):
-        evaluate(parse_command_line(words("merged", f"--{key}={broken}")))
-
-
-@pytest.mark.usefixtures("unloadable")
-def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"out_dir='.*file/results': no folder can be made there: Not a directory"):
-        evaluate(parse_command_line(words("merged", f"--out_dir={tmp_path / 'file' / 'results'}")))
 
 
 def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words, tmp_path):
