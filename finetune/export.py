@@ -135,6 +135,12 @@ def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | No
         raise ConfigError(
             f"eval={str(path)!r}: was measured at step {results['step']}, and this checkpoint is of {step}."
         )
+    saved = (read_checksums(finished.folder) or {}).get(finished.weights.name)
+    if None not in (saved, results.get("sha256")) and results["sha256"] != saved:
+        raise ConfigError(
+            f"eval={str(path)!r}: was measured with other weights (SHA-256), as of a run that went back to an earlier "
+            "step. Evaluate this checkpoint, or move that file away."
+        )
     return results
 
 

@@ -48,7 +48,7 @@ def model_card(name: str, finished: Finished, *, adapters: bool, base: str | Non
         "## Training",
         _training(finished),
         "## Results",
-        _results(results),
+        _results(results, config),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -80,8 +80,12 @@ def _training(finished: Finished) -> str:
     )
 
 
-def _results(results: Mapping | None) -> str:
-    """What was measured, of the standard evaluation and of the benchmarks; one after the other if it was both."""
+def _results(results: Mapping | None, config: dict[str, Any]) -> str:
+    """What was measured, of the standard evaluation and of the benchmarks; one after the other if it was both.
+
+    Args:
+        config: of the checkpoint; what the evaluation replaced of it is said.
+    """
     standard, paper = ((results or {}).get(name) for name in ("standard", "paper"))
     parts = []
     if isinstance(standard, Mapping) and isinstance(standard.get("overall"), Mapping):
@@ -89,6 +93,8 @@ def _results(results: Mapping | None) -> str:
     if isinstance(paper, Mapping) and paper:
         heading, *rows = table(paper)
         parts.append("Benchmarks. " + " ".join(notes(paper)) + "\n\n" + _table(heading, rows))
+    if parts and (replaced := _replaced(results, config)):
+        parts.insert(0, replaced)
     return "\n\n".join(parts) or NOT_MEASURED
 
 
@@ -102,6 +108,14 @@ def _losses(standard: Mapping) -> str:
     head = f"{number} recording{'s' * (number != 1)}, {minutes:.1f} minutes; losses in nats per step"
     intervals = "; in brackets 95 % intervals over recordings" if "[" in "".join(map("".join, rows)) else ""
     return f"{head}{intervals}.\n\n" + _table(["", *(key.replace("_", " ") for key in columns)], rows)
+
+
+def _replaced(results: Mapping, config: dict[str, Any]) -> str:
+    """Settings of TTT that the command line of the evaluation replaced."""
+    rows = results.get("settings", {}).items()
+    ttt = {key: row["value"] for key, row in rows if key.startswith("ttt.") and row["source"] == "command line"}
+    other = [f"`{key}={value!r}`" for key, value in ttt.items() if config.get(key.replace(".", "_", 1)) != value]
+    return f"Measured with {', '.join(other)} in place of the setting above." if other else ""
 
 
 def _number(value: Any) -> str:

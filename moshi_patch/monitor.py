@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import nn
 
@@ -23,6 +23,9 @@ from .stats import require_gatings, ttt_stats
 
 STEPPED = ("step", "step_with_extra_heads", "forward_text")
 """Methods that move a stream on: those of `LMGen`, which replays a graph, or else that of `LMModel`."""
+
+CONTENT = {"start": "chunk_size", "read": "layers", "reset": "rows"}
+"""What a line has besides its step, by its event."""
 
 
 class Recorder:
@@ -52,10 +55,10 @@ class Recorder:
         self.steps = 0
         self._begin = time.monotonic()
         self._last_read = 0
-        self._wrapped: list[str] = []
+        self._wrapped: dict[str, Callable | None] = {}  # by name what the model itself had in its place, if anything
 
     def __enter__(self) -> "Recorder":
-        self._file = self.path.open("a", buffering=1)
+        self._file = _append_to(self.path)
         self._begin = time.monotonic()
         sizes = {name: gating.config.chunk_size for name, gating in self.gatings.items()}
         self._write("start", every=self.every, chunk_size=sizes)
@@ -66,8 +69,11 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in self._wrapped:
-            delattr(self.model, name)  # the class's own method shows again
+        for name, before in self._wrapped.items():
+            if before is None:
+                delattr(self.model, name)  # the class's own method shows again
+            else:
+                setattr(self.model, name, before)  # another recorder's, or a server's
         self._wrapped.clear()
         if self.steps > self._last_read and self._streaming():
             self.read()
@@ -85,11 +91,12 @@ class Recorder:
 
     def _wrap(self, name: str, around: Callable) -> None:
         stock = getattr(self.model, name)
+        self._wrapped[name] = vars(self.model).get(name)
         setattr(self.model, name, lambda *args, **kwargs: around(stock, *args, **kwargs))
-        self._wrapped.append(name)
 
-    def _stepping(self, stock: Callable, codes: Any, *args: Any, **kwargs: Any) -> Any:
-        result = stock(codes, *args, **kwargs)
+    def _stepping(self, stock: Callable, *args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        codes = args[0] if args else next(kwargs[name] for name in ("input_tokens", "sequence") if name in kwargs)
         self.steps += codes.shape[-1]
         if self.steps // self.every > self._last_read // self.every and self._streaming():
             self.read()
@@ -110,36 +117,61 @@ class Recorder:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of the newest recording in a file, in order; a last line that is still being written is left out.
+    """The lines of the newest recording in a file, in order.
+
+    A last line that is still being written is left out, and so is one that was cut off when a recording ended.
 
     Raises:
         ValueError: when the file is not one of `Recorder`'s; names the line.
     """
-    lines = Path(path).read_text().splitlines()
+    found = [_record(line) for line in Path(path).read_text().splitlines()]
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            known = record["event"] in ("start", "read", "reset") and isinstance(record["step"], int)
-        except (ValueError, TypeError, KeyError):
-            known = False
-        if not known and number < len(lines):
-            raise ValueError(f"{path}:{number}: not a line of a recording.")
-        if known and record["event"] == "start":
+    for number, (record, following) in enumerate(zip(found, [*found[1:], None], strict=True), start=1):
+        if record is None:
+            cut_off = records and following is not None and following["event"] == "start"
+            if number < len(found) and not cut_off:
+                raise ValueError(f"{path}:{number}: not a line of a recording.")
+            continue
+        if record["event"] == "start":
             records = []
-        if known:
-            records.append(record)
+        records.append(record)
     if not records or records[0]["event"] != "start":
         raise ValueError(f"{path}: holds no recording; its first line must be a start.")
     return records
 
 
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of a recording; None for anything else."""
+    try:
+        record = json.loads(line)
+        return record if CONTENT[record["event"]] in record and isinstance(record["step"], int) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _append_to(path: Path) -> TextIO:
+    """The file, at the beginning of a line: a recording that was killed may have left half of one."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+    return path.open("a", buffering=1)
+
+
 def plot(records: list[dict[str, Any]], path: str | Path, row: int = 0) -> None:
-    """Draws delta norm and relative delta of one row, per layer, against the step; marks chunk ends and resets."""
+    """Draws delta norm and relative delta of one row, per layer, against the step; marks chunk ends and resets.
+
+    Raises:
+        ValueError: for a row that was not recorded.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     reads = [record for record in records if record["event"] == "read"]
+    rows = min((len(layer["updates"]) for read in reads for layer in read["layers"].values()), default=row + 1)
+    if not 0 <= row < rows:
+        raise ValueError(f"row={row}: the recording has rows 0 to {rows - 1}.")
     resets = [r["step"] for r in records if r["event"] == "reset" and (r["rows"] is None or row in r["rows"])]
     figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -191,7 +223,7 @@ def main() -> None:
             if not args.follow:
                 break
             time.sleep(args.follow)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         pass

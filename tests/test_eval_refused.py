@@ -1,8 +1,8 @@
-"""What `eval_from_checkpoint.py` refuses, in one line and before a model is loaded, and what it skips."""
+"""What `eval_from_checkpoint.py` refuses: in one line, and as a rule before a model is loaded."""
 
-import functools
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,38 +14,24 @@ from finetune.data.items import BrokenData
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
+from finetune.export import Options, export
 from finetune.parsing import ConfigError
 
-from .evaluations import command_line, make_runs, results, start
+from .evaluations import MODES, command_line, make_runs, results, start
 from .fixtures_repo import DATA, build_repo
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """What `make_runs` makes; never written to."""
     return make_runs(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def words(made, tmp_path):
-    yield functools.partial(command_line, made, tmp_path / "out")
+    """The command line of an evaluation of a run of `made` with results in `tmp_path / "out"`."""
+    yield partial(command_line, made, tmp_path / "out")
     moshi_patch.uninstall()
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--checkpoint_dir=nowhere"], "checkpoint_dir='nowhere': no finished checkpoint"),
-        (["--eval_type=all"], "eval_type='all'"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_the_program_refuses_in_one_line(words, options, named):
-    process = start(words("merged", *options))
-    out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
-    assert len(errors.strip().splitlines()) == 1
-    assert errors.startswith("eval_from_checkpoint.py: ")
-    assert named in errors
 
 
 @pytest.fixture
@@ -71,6 +57,13 @@ def missing_target(folder: Path) -> None:
     file = folder / "consolidated.safetensors"
     weights = {name: value for name, value in load_file(file).items() if "layers.3.gating.target" not in name}
     save_file(weights, file)
+
+
+def flipped_bit(folder: Path) -> None:
+    file = folder / "consolidated.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -110,6 +103,56 @@ def test_a_truncated_base_model_is_one_line(made, words, tmp_path):
     ) as error:
         evaluate(parse_command_line(words("adapters", f"--moshi_paths.hf_repo_id={tmp_path / 'repo'}")))
     assert "\n" not in str(error.value)
+
+
+def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
+    shutil.copytree(made / "repo", tmp_path / "repo")
+    weights = tmp_path / "repo" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"baseline='.*repo': cannot be loaded: SafetensorError") as error:
+        evaluate(parse_command_line(words("merged", f"--baseline={tmp_path / 'repo'}")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize("mode", MODES)
+def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path, mode):
+    export(made / mode, tmp_path / "export", Options(with_base=mode == "adapters"))
+    given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
+    with pytest.raises(ConfigError, match=r"baseline='base': .*\.safetensors is the checkpoint itself"):
+        evaluate(parse_command_line(given))
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize("key", ["checkpoint_dir", "baseline"])
+def test_weights_with_a_flipped_bit_are_not_evaluated(made, words, tmp_path, key):
+    broken = broken_copy(made, tmp_path, flipped_bit).removeprefix("--checkpoint_dir=")
+    with pytest.raises(ConfigError, match=rf"{key}='.*broken.*consolidated.safetensors is not what was saved"):
+        evaluate(parse_command_line(words("merged", f"--{key}={broken}")))
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out_dir='.*file/results': no folder can be made there: Not a directory"):
+        evaluate(parse_command_line(words("merged", f"--out_dir={tmp_path / 'file' / 'results'}")))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--checkpoint_dir=nowhere"], "checkpoint_dir='nowhere': no finished checkpoint"),
+        (["--eval_type=all"], "eval_type='all'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_the_program_refuses_in_one_line(words, options, named):
+    process = start(words("merged", *options))
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert len(errors.strip().splitlines()) == 1
+    assert errors.startswith("eval_from_checkpoint.py: ")
+    assert named in errors
 
 
 def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words, tmp_path):

@@ -275,6 +275,13 @@ def test_what_an_evaluation_of_the_run_found_is_on_the_card_and_nothing_of_anoth
         export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
 
 
+def test_results_of_other_weights_of_the_same_step_are_refused(saved, tmp_path):
+    run = saved("full")
+    (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 2, "sha256": "0" * 64}))
+    with pytest.raises(ConfigError, match=r"eval='.*eval.json': was measured with other weights"):
+        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
+
+
 def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved, tmp_path):
     run = saved("full")
     with pytest.raises(ConfigError, match=r"eval='.*nothing.json': no such file"):

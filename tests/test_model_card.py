@@ -49,6 +49,17 @@ def test_results_are_a_table_with_every_condition_and_its_difference():
     assert "12 recordings, 10.0 minutes; losses in nats per step; in brackets 95 % intervals" in text
 
 
+def test_settings_that_the_evaluation_replaced_are_named():
+    rows = {key: {"value": value, "source": "command line"} for key, value in (("ttt.chunk_size", 3), ("seed", 1))}
+    config = CONFIG | {"ttt_chunk_size": 16}
+    assert "Measured with `ttt.chunk_size=3` in place of" in card(RESULTS | {"settings": rows}, config=config)
+    for source, trained in (("command line", 3), ("config.json", 16)):
+        rows["ttt.chunk_size"]["source"] = source
+        assert "in place of the setting" not in card(
+            RESULTS | {"settings": rows}, config=CONFIG | {"ttt_chunk_size": trained}
+        )
+
+
 def test_one_recording_has_no_interval():
     alone = copy.deepcopy(RESULTS)
     alone["standard"] |= {"streams": 1, "differences": {}}

@@ -94,6 +94,30 @@ def test_it_counts_the_steps_of_lmgen(tmp_path):
     assert all(layer["updates"] == [2] for layer in reads[-1]["layers"].values())
 
 
+def test_steps_are_counted_when_their_codes_are_given_by_name(tmp_path):
+    model = tiny_model(**TTT)
+    generation = LMGen(model, use_sampling=False)
+    codes = random_codes(model, 1, 1)
+    with Recorder(generation, tmp_path / "log.jsonl") as recorder, generation.streaming(1):
+        generation.step(input_tokens=codes[:, -model.n_q + model.dep_q :])
+        assert recorder.steps == 1
+    with torch.no_grad(), Recorder(model, tmp_path / "log.jsonl") as recorder, model.streaming(1):
+        model.forward_text(sequence=codes)
+        assert recorder.steps == 1
+
+
+def test_a_second_recorder_and_a_servers_own_step_are_left_as_they_were(tmp_path):
+    model, heard = tiny_model(**TTT), []
+    stock = model.forward_text
+    model.forward_text = served = lambda codes: heard.append(1) or stock(codes)
+    with Recorder(model, tmp_path / "one.jsonl") as one:
+        with Recorder(model, tmp_path / "two.jsonl") as two:
+            stream(model, 3)
+        stream(model, 4)
+    assert (one.steps, two.steps, len(heard)) == (7, 3, 7)
+    assert model.forward_text is served
+
+
 @pytest.mark.parametrize("every", [0, -1, 2.5, True])
 def test_a_bad_interval_is_refused(tmp_path, every):
     with pytest.raises(ValueError, match="every="):
@@ -119,6 +143,25 @@ def test_the_newest_recording_of_a_file_is_read_and_a_cut_last_line_left_out(tmp
     log.write_text("\n".join(["garbage", *lines]))
     with pytest.raises(ValueError, match=r"log\.jsonl:1: "):
         read_records(log)
+
+
+def test_after_a_recording_that_was_cut_off_the_next_one_is_read(tmp_path):
+    model, log = tiny_model(**TTT), tmp_path / "log.jsonl"
+    for steps in (20, 10):
+        with Recorder(model, log, every=5):
+            stream(model, steps)
+        if steps == 20:
+            log.write_text(log.read_text()[:-9])  # as a full disk leaves it
+    assert [r["step"] for r in read_records(log) if r["event"] == "read"] == [5, 10]
+
+
+def test_a_row_that_was_not_recorded_is_refused_by_its_number(tmp_path):
+    model = tiny_model(**TTT)
+    with Recorder(model, tmp_path / "log.jsonl", every=5):
+        stream(model, 5, rows=2)
+    for row in (2, -1):
+        with pytest.raises(ValueError, match=f"row={row}: the recording has rows 0 to 1"):
+            plot(read_records(tmp_path / "log.jsonl"), tmp_path / "plot.png", row)
 
 
 def test_the_plot_shows_both_norms_of_every_layer_resets_and_chunk_ends(tmp_path, monkeypatch):

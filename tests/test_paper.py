@@ -1,8 +1,10 @@
 """All benchmarks of an evaluation together: long recordings, interruptions, several ranks, and the table."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,14 +132,29 @@ def test_everything_is_in_the_table_and_in_json(mimi, benchmarks, tmp_path):
         assert text(some)
 
 
-def test_two_ranks_find_what_one_finds(benchmarks, tmp_path):
-    repo = build_repo(tmp_path / "repo")
+def two_ranks(benchmarks: Path, folder: Path, **options) -> list[subprocess.Popen]:
+    """With the repository that they read Mimi from in `folder`."""
+    repo = build_repo(folder / "repo")
     jobs = [
-        [sys.executable, "-m", "tests.paper_worker", str(benchmarks), str(repo), str(tmp_path), str(rank), "2"]
+        [sys.executable, "-m", "tests.paper_worker", str(benchmarks), str(repo), str(folder), str(rank), "2"]
         for rank in range(2)
     ]
-    workers = [subprocess.Popen(job, cwd=ROOT, env=ENVIRONMENT) for job in jobs]
-    one = evaluate(model_of(0), load_mimi(repo), tmp_path / "one", args_for(benchmarks))
+    return [subprocess.Popen(job, cwd=ROOT, env=ENVIRONMENT, **options) for job in jobs]
+
+
+def test_files_that_one_rank_cannot_use_end_the_other_too(benchmarks, tmp_path):
+    shutil.copytree(benchmarks, tmp_path / "benchmarks")
+    file = next((tmp_path / "benchmarks" / "longform").rglob("*.wav"))
+    file.write_bytes(file.read_bytes()[:3000])
+    workers = two_ranks(tmp_path / "benchmarks", tmp_path, stderr=subprocess.PIPE, text=True)
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    for error in errors:
+        assert "BrokenData: paper.longform: 1 of 3 files cannot be used" in error, error
+
+
+def test_two_ranks_find_what_one_finds(benchmarks, tmp_path):
+    workers = two_ranks(benchmarks, tmp_path)
+    one = evaluate(model_of(0), load_mimi(tmp_path / "repo"), tmp_path / "one", args_for(benchmarks))
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     first, second = (json.loads((tmp_path / f"results{rank}.json").read_text()) for rank in range(2))
     assert one == first == second

@@ -132,7 +132,7 @@ def _weights(finished: Finished) -> Iterator[Check]:
     yield Check("weights", OK, f"{len(header)} tensors, {dtypes}", details={"tensors": len(header)})
     found = contradictions(finished)
     for contradiction in found:
-        yield Check("settings", FAILED, contradiction, "restore the config.json that was saved with these weights")
+        yield Check("settings", FAILED, contradiction, "restore config.json and weights that were saved together")
     if not found:
         yield Check("settings", OK, "config.json describes these weights")
     yield from values(finished, header)

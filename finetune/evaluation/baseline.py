@@ -57,7 +57,14 @@ def open_baseline(args: EvalArgs, finished: Finished) -> Baseline:
         if found:
             raise ConfigError(f"baseline={args.baseline!r}: weights and settings contradict: {' '.join(found)}")
     else:
-        config = find_checkpoint(baseline.paths, weights=False).lm_config or loaders._lm_kwargs
+        info = find_checkpoint(baseline.paths, weights=_local(baseline.paths))
+        own = finished.weights.resolve()
+        if own in [path.resolve() for path in (info.moshi_weights, info.lora_weights) if path is not None]:
+            raise ConfigError(
+                f"baseline={args.baseline!r}: {finished.weights} is the checkpoint itself, which would be compared "
+                "with itself; give the folder of the model that it was trained from."
+            )
+        config = info.lm_config or loaders._lm_kwargs
     differing = [
         f"{key}={config.get(key)!r}, not {finished.config.get(key)!r}"
         for key in SHARED
@@ -74,6 +81,13 @@ def load_baseline(baseline: Baseline, device: torch.device, dtype: torch.dtype) 
         return load_model(baseline.finished, baseline.paths, device, dtype)[0]
     moshi_patch.install()
     return find_checkpoint(baseline.paths).get_moshi(device=device, dtype=dtype)
+
+
+def _local(paths: MoshiPaths) -> bool:
+    """Whether its weights are a file of this machine, which costs nothing to find."""
+    if paths.moshi_path is not None:
+        return not paths.moshi_path.startswith("hf://")
+    return paths.hf_repo_id is None or Path(paths.hf_repo_id).is_dir()
 
 
 def _find(args: EvalArgs) -> Baseline:

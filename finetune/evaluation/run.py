@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import gc
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..base import load_tokenizer
+from ..checksums import changed_files, read_checksums
 from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..files import finite_or_none, write_json, write_whole
 from ..finished import Finished, load_model
@@ -53,6 +55,9 @@ def evaluate(settings: Settings) -> str:
     baseline = None if args.baseline is None else open_baseline(args, settings.finished)
     ctx = setup()
     try:
+        on_rank_0(ctx, lambda: refuse_changed(settings.finished, "checkpoint_dir"))
+        if baseline is not None and baseline.finished is not None:
+            on_rank_0(ctx, lambda: refuse_changed(baseline.finished, "baseline"))
         if ctx.rank == 0:
             logger.info("Settings in force:\n%s", settings_table(settings))
             for message in settings.warnings:
@@ -69,6 +74,17 @@ def refuse_contradictions(finished: Finished, key: str) -> None:
     found = contradictions(finished)
     if found:
         raise ConfigError(f"{key}={str(finished.folder)!r}: weights and settings contradict: {' '.join(found)}")
+
+
+def refuse_changed(finished: Finished, key: str) -> None:
+    """Raises a ConfigError when the weights of a checkpoint are not those whose checksum was saved, if one was."""
+    name = finished.weights.name
+    recorded = {file: value for file, value in (read_checksums(finished.folder) or {}).items() if file == name}
+    if changed_files(finished.folder, recorded):
+        raise ConfigError(
+            f"{key}={str(finished.folder)!r}: {name} is not what was saved (SHA-256). Copy it again from where it was "
+            "made; `python -m finetune.doctor` says more."
+        )
 
 
 def out_dir(settings: Settings) -> Path:
@@ -95,7 +111,7 @@ class Evaluation:
         self.baseline, self.out = baseline, out_dir(settings)
         self.dtype = getattr(torch, self.args.param_dtype)
         self.finished = with_overrides(settings)
-        on_rank_0(ctx, lambda: self.out.mkdir(parents=True, exist_ok=True))
+        on_rank_0(ctx, self._make_out)
 
     def run(self) -> str:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
@@ -108,7 +124,7 @@ class Evaluation:
             store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
             self._score(model, streams, kinds, store)
         if args.paper_style:
-            other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
+            other = None if self.baseline is None else on_all_ranks(ctx, self._load_baseline)
             content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
             tables.append(paper_text(content["paper"]))
         del model  # a baseline may need its room
@@ -127,24 +143,27 @@ class Evaluation:
             tables.insert(0, standard_table(content["standard"]))
         return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
 
-    def _load(self) -> tuple[LMModel, CheckpointInfo]:
+    def _make_out(self) -> None:
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out_dir={str(self.out)!r}: no folder can be made there: {error.strerror}.") from error
+
+    def _load(self) -> tuple[LMModel, CheckpointInfo]:
+        base = " over its base model in moshi_paths" if self.finished.adapters else ""
+        with loading(f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}"):
             return load_model(self.finished, self.args.moshi_paths, self.ctx.device, self.dtype)
-        except torch.OutOfMemoryError:
-            raise
-        except (SafetensorError, OSError, RuntimeError) as error:
-            base = " over its base model in moshi_paths" if self.finished.adapters else ""
-            reason = f"{type(error).__name__}: {in_one_line(error)}"
-            raise ConfigError(
-                f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}: {reason}"
-            ) from error
+
+    def _load_baseline(self) -> LMModel:
+        with loading(f"baseline={self.args.baseline!r}: cannot be loaded"):
+            return load_baseline(self.baseline, self.ctx.device, self.dtype)
 
     def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
         """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
         if self.baseline is None:
             return {}
         kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
-        model = load_baseline(self.baseline, self.ctx.device, self.dtype) if model is None else model
+        model = on_all_ranks(self.ctx, self._load_baseline) if model is None else model
         self._score(model, streams, kinds, store)
         return kinds
 
@@ -185,6 +204,7 @@ class Evaluation:
         return {
             "checkpoint": str(finished.weights.resolve()),
             "step": (finished.training or {}).get("step"),
+            "sha256": (read_checksums(finished.folder) or {}).get(finished.weights.name),
             "adapters": finished.adapters,
             "settings": self.settings.table(),
             "versions": versions(),
@@ -192,6 +212,17 @@ class Evaluation:
             "world_size": self.ctx.world_size,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Weights that are damaged, or do not fit their settings, are a ConfigError of one line that begins with `what`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
 def kinds_of(model: LMModel) -> dict[str, str]:

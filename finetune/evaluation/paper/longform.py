@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...data.items import BROKEN_SHARE, BrokenData
 from ...data.tokenize import BrokenItem
-from ...distributed import Context
+from ...distributed import Context, on_all_ranks
 from ..results import ResultStore
 from ..settings import EvalArgs
 from .audio import MonoTokenizer
@@ -52,18 +52,23 @@ def score_longform(
     seconds = sphn.durations([str(file) for file in files])
     longest_first = sorted(range(len(files)), key=lambda index: -(seconds[index] or 0.0))
     scored_as = f"paper/longform/{args.max_minutes:g} min/{'+'.join(likelihood.variants)}"
-    mine: dict[str, Any] = {}
-    broken = 0
-    for index in tqdm(longest_first[ctx.rank :: ctx.world_size], desc="longform", unit="file", disable=ctx.rank != 0):
-        name = str(files[index])
-        record = store.get(scored_as, name)
-        if record is None:
-            record = _score(files[index], args, likelihood, tokenizer)
-            store.add(scored_as, name, record)
-        mine[name] = record
-        broken += "skipped" in record
-        _check(broken, len(files), record)
-    records = gather(mine, ctx)
+    share = longest_first[ctx.rank :: ctx.world_size]
+
+    def score_mine() -> dict[str, Any]:
+        mine: dict[str, Any] = {}
+        broken = 0
+        for index in tqdm(share, desc="longform", unit="file", disable=ctx.rank != 0):
+            name = str(files[index])
+            record = store.get(scored_as, name)
+            if record is None:
+                record = _score(files[index], args, likelihood, tokenizer)
+                store.add(scored_as, name, record)
+            mine[name] = record
+            broken += "skipped" in record
+            _check(broken, len(files), record)
+        return mine
+
+    records = gather(on_all_ranks(ctx, score_mine), ctx)
     skipped = [record for record in records.values() if "skipped" in record]
     if skipped:
         _check(len(skipped), len(files), skipped[-1])

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...data.items import BROKEN_SHARE, BrokenData
 from ...data.tokenize import BrokenItem
-from ...distributed import Context
+from ...distributed import Context, on_all_ranks
 from ..results import ResultStore
 from ..settings import EvalArgs
 from ..standard import OFF, ON
@@ -50,23 +50,26 @@ def score_pairs(
     pairs = select(found.pairs, args.paper.max_items, args.seed)
     for problem in found.problems if ctx.rank == 0 else ():
         logger.warning("Skipped: %s", problem)
-    health = _Health(kind, found, len(pairs))
-    mine: dict[str, Any] = {}
-    scored_as = f"paper/{kind}/{'+'.join(likelihood.variants)}"
     batches = list(_batches(pairs, tokenizer, args.paper.batch_steps))[ctx.rank :: ctx.world_size]
-    bar = tqdm(total=sum(map(len, batches)), desc=kind, unit="pair", disable=ctx.rank != 0)
-    for batch in batches:
-        records = [store.get(scored_as, pair.id) for pair in batch]
-        if not all(records):  # the whole batch anew: its numbers depend on its shape
-            records = _score(batch, likelihood, tokenizer)
-            for pair, record in zip(batch, records, strict=True):
-                store.add(scored_as, pair.id, record)
-        for pair, record in zip(batch, records, strict=True):
-            mine[pair.id] = record
-            health.note(record)
-        bar.update(len(batch))
-    bar.close()
-    everything = gather(mine, ctx)
+
+    def score_mine() -> dict[str, Any]:
+        mine: dict[str, Any] = {}
+        health = _Health(kind, found, len(pairs))
+        scored_as = f"paper/{kind}/{'+'.join(likelihood.variants)}"
+        with tqdm(total=sum(map(len, batches)), desc=kind, unit="pair", disable=ctx.rank != 0) as bar:
+            for batch in batches:
+                records = [store.get(scored_as, pair.id) for pair in batch]
+                if not all(records):  # the whole batch anew: its numbers depend on its shape
+                    records = _score(batch, likelihood, tokenizer)
+                    for pair, record in zip(batch, records, strict=True):
+                        store.add(scored_as, pair.id, record)
+                for pair, record in zip(batch, records, strict=True):
+                    mine[pair.id] = record
+                    health.note(record)
+                bar.update(len(batch))
+        return mine
+
+    everything = gather(on_all_ranks(ctx, score_mine), ctx)
     health = _Health(kind, found, len(pairs))
     for pair in pairs:
         health.note(everything[pair.id])
