@@ -150,7 +150,7 @@ def test_a_run_that_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
     assert (wild["status"], tame["status"]) == ("diverged", "ok")
     assert "at step" in wild["message"]
     assert store.is_done(wild["id"]), "it would diverge again"
-    assert "wild" in report.bookkeeping(results.Results(cells, store.runs))
+    assert "wild" in report.BLOCKS["bookkeeping"](results.Results(cells, store.runs))
 
 
 def test_a_run_that_fails_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_path):
@@ -168,7 +168,7 @@ def test_a_budget_leaves_out_what_does_not_fit_and_the_page_says_so(tmp_path, mo
     done = runner.run_all(cells, store, budget=100)
     assert [run.cell for run in done["executed"]] == ["cheap"]
     assert [run.cell for run in done["left_out"]] == ["dear"]
-    assert "`dear` 1" in report.bookkeeping(results.Results(cells, store.runs))
+    assert "`dear` 1" in report.BLOCKS["bookkeeping"](results.Results(cells, store.runs))
 
 
 def test_a_budget_that_outlasts_the_grid_goes_into_further_seeds(tmp_path, monkeypatch):

@@ -2,5 +2,6 @@
 
 `settings` says what a run depends on, `tasks` and `speech` what it sees, `model` trains and evaluates it, `stream` lets
 a trained model run on for many windows. `grid` reads a YAML into runs, `runner` executes them, `store` keeps one JSON
-line for each; `results`, `report` and `plots` make the tables and figures of `docs/evidence.md` from those lines.
+line for each. `results` finds them again; `tables`, `more_tables` and `plots` show them, and `report` puts the tables
+into `docs/evidence.md`.
 """

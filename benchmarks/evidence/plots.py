@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .grid import Cell
-from .report import ONE_AT_A_TIME, changed
 from .results import Line, Results, mean, nats, values
 from .settings import Settings
+from .tables import ONE_AT_A_TIME, changed
 from .tasks import SHIFT_BUCKET
 
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#1f77b4", "#d95f02", "#2a9d5c"
@@ -138,9 +138,11 @@ def _streams(results: Results) -> plt.Figure | None:
         (f"decay {decay}", colour, lambda kind, d=decay: results.find("stream", stream=kind, stream_decay=d))
         for decay, colour in ((1.0, BLUE), (0.99, GREEN), (0.9, ORANGE))
     ]
-    curves.append(
-        ("decay 0.9, trained with it", "#7b4ea3", lambda kind: results.find("stream trained with decay", stream=kind))
-    )
+    for name, cell, colour in (
+        ("clip 10, decay 0.9", "stream with clip", "#7b4ea3"),
+        ("silence in training, decay 0.9", "stream trained with silence", "#a0522d"),
+    ):
+        curves.append((name, colour, lambda kind, c=cell: results.find(c, stream=kind, stream_decay=0.9)))
     for column, kind in enumerate(kinds):
         for name, colour, find in curves:
             lines = find(kind)
@@ -151,6 +153,7 @@ def _streams(results: Results) -> plt.Figure | None:
             _band(axes[1, column], points, deltas, colour, "-", name)
         _label(axes[0, column], names[kind], "", "nats, returned part")
         _chance(axes[0, column], math.log(Settings().card), "chance")
+        axes[0, column].set_ylim(0, 4.4)
         _label(axes[1, column], "", "windows streamed", "delta norm / norm of W_down")
     axes[0, 0].legend(frameon=False, fontsize=8)
     return figure

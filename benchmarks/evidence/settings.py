@@ -33,6 +33,7 @@ class Settings:
         ttt_layers, chunk, rate, kernel, depthwise, target, clip, decay: the `ttt_*` arguments; `rate` is η.
         audio_rows, audio: rows beside the text row, of random codes (`"random"`) or of the zero token (`"zero"`).
         part, gap_min, gap_max, eval_gap: of `recall` and `speech`: what returns, and after how long.
+        quiet: of `recall`: share of the training sequences whose gap is silence, one token again and again.
         pairs: of `assoc`: numbers of pairs, a training batch draws one of them.
         length, jump: of `shift`: steps of a stream, and the share of steps that follow no rule.
         base_steps: training of a stock model on `base_task` that the run starts from; 0 starts from random weights.
@@ -77,6 +78,7 @@ class Settings:
     gap_min: int = 16
     gap_max: int = 64
     eval_gap: int = 36
+    quiet: float = 0.0
     pairs: tuple[int, ...] = (4, 8, 16)
     length: int = 256
     jump: float = 0.25

@@ -20,9 +20,9 @@ import moshi_patch
 
 from .model import EVAL_SEED, Diverged, build_model, trained_model
 from .settings import Settings
+from .tasks import SILENCE
 
 ROWS = 16
-SILENCE = 0
 GIVEN, OWN = 0, 1
 
 

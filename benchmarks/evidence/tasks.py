@@ -16,6 +16,9 @@ import torch
 
 from .settings import Settings
 
+SILENCE = 0
+"""The token that stands for silence."""
+
 ECHO = 8
 """Steps of the short echo inside a gap, repeated at once: what attention can copy."""
 
@@ -67,11 +70,13 @@ def recall(settings: Settings, batch: int, generator: torch.Generator, gap: int 
     filler = _draw(settings.card, (batch, gap), generator)
     echoed = min(ECHO, gap // 2)
     filler[:, echoed : 2 * echoed] = filler[:, :echoed]
+    silent = torch.arange(batch) < round(settings.quiet * batch)
+    filler[silent] = SILENCE
     text = torch.cat([part, filler, part], 1)
     start, returned = settings.part, settings.part + gap
     marks = {
         "first": _span(text, 1, start),
-        "within": _span(text, start + echoed + 1, start + 2 * echoed),
+        "within": _span(text, start + echoed + 1, start + 2 * echoed) & ~silent[:, None],
         "beyond": _span(text, returned + 1, returned + settings.part),
     }
     return Batch(_with_audio(text, settings, generator), marks)

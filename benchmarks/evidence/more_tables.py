@@ -1,0 +1,131 @@
+"""The tables about long streams, taught-on models and audio, and the list of what was run."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .blocks import block, table, three_marks
+from .results import Line, Results, mean, spread, values
+
+STREAM_CELLS = {
+    "stream": "as in the first table",
+    "stream trained with decay": "trained with decay 0.9",
+    "stream with clip": "trained and streamed with clip 10",
+    "stream trained with silence": "half the training gaps silent",
+}
+"""Cells of long streams, and how their models were trained."""
+
+KINDS = ("fresh", "silence", "own")
+
+
+@block
+def streams(results: Results) -> str:
+    """Long streams: the loss in the first and in the last unit."""
+    rows = _stream_rows(results, lambda line, place: line["stream"]["on"][place]["beyond"])
+    off = [spread(values(results.find("stream", stream=k, stream_decay=1.0), _last_off)) for k in KINDS]
+    rows.append(
+        [
+            "updates off",
+            "",
+            "",
+            off[0],
+            "",
+            off[1],
+            "",
+            off[2],
+            str(len(results.find("stream", stream="own", stream_decay=1.0))),
+        ]
+    )
+    return table(_stream_header("nats beyond the window"), rows)
+
+
+@block
+def deltas(results: Results) -> str:
+    """Long streams: the norm of the delta over that of W_down, the mean of the layers."""
+    rows = _stream_rows(results, lambda line, place: mean(line["stream"]["on"][place]["relative_delta"]))
+    return table(_stream_header("relative delta"), rows)
+
+
+def _last_off(line: Line) -> float:
+    return line["stream"]["off"][-1]["beyond"]
+
+
+def _stream_header(what: str) -> list[str]:
+    return [what, "decay", *(f"{kind}, {place}" for kind in KINDS for place in ("first", "last")), "seeds"]
+
+
+def _stream_rows(results: Results, read: Callable[[Line, int], float]) -> list[list[str]]:
+    rows = []
+    for cell, name in STREAM_CELLS.items():
+        chosen = results.cell_settings(cell) if results.has(cell) else []
+        for decay in dict.fromkeys(settings.stream_decay for settings in chosen):
+            row = [name, str(chosen[0].decay if decay is None else decay)]
+            seeds = 0
+            for kind in KINDS:
+                lines = results.find(cell, stream=kind, stream_decay=decay)
+                seeds = max(seeds, len(lines))
+                row += [spread(values(lines, lambda line, p=place: read(line, p))) for place in (0, -1)]
+            rows.append([*row, str(seeds)])
+    return rows
+
+
+@block
+def continued(results: Results) -> str:
+    """A trained stock model that is taught on."""
+    find = results.find
+    found = [
+        ("the stock model itself", find("base"), "none"),
+        ("all weights, no TTT", find("continued", model="none", trained="full"), "none"),
+        ("all weights, no TTT, longer attention of equal memory", find("continued equal bytes"), "none"),
+        ("LoRA only", find("continued", model="none", trained="lora"), "none"),
+        ("all weights and TTT", find("continued", model="ttt", trained="full"), "on"),
+        ("the same weights, updates off", find("continued", model="ttt", trained="full"), "off"),
+        ("LoRA and TTT", find("continued", model="ttt", trained="lora"), "on"),
+        ("the same weights, updates off", find("continued", model="ttt", trained="lora"), "off"),
+        ("a quarter of the learning rates, no TTT", find("continued gently", model="none"), "none"),
+        ("a quarter of the learning rates, TTT", find("continued gently", model="ttt"), "on"),
+        ("the same, η 0.1", find("continued gently, small rate"), "on"),
+        ("all weights and TTT, 1200 steps", find("continued longer"), "on"),
+        ("the same weights, updates off", find("continued longer"), "off"),
+    ]
+    rows = [three_marks(name, lines, condition, ("first", "within", "beyond")) for name, lines, condition in found]
+    return table(["nats per token", "first pass", "within window", "beyond window", "seeds"], rows)
+
+
+@block
+def audio(results: Results) -> str:
+    """Recall of the text row while an audio row says something random."""
+    rows = []
+    for model, condition, name in (
+        ("none", "none", "no TTT"),
+        ("ttt", "on", "TTT"),
+        ("ttt", "off", "the same weights, updates off"),
+    ):
+        rows.append(
+            three_marks(name, results.find("random audio", model=model), condition, ("first", "within", "beyond"))
+        )
+    return table(["nats per token", "first pass", "within window", "beyond window", "seeds"], rows)
+
+
+@block
+def bookkeeping(results: Results) -> str:
+    """How many runs, on what, how long; what diverged, failed or was left out."""
+    lines = list(results.lines.values())
+    if not lines:
+        return "No run yet."
+    machines: dict[str, Any] = {}
+    for line in lines:
+        used = line["machine"]
+        text = f"{used['cpu']}, {used['cores']} cores, {used['threads']} thread(s), torch {used['torch']}, "
+        text += f"moshi {used['moshi']}, {used['date']}"
+        machines[text] = machines.get(text, 0) + 1
+    told = [f"{len(lines)} runs, {sum(line['seconds'] for line in lines) / 60:.0f} minutes."]
+    told += [f"{count} on {text}." for text, count in machines.items()]
+    for line in results.not_ok():
+        told.append(f"Cell `{line['cell']}`, seed {line['settings']['seed']}: {line['status']}, {line['message']}.")
+    missing = results.missing()
+    told.append(
+        "Left out, runs of a cell: " + ", ".join(f"`{cell}` {count}" for cell, count in missing.items()) + "."
+        if missing
+        else "Every run of the grid is there."
+    )
+    return "\n".join(f"- {entry}" for entry in told)
