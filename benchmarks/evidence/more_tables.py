@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .blocks import block, table, three_marks
+from .blocks import block, gap_table, table, three_marks
 from .results import Line, Results, mean, spread, values
 
 STREAM_CELLS = {
@@ -11,6 +11,7 @@ STREAM_CELLS = {
     "stream trained with decay": "trained with decay 0.9",
     "stream with clip": "trained and streamed with clip 10",
     "stream trained with silence": "half the training gaps silent",
+    "stream trained with long gaps": "training gaps up to 24 windows",
 }
 """Cells of long streams, and how their models were trained."""
 
@@ -68,27 +69,49 @@ def _stream_rows(results: Results, read: Callable[[Line, int], float]) -> list[l
     return rows
 
 
+CONTINUED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("all weights, no TTT", "continued", {"model": "none", "trained": "full"}),
+    ("all weights, no TTT, attention of equal memory", "continued equal bytes", {"model": "none"}),
+    ("LoRA, no TTT", "continued", {"model": "none", "trained": "lora"}),
+    ("all weights and TTT, η 1", "continued", {"model": "ttt", "trained": "full"}),
+    ("all weights and TTT, η 0.1", "continued rate", {"rate": 0.1}),
+    ("all weights and TTT, η 0.01", "continued rate", {"rate": 0.01}),
+    ("all weights and TTT, η 0.001", "continued rate", {"rate": 0.001}),
+    ("all weights and TTT, η 1, clip 1", "continued clip", {}),
+    ("LoRA and TTT, η 1", "continued", {"model": "ttt", "trained": "lora"}),
+    ("LoRA and TTT, η 0.01", "continued adapters", {"steps": 300}),
+    ("quarter learning rates: all weights, no TTT", "continued gently", {"model": "none"}),
+    ("quarter learning rates: and TTT, η 1", "continued gently", {"model": "ttt"}),
+    ("quarter learning rates: and TTT, η 0.1", "continued gently, small rate", {}),
+    ("1200 steps: all weights, no TTT", "continued longer without", {"model": "none"}),
+    ("1200 steps: all weights, no TTT, attention of equal memory", "continued longer equal bytes", {"model": "none"}),
+    ("1200 steps: all weights and TTT, η 1", "continued longer", {"rate": 1.0}),
+    ("1200 steps: all weights and TTT, η 0.01", "continued longer", {"rate": 0.01}),
+    ("1200 steps: LoRA and TTT, η 0.01", "continued adapters", {"steps": 1200}),
+)
+"""Rows of the table below: name, cell, and which of its runs."""
+
+
 @block
 def continued(results: Results) -> str:
     """A trained stock model that is taught on."""
     find = results.find
-    found = [
-        ("the stock model itself", find("base"), "none"),
-        ("all weights, no TTT", find("continued", model="none", trained="full"), "none"),
-        ("all weights, no TTT, longer attention of equal memory", find("continued equal bytes"), "none"),
-        ("LoRA only", find("continued", model="none", trained="lora"), "none"),
-        ("all weights and TTT", find("continued", model="ttt", trained="full"), "on"),
-        ("the same weights, updates off", find("continued", model="ttt", trained="full"), "off"),
-        ("LoRA and TTT", find("continued", model="ttt", trained="lora"), "on"),
-        ("the same weights, updates off", find("continued", model="ttt", trained="lora"), "off"),
-        ("a quarter of the learning rates, no TTT", find("continued gently", model="none"), "none"),
-        ("a quarter of the learning rates, TTT", find("continued gently", model="ttt"), "on"),
-        ("the same, η 0.1", find("continued gently, small rate"), "on"),
-        ("all weights and TTT, 1200 steps", find("continued longer"), "on"),
-        ("the same weights, updates off", find("continued longer"), "off"),
-    ]
+    found = [("the stock model itself, not taught on", find("base"), "none")]
+    for name, cell, chosen in CONTINUED:
+        lines = find(cell, **chosen)
+        found.append((name, lines, "on" if chosen.get("model", "ttt") == "ttt" else "none"))
+        if cell in ("continued", "continued longer") and chosen.get("model") != "none":
+            found.append(("the same weights, updates off", lines, "off"))
     rows = [three_marks(name, lines, condition, ("first", "within", "beyond")) for name, lines, condition in found]
     return table(["nats per token", "first pass", "within window", "beyond window", "seeds"], rows)
+
+
+@block
+def continued_gaps(results: Results) -> str:
+    """The longest taught-on models by the length of the gap."""
+    ttt = results.find("continued longer by gap")
+    found = {"no TTT, attention of equal memory": (results.find("continued longer equal bytes"), "none")}
+    return gap_table(found | {"TTT, η 0.01": (ttt, "on"), "the same weights, updates off": (ttt, "off")})
 
 
 @block

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .grid import Cell
+from .more_tables import CONTINUED
 from .results import Line, Results, mean, nats, values
 from .settings import Settings
 from .tables import ONE_AT_A_TIME, changed
@@ -28,7 +29,7 @@ def draw_all(cells: list[Cell], lines: dict[str, Line], folder: Path) -> list[Pa
     """Write every figure that the results have runs for; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     results, written = Results(cells, lines), []
-    for name, draw in (("memory", _memory), ("settings", _settings), ("streams", _streams)):
+    for name, draw in (("memory", _memory), ("settings", _settings), ("streams", _streams), ("continued", _continued)):
         figure = draw(results)
         if figure is not None:
             path = folder / f"evidence_{name}.png"
@@ -102,25 +103,42 @@ def _label(axis: plt.Axes, title: str, x: str, y: str) -> None:
 
 
 def _settings(results: Results) -> plt.Figure | None:
-    rows = [("as in the first table", results.find("recall", model="ttt"))]
+    rows = [("as in the first table", results.find("recall", model="ttt"), "on")]
     for name in ONE_AT_A_TIME:
         for chosen in results.cell_settings(name) if results.has(name) else []:
-            rows.append((" = ".join(changed(chosen)), results.same(chosen)))
-    rows = [(name, lines) for name, lines in rows if lines]
+            rows.append((" = ".join(changed(chosen)), results.same(chosen), "on"))
+    return _dots(rows)
+
+
+def _continued(results: Results) -> plt.Figure | None:
+    return _dots(
+        [
+            (name, results.find(cell, **chosen), "none" if chosen.get("model") == "none" else "on")
+            for name, cell, chosen in CONTINUED
+        ]
+    )
+
+
+def _dots(rows: list[tuple[str, list[Line], str]]) -> plt.Figure | None:
+    """One row per name: a dot per seed and a stroke for the mean, within the window and beyond it."""
+    rows = [row for row in rows if row[1]]
     if len(rows) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(8, 0.27 * len(rows) + 1.2), layout="constrained")
-    for place, (name, lines) in enumerate(reversed(rows)):
-        on = values(lines, nats("on"))
-        colour = ORANGE if name == "as in the first table" else BLUE
-        axis.plot(on, [place] * len(on), "o", color=colour, markersize=4, alpha=0.6)
-        axis.plot([mean(on)], [place], "|", color=colour, markersize=13, markeredgewidth=2)
-    axis.axvline(mean(values(rows[0][1], nats("on"))), color=ORANGE, linewidth=0.8)
-    axis.axvline(math.log(Settings().card), color="black", linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=8)
-    axis.set_xlabel("nats on the part that returns beyond the window; dots are seeds, dotted is chance")
-    axis.set_xlim(left=0)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 0.27 * len(rows) + 1.2), layout="constrained", sharey=True, sharex=True
+    )
+    for axis, mark in zip(axes, ("beyond", "within"), strict=True):
+        for place, (_, lines, condition) in enumerate(reversed(rows)):
+            found = values(lines, nats(condition, mark))
+            colour = GREY if condition == "none" else BLUE
+            axis.plot(found, [place] * len(found), "o", color=colour, markersize=4, alpha=0.6)
+            axis.plot([mean(found)], [place], "|", color=colour, markersize=13, markeredgewidth=2)
+        axis.axvline(math.log(Settings().card), color="black", linestyle=":", linewidth=1)
+        axis.set_xlabel(f"nats {mark} the window")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.2)
+    axes[0].set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)], fontsize=8)
+    axes[0].set_xlim(0, 4.4)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .blocks import block, table, three_marks
+from .blocks import block, gap_table, table, three_marks
 from .results import Results, mean, nats, spread, values
 from .settings import Settings
 
@@ -34,12 +34,8 @@ def gaps(results: Results) -> str:
         "TTT": (results.find("recall", model="ttt"), "on"),
         "the same weights, updates off": (results.find("recall", model="ttt"), "off"),
     }
-    windows = (1, 2, 4, 8, 12, 16)
-    rows = [
-        [name, *(spread(values(lines, nats(condition, variation=f"gap {w}"))) for w in windows)]
-        for name, (lines, condition) in found.items()
-    ]
-    return table(["nats beyond the window, gap in windows", *map(str, windows)], rows)
+    found |= {f"TTT, decay {d}": (results.find("decay by gap", decay=d), "on") for d in (0.99, 0.9)}
+    return gap_table(found)
 
 
 @block
@@ -106,23 +102,22 @@ def settings(results: Results) -> str:
     """What one setting at a time does to the recall of the headline cell."""
     base = results.find("recall", model="ttt")
     base_mean = mean(values(base, nats("on")))
-    rows = [
-        [
-            "**as in the first table**",
-            "",
-            spread(values(base, nats("on"))),
-            spread(values(base, nats("off"))),
-            "",
-            str(len(base)),
-        ]
-    ]
+    found = [(["**as in the first table**", ""], base)]
     for name in ONE_AT_A_TIME:
         for chosen in results.cell_settings(name) if results.has(name) else []:
-            lines = results.same(chosen)
-            on = values(lines, nats("on"))
-            difference = f"{mean(on) - base_mean:+.2f}" if on else "–"
-            rows.append([*changed(chosen), spread(on), spread(values(lines, nats("off"))), difference, str(len(lines))])
-    return table(["setting", "value", "nats beyond the window", "updates off", "difference", "seeds"], rows)
+            found.append((changed(chosen), results.same(chosen)))
+    rows = []
+    for names, lines in found:
+        on = values(lines, nats("on"))
+        numbers = [
+            spread(values(lines, nats("on", "within"))),
+            spread(on),
+            f"{mean(on) - base_mean:+.2f}" if on else "–",
+        ]
+        rows.append([*names, *numbers, spread(values(lines, nats("off"))), str(len(lines))])
+    return table(
+        ["setting", "value", "within window", "beyond window", "difference", "beyond, updates off", "seeds"], rows
+    )
 
 
 def changed(chosen: Settings) -> list[str]:
