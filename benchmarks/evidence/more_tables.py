@@ -12,6 +12,8 @@ STREAM_CELLS = {
     "stream with clip": "trained and streamed with clip 10",
     "stream trained with silence": "half the training gaps silent",
     "stream trained with long gaps": "training gaps up to 24 windows",
+    "stream taught on": "taught on with η 0.01, 1200 steps (section 7)",
+    "stream taught on with long gaps": "the same, training gaps up to 12 windows",
 }
 """Cells of long streams, and how their models were trained."""
 
@@ -44,6 +46,32 @@ def deltas(results: Results) -> str:
     """Long streams: the norm of the delta over that of W_down, the mean of the layers."""
     rows = _stream_rows(results, lambda line, place: mean(line["stream"]["on"][place]["relative_delta"]))
     return table(_stream_header("relative delta"), rows)
+
+
+@block
+def own_samples(results: Results) -> str:
+    """Streams of the model's own samples: how sure it is of them, and what that costs on what is new."""
+    rows = []
+    for cell, name in STREAM_CELLS.items():
+        chosen = results.cell_settings(cell) if results.has(cell) else []
+        for decay in [d for d in dict.fromkeys(settings.stream_decay for settings in chosen) if d in (1.0, 0.9)]:
+            lines = results.find(cell, stream="own", stream_decay=decay)
+            row = [name, str(decay)]
+            for condition, pick in (
+                ("on", lambda found: found[0]),
+                ("on", min),
+                ("on", lambda found: found[-1]),
+                ("off", min),
+            ):
+                row.append(spread(values(lines, lambda line, c=condition, p=pick: p(_each(line, c, "entropy")))))
+            row.append(spread(values(lines, lambda line: _each(line, "on", "first")[-1])))
+            rows.append([*row, str(len(lines))])
+    header = ["entropy of its samples, nats", "decay", "first unit", "lowest", "last", "updates off, lowest"]
+    return table([*header, "loss on new parts, last", "seeds"], rows)
+
+
+def _each(line: Line, condition: str, name: str) -> list[float]:
+    return [point[name] for point in line["stream"][condition]]
 
 
 def _last_off(line: Line) -> float:
@@ -79,7 +107,7 @@ CONTINUED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("all weights and TTT, η 0.001", "continued rate", {"rate": 0.001}),
     ("all weights and TTT, η 1, clip 1", "continued clip", {}),
     ("LoRA and TTT, η 1", "continued", {"model": "ttt", "trained": "lora"}),
-    ("LoRA and TTT, η 0.01", "continued adapters", {"steps": 300}),
+    ("LoRA and TTT, η 0.01", "continued adapters", {}),
     ("quarter learning rates: all weights, no TTT", "continued gently", {"model": "none"}),
     ("quarter learning rates: and TTT, η 1", "continued gently", {"model": "ttt"}),
     ("quarter learning rates: and TTT, η 0.1", "continued gently, small rate", {}),
@@ -87,7 +115,7 @@ CONTINUED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("1200 steps: all weights, no TTT, attention of equal memory", "continued longer equal bytes", {"model": "none"}),
     ("1200 steps: all weights and TTT, η 1", "continued longer", {"rate": 1.0}),
     ("1200 steps: all weights and TTT, η 0.01", "continued longer", {"rate": 0.01}),
-    ("1200 steps: LoRA and TTT, η 0.01", "continued adapters", {"steps": 1200}),
+    ("1200 steps: LoRA and TTT, η 0.01", "continued adapters longer", {}),
 )
 """Rows of the table below: name, cell, and which of its runs."""
 

@@ -173,5 +173,5 @@ def _streams(results: Results) -> plt.Figure | None:
         _chance(axes[0, column], math.log(Settings().card), "chance")
         axes[0, column].set_ylim(0, 4.4)
         _label(axes[1, column], "", "windows streamed", "delta norm / norm of W_down")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
