@@ -171,6 +171,14 @@ def test_a_budget_leaves_out_what_does_not_fit_and_the_page_says_so(tmp_path, mo
     assert "`dear` 1" in report.BLOCKS["bookkeeping"](results.Results(cells, store.runs))
 
 
+def test_a_budget_that_is_spent_asks_no_run_how_long_it_would_take(tmp_path, monkeypatch):
+    asked: list[Settings] = []
+    monkeypatch.setattr(runner, "probed_seconds", lambda settings: asked.append(settings) or 1e3)
+    done = runner.run_all([cell(seeds=(0, 1, 2))], Store(tmp_path / "runs.jsonl"), budget=1e-9)
+    assert len(done["left_out"]) == 3
+    assert asked == []
+
+
 def test_a_budget_that_outlasts_the_grid_goes_into_further_seeds(tmp_path, monkeypatch):
     store = Store(tmp_path / "runs.jsonl")
     monkeypatch.setattr(runner, "probed_seconds", lambda settings: 0.0)

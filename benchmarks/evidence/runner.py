@@ -1,9 +1,10 @@
 """Runs a grid: what is not done yet, in the order of its priorities, until the budget is spent."""
 
+import functools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def run_all(
         due = [run for run in runs if not store.is_done(run.settings.id)]
         before = len(executed)
         for run in tqdm(due, desc="runs" if not round_number else f"further seeds, round {round_number}"):
-            spent = time.perf_counter() - clock
-            if budget is not None and spent + expected_seconds(run.settings, store.runs.values()) > budget:
+            left = float("inf") if budget is None else budget - (time.perf_counter() - clock)
+            # What a run will take is only asked while something is left: asking takes part of a second.
+            if left <= 0 or (budget and expected_seconds(run.settings, store.runs.values()) > left):
                 if not round_number:
                     left_out.append(run)
                 continue
@@ -97,15 +99,16 @@ def run_all(
         runs = more_seeds(cells, round_number)
 
 
-def expected_seconds(settings: Settings, done: Iterable[dict[str, Any]], probe: Callable | None = None) -> float:
+def expected_seconds(settings: Settings, done: Iterable[dict[str, Any]]) -> float:
     """What a run will take: as long as the same with another seed did, else as a few of its training steps suggest."""
     key = replace(settings, seed=0).as_dict()
     same = [run["seconds"] for run in done if run["settings"] | {"seed": 0} == key]
     if same:
         return max(same)
-    return (probe or probed_seconds)(settings)
+    return probed_seconds(replace(settings, seed=0))
 
 
+@functools.cache
 def probed_seconds(settings: Settings) -> float:
     """Three training steps, counted up; a stream counts 3 ms per step and condition."""
     few = replace(settings.training(), steps=min(3, settings.steps), trained="full", base_steps=0)
