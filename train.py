@@ -3,9 +3,11 @@
 import logging
 import os
 import sys
+import threading
 
 from finetune.args import parse_command_line
-from finetune.data.loader import BrokenData
+from finetune.data.items import BrokenData
+from finetune.disk import DiskError
 from finetune.parsing import ConfigError
 from finetune.trainer import TrainingDiverged, train
 
@@ -15,9 +17,18 @@ def main() -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         train(parse_command_line(sys.argv[1:]))
-    except (ConfigError, BrokenData, TrainingDiverged) as error:
+    except (ConfigError, BrokenData, DiskError, TrainingDiverged) as error:
         sys.exit(f"train.py: {error}")
 
 
+def _failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """One line for tensorboard's thread on a full disk: the run itself meets that error next, and ends with it."""
+    if isinstance(failure.exc_value, OSError):
+        logging.warning("In the background: %s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)
+
+
 if __name__ == "__main__":
+    threading.excepthook = _failed_thread
     main()

@@ -1,18 +1,31 @@
 """What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
 
+import argparse
 import datetime
 import itertools
 import json
 import os
 import platform
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import moshi
 import torch
 from torch.profiler import ProfilerActivity
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option `--threads`, alike in every benchmark; `set_threads` makes it hold."""
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Torch's threads on the CPU, as `--threads` says."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
 
 def synchronize(device: torch.device) -> None:
@@ -107,3 +120,20 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
     temporary.replace(path)
+
+
+def fill(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
+    """`page` with everything between `<!-- name -->` and `<!-- end name -->` made anew by the part of that name.
+
+    Raises:
+        ValueError: for a marker without its end, or one whose name is not known.
+    """
+    for name in re.findall(r"<!-- (?!end )([a-z0-9_]+) -->", page):
+        if name not in parts:
+            raise ValueError(f"<!-- {name} -->: no such part; there are {', '.join(parts)}.")
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if end not in page:
+            raise ValueError(f"{begin}: {end} is missing.")
+        start, stop = page.index(begin) + len(begin), page.index(end)
+        page = f"{page[:start]}\n{parts[name]()}\n{page[stop:]}"
+    return page

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
-from common import PeakMemory, machine, synchronize, timed, write_json
+from common import PeakMemory, add_threads, machine, set_threads, synchronize, timed, write_json
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.layer import LayerCall, current_call
 
@@ -126,11 +126,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1250])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-materialised", action="store_true", help="it needs n·D·H values; leave it out at large T")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device(args.device)
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ What made the hard case learnable, one change at a time, seed 0, nats on the rep
 0.35 at a gap of 64, is one token of 31, the one that begins a chunk: the taps end with the chunk, so the step before it
 does not have it in its target.
 
-Shapes: `B` rows, `K` = 2 codebooks (text, audio), `T` = 2 part + gap steps.
+Shapes: `B` rows, `K` codebooks (text, then `audio_rows`, 1 unless told), `T` = 2 part + gap steps.
 """
 
 import argparse
@@ -70,7 +70,8 @@ class Settings:
         case: `"easy"` or `"hard"`.
         steps: of training.
         seed: of weights and training sequences.
-        card: tokens of the text row and codes of the audio row.
+        card: tokens of the text row and codes of each audio row.
+        audio_rows: beside the text row; moshi has 8 or 16.
         width, layers, heads, window: of the transformer; `window` is its attention context, in steps.
         chunk, rate, kernel: C, η and K of the TTT layers, which are all layers.
         part: steps of what returns.
@@ -89,6 +90,7 @@ class Settings:
     steps: int = 1600
     seed: int = 0
     card: int = 44
+    audio_rows: int = 1
     width: int = 96
     layers: int = 3
     heads: int = 4
@@ -120,23 +122,23 @@ class Settings:
 
 
 def make_batch(settings: Settings, batch: int, gap: int, generator: torch.Generator) -> torch.Tensor:
-    """Codes `[B, 2, 2 part + gap]`: a random part, a random gap and the part again as text, and the case's audio."""
+    """Codes `[B, K, 2 part + gap]`: a random part, a random gap and the part again as text, and the case's audio."""
     part = torch.randint(settings.card, (batch, settings.part), generator=generator)
     filler = torch.randint(settings.card, (batch, gap), generator=generator)
     text = torch.cat([part, filler, part], 1)
-    audio = torch.randint(settings.card, text.shape, generator=generator)
+    audio = torch.randint(settings.card, (batch, settings.audio_rows, text.shape[1]), generator=generator)
     if settings.case == "easy":
         audio = torch.full_like(audio, -1)  # moshi's zero token: its embedding is zero
-    return torch.stack([text, audio], 1)
+    return torch.cat([text[:, None], audio], 1)
 
 
-def build_model(settings: Settings, ttt: bool) -> LMModel:
-    """The small `LMModel`; its stock weights are the same with and without TTT."""
+def build_model(settings: Settings, ttt: bool, **options) -> LMModel:
+    """The small `LMModel`, with `ttt_*` options beside its settings; its stock weights are the same without TTT."""
     torch.manual_seed(settings.seed)
     return LMModel(
-        n_q=1,
+        n_q=settings.audio_rows,
         dep_q=0,
-        delays=[0, 0],
+        delays=[0] * (1 + settings.audio_rows),
         card=settings.card,
         text_card=settings.card,
         dim=settings.width,
@@ -148,15 +150,15 @@ def build_model(settings: Settings, ttt: bool) -> LMModel:
         norm="rms_norm",
         positional_embedding="rope",
         ttt_enabled=ttt,
-        ttt_layers="all",
         ttt_chunk_size=settings.chunk,
         ttt_learning_rate=settings.rate,
         ttt_conv_kernel_size=settings.kernel,
+        **{"ttt_layers": "all", **options},
     )
 
 
 def token_losses(model: LMModel, codes: torch.Tensor) -> torch.Tensor:
-    """Nats `[B, T - 1]` of text tokens 1.. of `codes [B, 2, T]`, each predicted from what comes before it."""
+    """Nats `[B, T - 1]` of text tokens 1.. of `codes [B, K, T]`, each predicted from what comes before it."""
     _, logits = model.forward_text(codes[:, :, :-1])
     return F.cross_entropy(logits[:, 0].transpose(1, 2), codes[:, 0, 1:], reduction="none")
 

@@ -19,7 +19,7 @@ from moshi.utils.compile import CUDAGraphed
 from tqdm import trange
 
 import moshi_patch
-from common import machine, timed, write_json
+from common import add_threads, machine, set_threads, timed, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +109,10 @@ def main() -> None:
     parser.add_argument("--chunk-size", type=int, default=64)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--layers", type=lambda text: {"ttt_layers": text}, default={}, help='such as "1,5"')
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     moshi_patch.install()
     results = list(map(partial(compare, args=args), args.rows))

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import trange
 
 import moshi_patch
-from common import PeakMemory, ResidentPeak, machine, timed, write_json
+from common import PeakMemory, ResidentPeak, add_threads, machine, set_threads, timed, write_json
 from finetune.args import LoraArgs, OptimArgs, TrainArgs, TTTArgs
 from finetune.loss import compute_loss
 from finetune.optim import build_optimizer, parameter_groups
@@ -153,11 +153,10 @@ def main() -> None:
     parser.add_argument("--chunk-size", type=int, default=256)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     moshi_patch.install()
     start = start_up(args)

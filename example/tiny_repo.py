@@ -31,7 +31,7 @@ LM: dict[str, Any] = {
     "dep_q": 4,
     "card": 64,
     "delays": [0, 0, 1, 1, 1, 0, 1, 1, 1],
-    "context": 64,
+    "context": 16,
     "max_period": 10000,
     "causal": True,
     "gating": "silu",
@@ -47,7 +47,10 @@ LM: dict[str, Any] = {
     "depformer_multi_linear": True,
     "existing_text_padding_id": 3,
 }
-"""A scaled-down Moshi as in its `config.json`; `text_card` is the tokenizer's."""
+"""A scaled-down Moshi as in its `config.json`; `text_card` is the tokenizer's.
+
+Four attention layers of window 16 reach 60 steps back together, 4.8 s: the fact of an example dialogue returns later.
+"""
 
 TTT: dict[str, Any] = {
     "ttt_enabled": True,

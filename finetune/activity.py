@@ -17,7 +17,7 @@ from torch import nn
 import moshi_patch
 
 from .distributed import Context, sum_over_ranks
-from .training_state import stock_name
+from .structure import stock_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,18 @@ INACTIVE_BELOW = 1e-6
 """A relative delta under this is lost in the rounding of what it is added to."""
 
 INACTIVE_STEPS = 100
+
+GAIN_ERRORS, GAIN_NATS = 4.0, 1e-4
+"""A contribution counts from so many standard errors, and from so many nats: less is rounding. Runs that cannot learn
+stayed below 3 errors (docs/evidence_plateau.md)."""
+
+SAID = {
+    "gain": "while this rises TTT is learning. If the loss itself does not fall yet, that is the plateau before memory "
+    "sets in; go on.",
+    "none": "nothing that can be told from chance. It should rise well before the loss falls; if it never does, see "
+    "whether relative_delta rises, and whether what is to be remembered returns after more than a chunk.",
+    "loss": "they do harm at present. Early on that is usual; if it stays, lower ttt.learning_rate.",
+}
 
 NUMBERS = ("conv_norm", "W_target_norm", "delta_norm", "relative_delta")
 
@@ -142,3 +154,27 @@ class InactivityWatch:
             max(relative),
         )
         return True
+
+
+class GainWatch:
+    """Says what evaluations with and without updates tell of TTT, whenever that changes, and when a gain has doubled.
+
+    The loss may stay where it is for thousands of steps before memory sets in. On the same items the difference that
+    updates make is known far better than the loss, and rises first; in a run that cannot learn it does not rise.
+    """
+
+    def __init__(self):
+        self._last, self._told = "", 0.0
+
+    def observe(self, step: int, values: dict[str, float]) -> str:
+        """Looks at what `evaluate` returned after `step`; returns `"gain"`, `"none"`, `"loss"`, or `""` if unknown."""
+        if "ttt_gain_error" not in values:
+            return ""
+        gain, error = values["ttt_gain"], values["ttt_gain_error"]
+        clear = abs(gain) > GAIN_ERRORS * error and abs(gain) >= GAIN_NATS
+        verdict = "none" if not clear else "gain" if gain > 0 else "loss"
+        if verdict != self._last or (verdict == "gain" and gain >= 2 * self._told):
+            self._last, self._told = verdict, gain
+            said = "Step %d, TTT's updates take %.2g ± %.1g nats from the loss: %s"
+            logger.info(said, step, gain, error, SAID[verdict])
+        return verdict

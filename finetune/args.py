@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +9,8 @@ from typing import Any
 
 from moshi_patch import TTTConfig
 
-from .data.manifest import parse_sources
 from .parsing import ConfigError, build, override, read_yaml
-
-STEPS_PER_SECOND = 12.5
-"""Mimi's frame rate: one step of the language model is 80 ms."""
-
-PARAM_DTYPES = ("bfloat16", "float32", "float16")
+from .validation import STEPS_PER_SECOND, validate
 
 
 @dataclass
@@ -70,13 +63,8 @@ class WandbArgs:
 
 
 @dataclass
-class TTTArgs:
-    """`moshi_patch.TTTConfig`, whose documentation holds, and what only training needs.
-
-    Args:
-        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
-        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
-    """
+class TTTSettings:
+    """`moshi_patch.TTTConfig`, whose documentation holds, as a section of settings."""
 
     enabled: bool = False
     layer_frequency: int = 6
@@ -89,8 +77,6 @@ class TTTArgs:
     target: str = "token_embeddings"
     delta_clip: float | None = None
     decay: float = 1.0
-    train_w_down: bool = True
-    optim_lr: float | None = None
 
     def lm_kwargs(self) -> dict[str, Any]:
         """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
@@ -103,6 +89,23 @@ class TTTArgs:
             return TTTConfig(**settings).to_kwargs()
         except ValueError as error:
             raise ConfigError(re.sub(r"\bttt_", "ttt.", str(error))) from error
+
+
+@dataclass
+class TTTArgs(TTTSettings):
+    """The settings of TTT, and what only training needs.
+
+    Args:
+        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
+        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
+        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
+        init_target: where W_target of new target generators begins, one of `target_init.KINDS`.
+    """
+
+    train_w_down: bool = True
+    optim_lr: float | None = None
+    text_emb_lr: float | None = None
+    init_target: str = "identity"
 
 
 @dataclass
@@ -152,11 +155,7 @@ class TrainArgs:
         Raises:
             ConfigError: a ValueError that names the key, its value and the remedy.
         """
-        self.ttt.lm_kwargs()
-        _check_numbers(self)
-        _check_modes(self)
-        _check_duration(self)
-        _check_files(self)
+        validate(self)
 
     def warnings(self) -> list[str]:
         """What is tolerated and perhaps not meant, one sentence each; for the log of rank 0."""
@@ -236,84 +235,3 @@ def to_dict(args: TrainArgs) -> dict[str, Any]:
 def from_dict(content: dict[str, Any]) -> TrainArgs:
     """The inverse of `to_dict`, as strict as `load_args`."""
     return build(TrainArgs, copy.deepcopy(content))
-
-
-def _require(holds: bool, args: TrainArgs, name: str, remedy: str) -> None:
-    if not holds:
-        value: Any = args
-        for part in name.split("."):
-            value = getattr(value, part)
-        raise ConfigError(f"{name}={value!r}: {remedy}")
-
-
-def _check_numbers(args: TrainArgs) -> None:
-    positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
-    adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "num_ckpt_keep"]:
-        owner = getattr(args, name.split(".")[0]) if "." in name else args
-        value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "num_ckpt_keep")
-        allowed = value is None if optional else False
-        remedy = f"must be a positive finite number{', or null' * optional}."
-        _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
-    for name, value in (
-        ("text_padding_weight", args.text_padding_weight),
-        ("optim.weight_decay", args.optim.weight_decay),
-    ):
-        _require(math.isfinite(value) and value >= 0, args, name, "must be a finite number that is not negative.")
-    _require(args.seed >= 0, args, "seed", "must be a whole number that is not negative.")
-    _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
-    _require(0 <= args.optim.pct_start <= 1, args, "optim.pct_start", "must lie between 0 and 1.")
-    # OneCycleLR divides by pct_start * total_steps - 1.
-    divides = args.optim.pct_start * args.max_steps != 1
-    remedy = f"a warm-up of exactly 1 of max_steps={args.max_steps} steps breaks OneCycleLR; change either a little."
-    _require(divides, args, "optim.pct_start", remedy)
-    _require(args.param_dtype in PARAM_DTYPES, args, "param_dtype", f"must be one of {', '.join(PARAM_DTYPES)}.")
-
-
-def _check_modes(args: TrainArgs) -> None:
-    contradiction = args.full_finetuning and args.lora.enable
-    _require(not contradiction, args, "full_finetuning", "contradicts lora.enable=True; set one of the two to false.")
-    trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
-    remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    _require(trains, args, "full_finetuning", remedy)
-    project = args.wandb.project
-    _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
-    installed = project is None or importlib.util.find_spec("wandb") is not None
-    _require(installed, args, "wandb.project", "wandb is not installed; `pip install wandb`, or set it to null.")
-
-
-def _check_duration(args: TrainArgs) -> None:
-    steps, chunk = args.duration_sec * STEPS_PER_SECOND, args.ttt.chunk_size
-    remedy = (
-        f"is {steps:g} steps, no more than ttt.chunk_size={chunk}: the target generators would get no gradient. "
-        f"Raise duration_sec above {chunk / STEPS_PER_SECOND:g}, or lower ttt.chunk_size below {steps:g}."
-    )
-    _require(not args.ttt.enabled or steps > chunk, args, "duration_sec", remedy)
-
-
-def _check_files(args: TrainArgs) -> None:
-    _require(bool(args.run_dir.strip()), args, "run_dir", "is required; the folder for checkpoints and logs.")
-    for name in ("train_data", "eval_data") if args.do_eval else ("train_data",):
-        spec = getattr(args.data, name)
-        remedy = "is required; a .jsonl file or a folder of them" + (
-            " (or do_eval=false)." * (name == "eval_data") or "."
-        )
-        _require(bool(spec.strip()), args, f"data.{name}", remedy)
-        try:
-            parse_sources(spec)
-        except ValueError as error:
-            raise ConfigError(f"data.{name}={spec!r}: {error}") from error
-    paths = args.moshi_paths
-    for name in ("mimi_path", "moshi_path", "tokenizer_path", "config_path"):
-        path = getattr(paths, name)
-        remedy = "is required while moshi_paths.hf_repo_id is null."
-        _require(path is not None or paths.hf_repo_id is not None, args, f"moshi_paths.{name}", remedy)
-        local = path is not None and not path.startswith("hf://")
-        exists = not local or Path(path.removeprefix("file://")).is_file()
-        _require(exists, args, f"moshi_paths.{name}", "no such file; correct the path, or null for the repository's.")
-    repo = paths.hf_repo_id
-    known = repo is None or Path(repo).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
-    _require(known, args, "moshi_paths.hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
-    found = args.init_from is None or Path(args.init_from).exists()
-    _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")

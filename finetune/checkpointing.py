@@ -4,6 +4,7 @@
         consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
         consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
         consolidated/training_config.json                  the training configuration, and versions
+        consolidated/SHA256SUMS                            of the weights and of the training configuration
         training_state/                                    for `--resume`, by torch.distributed.checkpoint
 
 A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
@@ -11,29 +12,29 @@ first renamed to `.old-checkpoint_000500`. What a killed process left under thes
 next save.
 """
 
+import contextlib
 import json
 import logging
-import platform
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import moshi
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-
-import moshi_patch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from .args import TrainArgs, to_dict
-from .parsing import ConfigError
-from .training_state import TrainState, load_training_state, on_rank_0, save_training_state
-from .weights import ADAPTERS, FINISHED, MERGED, collect_weights, load_finished_weights, relocate_adapters, sync
-
-if TYPE_CHECKING:
-    from .distributed import Context
-
-__all__ = ["Checkpointer", "TrainState", "load_finished_weights"]
+from .checksums import write_checksums
+from .disk import DiskError, reason_of
+from .distributed import Context, on_rank_0
+from .files import write_json
+from .parsing import ConfigError, flat, read_json
+from .training_state import TrainState, is_resumable, load_training_state, save_training_state
+from .versions import versions
+from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters, sync
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ NOT_ARCHITECTURE = {
 REFUSED = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
 """Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
 
-SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr")
+SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr", "ttt.text_emb_lr")
 ELSEWHERE = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
 """Settings that are compared elsewhere, or do not matter."""
 
@@ -61,7 +62,7 @@ class Checkpointer:
             `lora`, `lora_rank`, `lora_scaling` included.
     """
 
-    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: "Context"):
+    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: Context):
         self.folder = Path(run_dir) / "checkpoints"
         self.args, self.ctx = args, ctx
         self.lm_config = json.loads(json.dumps(lm_config))
@@ -78,7 +79,8 @@ class Checkpointer:
             None when `do_ckpt` is false.
 
         Raises:
-            OSError: and others, when the disk is full; the checkpoints there are stay as they are.
+            DiskError: on all ranks, when something cannot be written; the checkpoints there are stay as they are, and
+                nothing is left of the new one.
         """
         if not self.args.do_ckpt:
             return None
@@ -87,7 +89,8 @@ class Checkpointer:
             return final
         temporary = self.folder / f".tmp-{final.name}"
         on_rank_0(self.ctx, lambda: self._prepare(temporary))
-        save_training_state(temporary / "training_state", state, self.ctx)
+        with self._writing(temporary):
+            save_training_state(temporary / "training_state", state, self.ctx)
         dtype = getattr(torch, self.args.param_dtype)
         weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
         on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
@@ -95,23 +98,12 @@ class Checkpointer:
         return final
 
     def find(self, step: int = -1) -> Path | None:
-        """The complete checkpoint of `step`, or the newest for -1, which is None if there is none.
+        """The checkpoint of `step`, or the newest for -1, which is None if there is none.
 
         Raises:
-            ValueError: when there is no checkpoint of `step`; names the steps there are.
+            ConfigError: when there is no checkpoint of `step`, or it has no training state; names the steps that have.
         """
-        found = self._finished()
-        if step == -1:
-            if not found and any(FINISHED.fullmatch(item.name) for item in self.folder.glob("*")):
-                raise ConfigError(
-                    f"{self.folder}: its checkpoints have no training_state and cannot be resumed; begin a new run "
-                    "from one of them with init_from."
-                )
-            return found[max(found)] if found else None
-        if step not in found:
-            there = f"there are {', '.join(map(str, found))}" if found else "there is none"
-            raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
-        return found[step]
+        return on_rank_0(self.ctx, lambda: self._find(step))
 
     def load(self, path: Path, state: TrainState) -> None:
         """Continues from `path`: model, optimizer, scheduler, place in the data, random numbers; sets `state.step`.
@@ -120,37 +112,71 @@ class Checkpointer:
         weight decay, warm-up or number of steps, the new schedule is entered at the place where the old one was left.
 
         Raises:
-            ValueError: when another architecture, other parameters or another base model were trained; nothing is
-                changed then.
+            ConfigError: when another architecture, other parameters or another base model were trained, or a file is
+                damaged; nothing in the run's folder is changed then.
         """
-        recorded = on_rank_0(self.ctx, lambda: json.loads((path / "consolidated" / "training_config.json").read_text()))
+        recorded = on_rank_0(self.ctx, lambda: _read_settings(path))
         self._refuse_other_model(path, recorded)
         rescheduled = self._log_changes(recorded["training"])
         load_training_state(path / "training_state", state, self.ctx, keep_schedule=not rescheduled)
         self._current = path
         self._log(logging.INFO, "Resumed at step %d from %s", state.step, path)
 
-    def _finished(self) -> dict[int, Path]:
-        """Complete checkpoints by step, ascending."""
-        folders = self.folder.iterdir() if self.folder.is_dir() else ()
-        steps = {int(match[1]): folder for folder in folders if (match := FINISHED.fullmatch(folder.name))}
-        return {step: steps[step] for step in sorted(steps) if (steps[step] / "training_state" / ".metadata").is_file()}
+    def _find(self, step: int) -> Path | None:
+        found = list_checkpoints(self.folder)
+        if step == -1 and not found:
+            return None
+        wanted = max(found) if step == -1 else step
+        if wanted in found and is_resumable(found[wanted]):
+            return found[wanted]
+        others = [str(other) for other, folder in found.items() if is_resumable(folder)]
+        there = f"there are {', '.join(others)}, for --resume STEP" if others else "there is none to resume"
+        if wanted in found:
+            raise ConfigError(
+                f"{found[wanted]}: has no training_state/.metadata and cannot be resumed; {there}. To begin a new run "
+                "from its weights, set init_from."
+            )
+        raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
+
+    @contextlib.contextmanager
+    def _writing(self, temporary: Path) -> Iterator[None]:
+        """Whatever cannot be written is a DiskError, and what there is of the new checkpoint is removed."""
+        try:
+            yield
+        except (OSError, SafetensorError, CheckpointException) as error:
+            reason = reason_of(error, self.folder)
+            if reason is None:
+                raise
+            if self.ctx.rank == 0:  # no rank writes any more: torch waits for all before it raises
+                shutil.rmtree(temporary, ignore_errors=True)
+            newest = list(list_checkpoints(self.folder).values())[-1:]
+            rest = f"the last complete checkpoint, {newest[0]}, is intact" if newest else "there is no other checkpoint"
+            raise DiskError(
+                f"{temporary.with_name(temporary.name.removeprefix('.tmp-'))}: cannot be saved ({reason}); {rest}. "
+                "Make room, or lower num_ckpt_keep, and continue with --resume."
+            ) from error
 
     def _prepare(self, temporary: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sync(self.folder.parent)
-        for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
-            logger.info("Removing what an interrupted save left: %s", leftover)
-            shutil.rmtree(leftover)
-        (temporary / "consolidated").mkdir(parents=True)
+        with self._writing(temporary):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
+            for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
+                logger.info("Removing what an interrupted save left: %s", leftover)
+                shutil.rmtree(leftover)
+            (temporary / "consolidated").mkdir(parents=True)
 
     def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
         """On rank 0: the rest of the files, the new name, and the end of checkpoints that are too many."""
+        with self._writing(temporary):
+            self._write_rest(temporary, final, step, weights)
+
+    def _write_rest(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
         folder = temporary / "consolidated"
         name = ADAPTERS if self.adapters else MERGED
         save_file(weights, folder / name, {"format": "pt"})
-        _write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
-        _write_json(folder / "training_config.json", self._training_config(step))
+        write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
+        write_json(folder / "training_config.json", self._training_config(step))
+        write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         self._abandon_from(step)
@@ -161,7 +187,7 @@ class Checkpointer:
 
     def _abandon_from(self, step: int) -> None:
         """Renames checkpoints of `step` and later: they are of a course that the run has left."""
-        for newer in [folder for other, folder in self._finished().items() if other >= step]:
+        for newer in [folder for other, folder in list_checkpoints(self.folder).items() if other >= step]:
             aside = self.folder / f"abandoned-{newer.name}"
             number = 2
             while aside.exists():
@@ -172,7 +198,8 @@ class Checkpointer:
 
     def _prune(self) -> None:
         keep = self.args.num_ckpt_keep
-        for folder in list(self._finished().values())[: -keep if keep else 0]:
+        complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
+        for folder in complete[: -keep if keep else 0]:
             going = self.folder / f".old-{folder.name}"
             folder.rename(going)
             shutil.rmtree(going)
@@ -192,19 +219,15 @@ class Checkpointer:
         return config | settings | {"lora_name": f"file://{file.resolve()}"}
 
     def _training_config(self, step: int) -> dict[str, Any]:
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "moshi": moshi.__version__,
-            "moshi_ttt": moshi_patch.__version__,
-        }
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
-        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions}
+        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
 
     def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
-        there, here = _flat(recorded["training"]), _flat(to_dict(self.args))
+        there, here = flat(recorded["training"]), flat(to_dict(self.args))
         before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
         now = self.lm_config | {key: here[key] for key in REFUSED}
+        for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
+            settings["ttt.text_emb_lr is set"] = keys.get("ttt.text_emb_lr") is not None
         keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
         differing = [key for key in keys if now.get(key) != before.get(key)]
         changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]
@@ -216,7 +239,7 @@ class Checkpointer:
 
     def _log_changes(self, before: dict[str, Any]) -> bool:
         """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
-        there, here = _flat(before), _flat(to_dict(self.args))
+        there, here = flat(before), flat(to_dict(self.args))
         changed = [key for key in here if here[key] != there.get(key)]
         schedule = [key for key in changed if key in SCHEDULE]
         for key in changed:
@@ -232,14 +255,14 @@ class Checkpointer:
             logger.log(level, message, *values)
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys, as JSON holds them."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """`training_config.json`; what is served from beside it is looked at too, so that no run continues on a wreck."""
+    path = checkpoint / "consolidated" / "training_config.json"
+    try:
+        read_json(path.with_name("config.json"))
+        content = read_json(path)
+        if not all(isinstance(content.get(key), dict) for key in ("training", "lm_config")):
+            raise ConfigError(f"{path}: has no sections training and lm_config.")
+    except ConfigError as error:
+        raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
+    return content

@@ -3,7 +3,7 @@
 Shapes: `B` items, `T` steps, `K` = 1 + n_q rows of codes; `Q` = 1 + dep_q rows that are predicted, the text first.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +78,40 @@ def compute_loss(
         first_codebook_weight_multiplier: weight of the first codebook; the others have 1.
         text_padding_ids: padding and end of padding.
     """
+    rows = position_losses(
+        output,
+        codes,
+        dep_q=dep_q,
+        text_padding_weight=text_padding_weight,
+        first_codebook_weight_multiplier=first_codebook_weight_multiplier,
+        text_padding_ids=text_padding_ids,
+    )
+    sums, weights = zip(*(((nats * weight).sum(), weight.sum()) for nats, weight in rows), strict=True)
+    return LossParts(torch.stack(sums), torch.stack(weights))
+
+
+def position_losses(
+    output: LMOutput,
+    codes: torch.Tensor,
+    *,
+    dep_q: int,
+    text_padding_weight: float,
+    first_codebook_weight_multiplier: float,
+    text_padding_ids: Collection[int],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What `compute_loss` sums, with its arguments: nats and weights `[B, T]`, at least float32, row after row.
+
+    One row at a time takes less memory than all at once. Where a mask is False the weight is 0, the nats mean nothing.
+    """
     target, mask = codes[:, 0], output.text_mask[:, 0]
     weight = mask.float()
     for token in text_padding_ids:
         weight = torch.where(target == token, weight * text_padding_weight, weight)
-    rows = [_row(output.text_logits[:, 0], target, mask, weight)]
-    for codebook in range(dep_q):  # one at a time: less memory than all at once
+    yield _nats(output.text_logits[:, 0], target, mask), weight
+    for codebook in range(dep_q):
         target, mask = codes[:, 1 + codebook], output.mask[:, codebook]
         weight = mask.float() * (first_codebook_weight_multiplier if codebook == 0 else 1.0)
-        rows.append(_row(output.logits[:, codebook], target, mask, weight))
-    sums, weights = zip(*rows, strict=True)
-    return LossParts(torch.stack(sums), torch.stack(weights))
+        yield _nats(output.logits[:, codebook], target, mask), weight
 
 
 def perplexity(nats: torch.Tensor) -> torch.Tensor:
@@ -96,17 +119,15 @@ def perplexity(nats: torch.Tensor) -> torch.Tensor:
     return nats.exp()
 
 
-def _row(
-    logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sum and sum of weights of one row: logits `[B, T, card]`, the others `[B, T]`.
+def _nats(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Cross entropy `[B, T]` of one row: logits `[B, T, card]`, the others `[B, T]`.
 
     Invalid logits are replaced before the softmax: zero times the gradient of NaN would be NaN.
     """
-    logits = logits.masked_fill(~mask[..., None], 0.0).float()
+    logits = logits.masked_fill(~mask[..., None], 0.0)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = target.masked_fill(~mask, 0)
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return (loss * weight.flatten()).sum(), weight.sum()
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
 
 
 def _ratio(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

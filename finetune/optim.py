@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from moshi.conditioners import ConditionProvider
 from moshi.models.lm_utils import ScaledEmbedding
-from moshi.modules.lora import LoRALinear
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -20,7 +19,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 import moshi_patch
 
 from .args import TrainArgs
-from .training_state import stock_name
+from .parsing import ConfigError
+from .structure import lora_parameters, stock_name
 
 TARGET_LR_MULTIPLE = 5.0
 """`ttt.optim_lr: null` is this multiple of `optim.lr`: target generators start at zero, beside weights that are trained
@@ -34,7 +34,7 @@ class ParameterGroup:
     """Parameters that train at one rate.
 
     Args:
-        name: `target_generators`, `w_down`, `adapters`, `embeddings` or `base`.
+        name: `target_generators`, `w_down`, `text_embedding`, `adapters`, `embeddings` or `base`.
         parameters: by their names in the unwrapped model. Under FSDP each holds this rank's share.
         lr: the peak learning rate.
     """
@@ -50,21 +50,24 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     - `target_generators` of TTT layers, at `ttt.optim_lr`;
     - `w_down`, the base down projections of TTT layers, in full also under LoRA, with `ttt.train_w_down`. An adapter on
       top of a W_down that trains would be redundant and stays as it is;
+    - `text_embedding` at `ttt.text_emb_lr`, when that is set;
     - `adapters` with `lora.enable`;
     - `embeddings` in full fine-tuning, and with `lora.ft_embed`;
     - `base`, the rest, in full fine-tuning. Condition providers never train.
 
     Raises:
-        ValueError: when nothing would train.
+        ConfigError: when nothing would train.
     """
     targets = set(moshi_patch.ttt_parameters(model).values())
     w_down, idle_adapters = _down_projections(model)
+    text_lr = args.ttt.text_emb_lr
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
         ("target_generators", targets, args.ttt.optim_lr or TARGET_LR_MULTIPLE * args.optim.lr, args.ttt.enabled),
         ("w_down", w_down, args.optim.lr, args.ttt.enabled and args.ttt.train_w_down),
         ("frozen", idle_adapters if args.ttt.train_w_down else set(), 0.0, False),
-        ("adapters", _adapters(model), args.optim.lr, args.lora.enable),
+        ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, args.ttt.enabled),
+        ("adapters", set(lora_parameters(model).values()), args.optim.lr, args.lora.enable),
         (
             "embeddings",
             _owned_by(model, ScaledEmbedding),
@@ -83,7 +86,7 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
         if trains and found
     ]
     if not groups:
-        raise ValueError("Nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true.")
+        raise ConfigError("Nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true.")
     return groups
 
 
@@ -91,15 +94,16 @@ def _owned_by(model: nn.Module, kind: type[nn.Module]) -> set[nn.Parameter]:
     return {p for module in model.modules() if isinstance(module, kind) for p in module.parameters()}
 
 
-def _adapters(model: nn.Module) -> set[nn.Parameter]:
-    adapted = [module for module in model.modules() if isinstance(module, LoRALinear)]
-    return {p for module in adapted for p in chain(module.lora_A.parameters(), module.lora_B.parameters())}
+def _text_embedding(model: nn.Module) -> set[nn.Parameter]:
+    """What its `ScaledEmbedding` owns by itself. Adapters on parts of it are adapters."""
+    found = {p for name, module in model.named_modules() if stock_name(name) == "text_emb" for p in module.parameters()}
+    return found - set(lora_parameters(model).values())
 
 
 def _down_projections(model: nn.Module) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
     """Of all TTT layers: the base weights of W_down, and the adapters on them."""
     down = {p for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
-    adapters = down & _adapters(model)
+    adapters = down & set(lora_parameters(model).values())
     return down - adapters, adapters
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import json
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -64,15 +66,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, not a mapping, or a key that stands twice in one section.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"config={str(path)!r}: no such file.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config={str(path)!r}: not valid YAML: {error}") from error
+        raise ConfigError(f"config={str(path)!r}: not valid YAML: {in_one_line(error)}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r}: must hold `key: value` lines, not {content!r}.")
     return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: when there is no such file, or it holds anything else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold an object, not {type(content).__name__}.")
+    return content
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
+def in_one_line(error: object, limit: int = 300) -> str:
+    """The text of `error`, cut after `limit` characters, for the end of a message: libraries write whole pages."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def override(cls: type, content: dict[str, Any], name: str, text: str | None) -> None:
@@ -154,7 +187,10 @@ def _to_int(value: Any) -> int:
     number = _to_float(value)
     if not number.is_integer():
         raise ValueError
-    return value if isinstance(value, int) else int(number)
+    try:
+        return int(value)  # a float does not hold every number above 2**53
+    except ValueError:  # 2e3
+        return int(number)
 
 
 def _to_str(value: Any) -> str:

@@ -8,13 +8,11 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from moshi.models.lm import LMOutput
 from moshi.utils.compile import no_compile
 from torch import nn
@@ -22,19 +20,18 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .activity import Activity, InactivityWatch
-from .args import STEPS_PER_SECOND, TrainArgs, to_dict
+from .activity import Activity, GainWatch, InactivityWatch
+from .args import STEPS_PER_SECOND, TrainArgs
 from .checkpointing import Checkpointer
-from .data.loader import Batch, EvalLoader, TrainLoader
-from .data.tokenize import SpeechTokenizer
-from .distributed import Context, cleanup, setup, sum_over_ranks
+from .data.loader import Batch
+from .distributed import Context, cleanup, on_all_ranks, on_rank_0, setup, sum_over_ranks
 from .eval import batch_loss, evaluate, forward_loss
 from .loss import LossParts
 from .monitoring import Monitor
 from .optim import build_optimizer, learning_rates, parameter_groups
-from .parsing import ConfigError
-from .training_state import TrainState, on_rank_0
-from .weights import relocate_adapters
+from .run_data import check_data, open_data
+from .run_dir import check_run_dir, start_run_dir
+from .training_state import TrainState
 from .wrapped_model import build_model
 
 logger = logging.getLogger(__name__)
@@ -70,7 +67,9 @@ def train(args: TrainArgs) -> None:
     """Runs `args`, in one process or, under `torchrun`, in many.
 
     Raises:
-        ConfigError: for settings that cannot work, before any model is loaded.
+        ConfigError: for settings that cannot work or files that cannot be used, before the disk is changed.
+        BrokenData: for data that cannot be used, before the model is loaded as far as it shows there.
+        DiskError: when the disk is full; the last complete checkpoint is intact.
         TrainingDiverged: see there.
     """
     args.validate()
@@ -78,68 +77,46 @@ def train(args: TrainArgs) -> None:
     try:
         for message in args.warnings() if ctx.rank == 0 else ():
             logger.warning("%s", message)
-        run_dir = on_rank_0(ctx, lambda: prepare_run_dir(args))
-        # On a CPU, compiling takes longer than what it saves.
-        with no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext():
-            trainer = Trainer(args, ctx, run_dir)
-            with contextlib.closing(trainer):
-                trainer.run()
+        on_rank_0(ctx, lambda: check_run_dir(args))
+        check_data(args, ctx)
+        _train(args, ctx)
     finally:
         cleanup()
 
 
-def prepare_run_dir(args: TrainArgs) -> Path:
-    """Makes `args.run_dir`. One that exists is continued or moved aside, never deleted.
-
-    Raises:
-        ConfigError: when it exists and neither was asked for.
-    """
-    run_dir = Path(args.run_dir)
-    occupied = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
-    if occupied and not args.checkpoint.resume:
-        if not args.overwrite_run_dir:
-            raise ConfigError(
-                f"run_dir={args.run_dir!r}: exists already; continue it with --resume, choose another, or set "
-                "overwrite_run_dir=true, which moves it aside."
-            )
-        aside = run_dir.with_name(f"{run_dir.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
-        run_dir.rename(aside)
-        relocate_adapters(aside)
-        logger.warning("The previous run is now in %s.", aside)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
+def _train(args: TrainArgs, ctx: Context) -> None:
+    """What holds the model; it is gone when this returns, and the process group can end."""
+    # On a CPU, compiling takes longer than what it saves.
+    compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
+    with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
+        trainer.run()
 
 
 class Trainer:
     """Everything that a run holds; `run()` takes it to `args.max_steps`.
 
     Args:
-        args: validated.
-        run_dir: exists.
+        args: validated. Its `run_dir` is made, or what is there moved aside, when all that can refuse the run has not.
+
+    Raises:
+        ConfigError, BrokenData: on every rank; nothing on the disk was changed.
     """
 
-    def __init__(self, args: TrainArgs, ctx: Context, run_dir: Path):
+    def __init__(self, args: TrainArgs, ctx: Context):
         self.args, self.ctx = args, ctx
         built = build_model(args, ctx)
         self.model = built.model
-        mimi = built.info.get_mimi(device=ctx.device).requires_grad_(False)
-        tokenizer = SpeechTokenizer.for_model(
-            self.model, mimi, built.info.get_text_tokenizer(), duration_sec=args.duration_sec
-        )
-        ranks = {"rank": ctx.rank, "world_size": ctx.world_size}
-        loader = TrainLoader(args, tokenizer, **ranks)
-        self.eval_loader = EvalLoader(args, tokenizer, **ranks) if args.do_eval else None
+        loader, self.eval_loader = open_data(args, ctx, built)
         optimizer, scheduler = build_optimizer(parameter_groups(self.model, args), args)
         self.state = TrainState(0, self.model, optimizer, scheduler, loader)
-        self.checkpointer = Checkpointer(run_dir, args, built.lm_config, ctx)
+        self.checkpointer = Checkpointer(Path(args.run_dir), args, built.lm_config, ctx)
         torch.manual_seed(args.seed + ctx.rank)
         np.random.seed(args.seed % 2**32)  # noqa: NPY002
         self._resume()
-        if ctx.rank == 0:  # not before: a run that is refused changes nothing
-            (run_dir / "args.yaml").write_text(yaml.safe_dump(to_dict(args), sort_keys=False), encoding="utf-8")
-        self.monitor = Monitor(run_dir, args, ctx)
-        self.monitor.resume(self.state.step)
-        self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()
+        run_dir = on_rank_0(ctx, lambda: start_run_dir(args))  # not before: a run that is refused changes nothing
+        self.monitor = on_all_ranks(ctx, lambda: Monitor(run_dir, args, ctx))
+        on_rank_0(ctx, lambda: self.monitor.resume(self.state.step))
+        self.activity, self._watch, self._gain = Activity(self.model, ctx), InactivityWatch(), GainWatch()
         self._bad_steps, self._save_owed = 0, False
         self._clock = (time.monotonic(), self.state.step)
 
@@ -148,7 +125,7 @@ class Trainer:
         self.monitor.close()
 
     def run(self) -> None:
-        """Trains, logs, evaluates and saves until `max_steps`, the last step always included."""
+        """Trains, logs, saves and evaluates until `max_steps`, the last step always included."""
         args, state = self.args, self.state
         if state.step >= args.max_steps:
             logger.warning("max_steps=%d is reached already, at step %d.", args.max_steps, state.step)
@@ -162,12 +139,11 @@ class Trainer:
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 if logged:
                     self._log(result)
+                if args.do_ckpt:  # first: data that breaks the evaluation must not cost the steps before it
+                    self._save()
                 if self.eval_loader is not None and self._due(args.eval_freq):
                     self._evaluate()
-                if args.do_ckpt:
-                    self._save()
-        if self.ctx.rank == 0:
-            self.monitor.report()
+        on_rank_0(self.ctx, self.monitor.report)
 
     def train_step(self, measure: bool = False) -> StepResult:
         """One update from `num_microbatches` batches per rank; advances `state.step`.
@@ -266,15 +242,16 @@ class Trainer:
             "peak_memory_gib": peak_memory(self.ctx.device) / 2**30,
             **activity,
         }
-        self.monitor.train(state.step, values)
+        on_rank_0(self.ctx, lambda: self.monitor.train(state.step, values))  # a full disk ends all ranks
         if self.ctx.rank == 0:
             self._watch.observe(state.step, activity)
 
     def _evaluate(self) -> None:
         values = evaluate(self.model, self.eval_loader, self.args, self.ctx)
-        self.monitor.eval(self.state.step, values)
+        on_rank_0(self.ctx, lambda: self.monitor.eval(self.state.step, values))
         if self.ctx.rank == 0:
             logger.info("Step %d, evaluation: %s", self.state.step, _in_words(values))
+            self._gain.observe(self.state.step, values)
 
     def _save(self) -> None:
         """When due; in a row of bad steps only after it, so that it cannot displace checkpoints from before."""

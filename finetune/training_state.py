@@ -9,18 +9,18 @@ import contextlib
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from moshi.modules.lora import LoRALinear
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -34,15 +34,9 @@ from torch.optim.lr_scheduler import LRScheduler
 import moshi_patch
 
 from .data.loader import TrainLoader
-from .parsing import ConfigError
-
-if TYPE_CHECKING:
-    from .distributed import Context
-
-T = TypeVar("T")
-
-WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
-"""What FSDP, activation checkpointing and torch.compile add to the names of modules."""
+from .distributed import Context, on_rank_0
+from .parsing import ConfigError, in_one_line
+from .structure import lora_parameters, stock_name
 
 MOVING = frozenset({"lr", "betas", "params"})
 """What changes in an optimizer's group from step to step; the rest is a setting."""
@@ -63,30 +57,6 @@ class TrainState:
     loader: TrainLoader
 
 
-def stock_name(name: str) -> str:
-    """The name of a module or parameter without what wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def on_rank_0(ctx: "Context", action: Callable[[], T]) -> T:
-    """The result of `action`, which runs on rank 0 alone while the others wait. Collective.
-
-    Raises:
-        Exception: what `action` raised, on every rank, so that none is left waiting.
-    """
-    outcome: list[Any] = [None, None]
-    if ctx.rank == 0:
-        try:
-            outcome[0] = action()
-        except Exception as error:
-            outcome[1] = error
-    if ctx.world_size > 1:
-        dist.broadcast_object_list(outcome, src=0, device=ctx.device)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the dozens of deprecations that torch's own checkpointing of FSDP warns itself of."""
@@ -97,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def save_training_state(folder: Path, state: TrainState, ctx: "Context") -> None:
+def save_training_state(folder: Path, state: TrainState, ctx: Context) -> None:
     """Writes `folder`, each rank its shards. Collective; every file is on the disk when it returns."""
     with quiet():
         weights = get_model_state_dict(state.model)
@@ -117,8 +87,13 @@ def save_training_state(folder: Path, state: TrainState, ctx: "Context") -> None
         dcp.save(content, checkpoint_id=folder, no_dist=ctx.world_size == 1)
 
 
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether the folder of a checkpoint holds a training state, whose `.metadata` is written last."""
+    return (checkpoint / "training_state" / ".metadata").is_file()
+
+
 @torch.no_grad()
-def load_training_state(folder: Path, state: TrainState, ctx: "Context", *, keep_schedule: bool = True) -> None:
+def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_schedule: bool = True) -> None:
     """Puts `state` where it was when `folder` was written, on any number of ranks. Collective.
 
     Args:
@@ -126,13 +101,14 @@ def load_training_state(folder: Path, state: TrainState, ctx: "Context", *, keep
             only the place in the schedule is taken from the checkpoint.
 
     Raises:
-        ValueError: before anything is changed, when other parameters train, or the frozen ones hold other values.
+        ConfigError: before anything is changed, when other parameters train, or the frozen ones hold other values; at
+            any time, when a file is damaged or gone.
     """
     with quiet():
-        saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        saved = on_rank_0(ctx, lambda: _read_metadata(folder))
         content: dict[str, Any] = {"progress": ""}
         _read(folder, content, ctx)
-        progress = json.loads(content["progress"])
+        progress = _parse_progress(folder, content["progress"])
 
         weights = get_model_state_dict(state.model)
         own = _not_of_the_base(state.model)
@@ -159,7 +135,7 @@ def load_training_state(folder: Path, state: TrainState, ctx: "Context", *, keep
 
 
 def _load_with_optimizer(
-    folder: Path, state: TrainState, ctx: "Context", content: dict[str, Any], saved: dict[str, Any]
+    folder: Path, state: TrainState, ctx: Context, content: dict[str, Any], saved: dict[str, Any]
 ) -> None:
     """Loads `content` in place, and the optimizer. Parameters that never had a gradient have no state; none is made."""
     prefix = "optimizer.state."
@@ -177,26 +153,48 @@ def _load_with_optimizer(
             state.optimizer.state.pop(parameter, None)
 
 
-def _read(folder: Path, content: dict[str, Any], ctx: "Context") -> None:
+def _read(folder: Path, content: dict[str, Any], ctx: Context) -> None:
     """Fills `content` in place. Collective.
 
     Nothing is nested in shards here, and looking for it would drop tensors of which this rank has no part (those of a
     first dimension of 1); torch 2.9 then takes the checkpoint for one of another version, and finds keys missing.
     """
     planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
-    dcp.load(content, checkpoint_id=folder, planner=planner, no_dist=ctx.world_size == 1)
+    try:
+        dcp.load(content, checkpoint_id=folder, planner=planner, no_dist=ctx.world_size == 1)
+    except CheckpointException as error:  # on every rank, with the failures of all
+        reason, _ = next(iter(error.failures.values()))
+        raise _damaged(folder, reason) from reason
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    try:
+        return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    except Exception as error:  # a broken pickle may raise anything
+        raise _damaged(folder / ".metadata", error) from error
+
+
+def _parse_progress(folder: Path, text: Any) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"{path}: damaged or incomplete, and cannot be resumed ({type(error).__name__}: {in_one_line(error)}). Resume "
+        "another step with --resume STEP, or begin a new run from its weights with init_from."
+    )
 
 
 def _not_of_the_base(model: nn.Module) -> list[str]:
     """Names of what a base model does not give back: what trains, adapters and target generators."""
-    added = set(moshi_patch.ttt_parameters(model).values())
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            added |= {*module.lora_A.parameters(), *module.lora_B.parameters()}
+    added = {*moshi_patch.ttt_parameters(model).values(), *lora_parameters(model).values()}
     return [stock_name(name) for name, p in model.named_parameters() if p.requires_grad or p in added]
 
 
-def _checksums(tensors: dict[str, Any], ctx: "Context") -> dict[str, int]:
+def _checksums(tensors: dict[str, Any], ctx: Context) -> dict[str, int]:
     """The sum of each tensor's bits, as integers: exact and the same in any order, hence on any number of ranks."""
     sums = []
     for tensor in tensors.values():
@@ -255,14 +253,14 @@ def _continue_schedule(state: TrainState, settings: list[dict[str, Any]], last_e
     state.scheduler._last_lr = list(rates)
 
 
-def _random_state(ctx: "Context") -> dict[str, Any]:
+def _random_state(ctx: Context) -> dict[str, Any]:
     content = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
     if ctx.device.type == "cuda":
         content["cuda"] = torch.cuda.get_rng_state(ctx.device)
     return content
 
 
-def _set_random_state(content: dict[str, Any], ctx: "Context") -> None:
+def _set_random_state(content: dict[str, Any], ctx: Context) -> None:
     random.setstate(content["python"])
     np.random.set_state(content["numpy"])  # noqa: NPY002
     torch.set_rng_state(content["torch"])

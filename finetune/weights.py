@@ -1,14 +1,14 @@
 """The weights that are served: adapters or the whole model in one safetensors file, with the keys of stock moshi."""
 
-import json
 import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from moshi.modules.lora import LoRALinear
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 import moshi_patch
 
-from .parsing import ConfigError
-from .training_state import on_rank_0, quiet, stock_name
-
-if TYPE_CHECKING:
-    from .distributed import Context
+from .distributed import Context, on_rank_0
+from .files import write_json
+from .parsing import ConfigError, in_one_line, read_json
+from .structure import lora_layers, lora_parameters, stock_name
+from .training_state import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ FINISHED = re.compile(r"checkpoint_(\d{6,})")
 
 @torch.no_grad()
 def collect_weights(
-    model: nn.Module, ctx: "Context", *, adapters: bool, dtype: torch.dtype
+    model: nn.Module, ctx: Context, *, adapters: bool, dtype: torch.dtype
 ) -> dict[str, torch.Tensor] | None:
     """What the file holds, on rank 0 and, with CUDA, on the CPU; None on the others. Collective.
 
@@ -48,7 +48,7 @@ def collect_weights(
         state = get_model_state_dict(model, options=options)
     if ctx.rank:
         return None
-    layers = _lora_layers(model)
+    layers = lora_layers(model)
     if adapters:
         chosen = _adapter_names(model, layers)
         state = {name: value for name, value in state.items() if name in chosen}
@@ -58,7 +58,20 @@ def collect_weights(
     return {to_file.get(name, name): _cast(name, value, dtype) for name, value in state.items()}
 
 
-def load_finished_weights(path: str | Path, model: nn.Module, ctx: "Context") -> None:
+def saved_tensors(model: nn.Module, *, adapters: bool) -> dict[str, torch.Tensor]:
+    """What :func:`collect_weights` would save of `model`, by the keys of the file; nothing is copied, cast or merged.
+
+    Args:
+        model: not wrapped; may be on the meta device.
+        adapters: what training with adapters changes. Otherwise all that is no adapter.
+    """
+    layers, state = lora_layers(model), model.state_dict()
+    chosen = _adapter_names(model, layers) if adapters else state.keys() - lora_parameters(model).keys()
+    to_file = {inside: name for name, inside in _renamed(layers).items()}
+    return {to_file.get(name, name): value for name, value in state.items() if name in chosen}
+
+
+def load_finished_weights(path: str | Path, model: nn.Module, ctx: Context) -> None:
     """`init_from`: the weights of a finished run as the beginning of a new one. Collective; rank 0 reads.
 
     Adapters go into a model with adapters of the same rank, over the same base model. A merged model goes into a model
@@ -75,14 +88,29 @@ def load_finished_weights(path: str | Path, model: nn.Module, ctx: "Context") ->
 
 
 def relocate_adapters(folder: Path) -> None:
-    """After checkpoints moved to somewhere in `folder`: their configs name the adapters where they are now."""
+    """After checkpoints moved to somewhere in `folder`: their configs name the adapters where they are now.
+
+    A config that cannot be read stays as it is, with a warning.
+    """
     for path in folder.rglob("consolidated/config.json"):
-        config, adapters = json.loads(path.read_text()), path.with_name(ADAPTERS)
+        adapters = path.with_name(ADAPTERS)
+        try:
+            config = read_json(path)
+        except ConfigError as error:
+            logger.warning("%s It was damaged before it was moved.", error)
+            continue
         if "lora_name" in config and adapters.is_file():
-            temporary = path.with_suffix(".tmp")
-            content = config | {"lora_name": f"file://{adapters.resolve()}"}
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(path)
+            write_json(path, config | {"lora_name": f"file://{adapters.resolve()}"})
+
+
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `RUN_DIR/checkpoints` by step, ascending; whole, but not all can be resumed.
+
+    Their names say that they were written to the end. To be served, or the start of a new run, is all that one needs
+    whose training state was removed; `Checkpointer.find` asks for the training state too.
+    """
+    found = [(FINISHED.fullmatch(item.name), item) for item in folder.iterdir()] if folder.is_dir() else []
+    return dict(sorted((int(match[1]), item) for match, item in found if match))
 
 
 def find_finished(path: Path, key: str = "init_from") -> Path:
@@ -91,10 +119,7 @@ def find_finished(path: Path, key: str = "init_from") -> Path:
     Raises:
         ConfigError: when there is none; names `key`, the setting that `path` is the value of.
     """
-    checkpoints = {
-        int(match[1]): folder for folder in path.glob("checkpoints/*") if (match := FINISHED.fullmatch(folder.name))
-    }
-    newest = [checkpoints[max(checkpoints)]] if checkpoints else []
+    newest = list(list_checkpoints(path / "checkpoints").values())[-1:]
     for folder in [*newest, path]:
         for place in (folder / "consolidated", folder):
             for name in (ADAPTERS, MERGED):
@@ -117,10 +142,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    return {stock_name(name): module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-
-
 def _renamed(layers: dict[str, LoRALinear]) -> dict[str, str]:
     """The keys that adapters move: as in stock moshi -> as in a model with adapters."""
     return {f"{name}.{key}": f"{name}.frozen_W.{key}" for name in layers for key in ("weight", "bias")}
@@ -129,8 +150,7 @@ def _renamed(layers: dict[str, LoRALinear]) -> dict[str, str]:
 def _adapter_names(model: nn.Module, layers: dict[str, LoRALinear]) -> set[str]:
     """Names in the model of what an adapter file holds."""
     inside = _renamed(layers)
-    names = {f"{name}.lora_{which}.weight" for name in layers for which in "AB"}
-    names |= {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
+    names = lora_parameters(model).keys() | {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
     w_down = [f"{stock_name(name)}.linear_out.weight" for name in moshi_patch.ttt_gatings(model)]
     names |= {inside.get(name, name) for name in w_down}
     return names | {stock_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -158,8 +178,14 @@ def _load_finished(path: Path, model: nn.Module) -> None:
     config_path = file.parent / "config.json"
     if not config_path.is_file():
         raise ConfigError(f"init_from={str(path)!r}: no config.json beside {file}; it says what the weights are.")
-    config = json.loads(config_path.read_text())
-    layers, weights = _lora_layers(model), load_file(file)
+    config, layers = read_json(config_path), lora_layers(model)
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"init_from={str(path)!r}: {file} is damaged, or not a safetensors file ({in_one_line(error)}); give "
+            "another checkpoint."
+        ) from error
     adapters = bool(config.get("lora", False))
     if adapters and not layers:
         raise ConfigError(
@@ -188,7 +214,7 @@ def _check_fit(
 ) -> None:
     """ValueError when `values` are not the weights of `model`, named as in it."""
     targets = {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
-    added = {f"{name}.lora_{which}.weight" for name in _lora_layers(model) for which in "AB"}
+    added = lora_parameters(model).keys()
     wanted = added if adapters else own.keys() - added - targets
     present = targets & values.keys()
     problems = {

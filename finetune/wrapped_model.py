@@ -2,11 +2,9 @@
 
 import copy
 import functools
-import json
 import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +19,14 @@ from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, tra
 
 import moshi_patch
 
-from .args import MoshiPaths, TrainArgs
-from .distributed import Context
+from .args import TrainArgs
+from .base import lm_kwargs, load_base
+from .distributed import Context, on_all_ranks
 from .optim import describe, parameter_groups
-from .parsing import ConfigError
+from .target_init import start_targets
 from .weights import load_finished_weights
 
 logger = logging.getLogger(__name__)
-
-NOT_READ = "weights-are-read-by-rank-0-alone"
 
 
 @dataclass
@@ -51,20 +48,19 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     """The base model of `args.moshi_paths` with TTT and adapters as set, the same on every rank for `args.seed`.
 
     Rank 0 alone reads the weights, the others start on the meta device and receive them. New adapters start at zero
-    (A random, B zero), new target generators at zero (convolution) and the identity (W_target).
+    (A random, B zero), new target generators at zero (convolution) and `ttt.init_target` (W_target).
 
     Raises:
         ConfigError: when the base model and the settings do not go together.
     """
     moshi_patch.install()
-    info = find_checkpoint(args.moshi_paths, weights=ctx.rank == 0)
-    _check_base(info, args)
     torch.manual_seed(args.seed)
-    model = _load_base(info, args, ctx)
+    model, info = on_all_ranks(ctx, lambda: load_base(args, ctx))
     if args.lora.enable:
         add_adapters(model, args.lora.rank, args.lora.scaling)
     if args.init_from is not None:  # also when resuming: frozen weights are saved with no checkpoint
         load_finished_weights(args.init_from, model, ctx)
+    start_targets(model, args.ttt.init_target)
     groups = parameter_groups(model, args)
     model.requires_grad_(False)
     for group in groups:
@@ -77,80 +73,9 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     return BuiltModel(model.train(), trained_config(info, args), info)
 
 
-def find_checkpoint(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
-    """The files of the base model: a Hub repository, a folder laid out like one, or single files.
-
-    Args:
-        weights: False spares downloading the language model; its path is then a placeholder.
-
-    Raises:
-        ConfigError: for a file that a local folder lacks.
-    """
-    repo, config_path = paths.hf_repo_id, paths.config_path
-    given: dict[str, Any] = {
-        "moshi_weights": paths.moshi_path,
-        "mimi_weights": paths.mimi_path,
-        "tokenizer": paths.tokenizer_path,
-        "config_path": None if config_path is None else loaders.hf_get(config_path),
-    }
-    files = {name: value for name, value in given.items() if value is not None}
-    if repo is None or Path(repo).is_dir():
-        files = _files_in(files["config_path"].parent if repo is None else Path(repo), files) | files
-    if not weights:
-        files["moshi_weights"] = Path(NOT_READ)
-    return CheckpointInfo.from_hf_repo(str(repo), **files)
-
-
-def _files_in(folder: Path, given: dict[str, Any]) -> dict[str, Path]:
-    """Where a local folder has the files that a repository's `config.json` names; those in `given` are not needed."""
-    config_path = given.get("config_path", folder / "config.json")
-    if not config_path.is_file():
-        raise ConfigError(f"moshi_paths.hf_repo_id={str(folder)!r}: the folder has no config.json.")
-    config = json.loads(config_path.read_text())
-    names = {
-        "moshi_weights": config.get("moshi_name", loaders.MOSHI_NAME),
-        "mimi_weights": config.get("mimi_name", loaders.MIMI_NAME),
-        "tokenizer": config.get("tokenizer_name", loaders.TEXT_TOKENIZER_NAME),
-        "mimi_config_path": config.get("mimi_config_name"),
-        "lora_weights": config.get("lora_name"),
-    }
-    found = {key: folder / name for key, name in names.items() if name is not None and key not in given}
-    for path in found.values():
-        if not path.is_file():
-            raise ConfigError(f"moshi_paths: {config_path} names {path.name!r}, and there is no such file in {folder}.")
-    return {"config_path": config_path, **found}
-
-
-def _check_base(info: CheckpointInfo, args: TrainArgs) -> None:
-    config = info.lm_config or {}
-    if config.get("quantize"):
-        raise ConfigError(
-            f"moshi_paths.hf_repo_id={args.moshi_paths.hf_repo_id!r}: its weights are quantised and cannot be trained; "
-            "use the bf16 model."
-        )
-    tensors = [name for name, settings in config.get("conditioners", {}).items() if settings["type"] == "tensor"]
-    if tensors:
-        raise ConfigError(
-            f"moshi_paths.hf_repo_id={args.moshi_paths.hf_repo_id!r}: the model takes the tensor conditions "
-            f"{', '.join(tensors)}; training data holds text conditions alone."
-        )
-    layers = config.get("num_layers", loaders._lm_kwargs["num_layers"])
-    try:
-        _ = args.ttt.enabled and moshi_patch.TTTConfig.from_kwargs(args.ttt.lm_kwargs()).layer_indices(layers)
-    except ValueError as error:
-        raise ConfigError(str(error).replace("ttt_", "ttt.", 1)) from error
-    if config.get("ttt_enabled") and not args.ttt.enabled:
-        raise ConfigError("ttt.enabled=False: the base model has TTT weights; set it to true, or use a stock model.")
-
-
-def _lm_kwargs(info: CheckpointInfo) -> dict[str, Any]:
-    """A copy to change freely: moshi's dictionary is shared by the process, and its loader writes into nested ones."""
-    return copy.deepcopy(loaders._lm_kwargs if info.lm_config is None else info.lm_config)
-
-
 def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     """Content of `config.json` for the model that `args` trains: the base's, every `ttt_` key, adapters as trained."""
-    config = copy.deepcopy(info.raw_config) if info.raw_config is not None else _lm_kwargs(info)
+    config = copy.deepcopy(info.raw_config) if info.raw_config is not None else lm_kwargs(info)
     for key in ("lora_name", "lora_rank", "lora_scaling"):
         config.pop(key, None)
     config.setdefault("moshi_name", loaders.MOSHI_NAME)
@@ -160,26 +85,6 @@ def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
     return config
-
-
-def _load_base(info: CheckpointInfo, args: TrainArgs, ctx: Context) -> LMModel:
-    """Without adapters; those of the base model are merged. On the meta device but for rank 0."""
-    kwargs = _lm_kwargs(info)
-    adapted = kwargs.pop("lora", False) and info.lora_weights is not None
-    overrides = {"gradient_checkpointing": args.gradient_checkpointing, **args.ttt.lm_kwargs()}
-    dtype = getattr(torch, args.param_dtype)
-    if ctx.rank != 0:
-        return loaders.get_moshi_lm(None, kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
-    # With several processes FSDP moves one layer at a time to the GPU, which never holds the whole model.
-    return loaders.get_moshi_lm(
-        info.moshi_weights,
-        kwargs | {"lora": adapted},
-        device=ctx.device if ctx.world_size == 1 else "cpu",
-        dtype=dtype,
-        lora_weights=info.lora_weights if adapted else None,
-        fuse_lora=True,
-        lm_kwargs_overrides=overrides,
-    )
 
 
 def add_adapters(model: nn.Module, rank: int, scaling: float) -> None:

@@ -4,6 +4,7 @@
     python -m moshi_patch moshi.run_inference --device cpu --hf-repo ./my_model in.wav out.wav
 
 Two things the stock programs refuse work here: a machine without CUDA, and a local folder in place of a Hub repository.
+`moshi.server` also gets a status at `/api/ttt`, a busy answer, `--memory PATH` and `--idle-timeout SECONDS`.
 """
 
 import argparse
@@ -22,6 +23,10 @@ from moshi.models import loaders
 
 from .patch import install
 
+SERVER = "moshi.server"
+SERVER_OPTIONS = {"--memory", "--idle-timeout"}
+"""Taken out of the server's arguments, as the stock server refuses what it does not know."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Install the patch and run a module as `__main__`, with `argv[1:]` (or the command line's) as its arguments.
@@ -38,8 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     install()
     if not is_runnable(options.module):
         parser.exit(2, f"{parser.prog}: error: no module named {options.module!r} that can be run\n")
-    sys.argv = [options.module, *options.args]
-    with without_cuda(), local_repositories():
+    additions: contextlib.AbstractContextManager = contextlib.nullcontext()
+    arguments = options.args
+    if options.module == SERVER:
+        from .serving import serving, take_options  # brings aiohttp, which nothing else here needs
+
+        server_options, arguments = take_options(arguments)
+        additions = serving(server_options)
+    elif options.module.partition(".")[0] == "moshi":
+        for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
+            parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
+    sys.argv = [options.module, *arguments]
+    with without_cuda(), local_repositories(), additions:
         runpy.run_module(options.module, run_name="__main__", alter_sys=True)
 
 

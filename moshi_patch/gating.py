@@ -114,7 +114,11 @@ class TTTGating(StreamingModule[TTTState]):
     def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         config = self.config
         options = {"delta_clip": config.delta_clip, "decay": config.decay}
-        if z.shape[1] >= max(SEGMENT_STEPS, config.chunk_size // 4) and self.updates_enabled:
+        long = z.shape[1] >= max(SEGMENT_STEPS, config.chunk_size // 4)
+        if long and not self.updates_enabled and state.fast.untouched():
+            state.fast.position += z.shape[1] * state.exec_mask  # nothing is in force and nothing is written
+            return out
+        if long and self.updates_enabled:
             targets = partial(self.target_generator, chunk_size=config.chunk_size)
             return segment_(state.fast, out, z, x0, targets, config.learning_rate, state.exec_mask, **options)
         deltas = [

@@ -22,7 +22,7 @@ def ttt_updates(model: nn.Module, enabled: bool = False) -> Iterator[None]:
     Raises:
         ValueError: when `model` has no TTT layer, as the comparison would show nothing.
     """
-    gatings = list(_require_gatings(model).values())
+    gatings = list(require_gatings(model).values())
     before = [gating.updates_enabled for gating in gatings]
     for gating in gatings:
         gating.set_updates(enabled)
@@ -49,7 +49,7 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    return {name: _layer_stats(gating) for name, gating in _require_gatings(model).items()}
+    return {name: _layer_stats(gating) for name, gating in require_gatings(model).items()}
 
 
 def _layer_stats(gating: TTTGating) -> dict[str, Any]:
@@ -66,7 +66,12 @@ def _layer_stats(gating: TTTGating) -> dict[str, Any]:
     return stats
 
 
-def _require_gatings(model: nn.Module) -> dict[str, TTTGating]:
+def require_gatings(model: nn.Module) -> dict[str, TTTGating]:
+    """`ttt_gatings`, of which there is at least one.
+
+    Raises:
+        ValueError: when `model` has no TTT layer.
+    """
     gatings = ttt_gatings(model)
     if not gatings:
         raise ValueError(

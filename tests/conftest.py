@@ -1,13 +1,18 @@
 """Shared by all tests: moshi without torch.compile, the patch installed for one test at a time, small models."""
 
+import json
 import os
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
 
 import pytest
 import torch
+from moshi.models import loaders
 
 import moshi_patch
+
+from .datasets import DEP_Q
+from .fixtures_repo import build_repo
 
 torch.set_num_threads(1)  # the tests' tensors are tiny: threads only wait for each other
 
@@ -17,9 +22,26 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def mimi(tmp_path_factory):
+    """The Mimi of the tiny repository, random, with codebooks that fit speech."""
+    from .paper import make_mimi
+
+    return make_mimi(tmp_path_factory.mktemp("mimi"))
+
+
 @pytest.fixture
 def patched():
     """moshi with the patch installed, stock again afterwards."""
     moshi_patch.install()
     yield
     moshi_patch.uninstall()
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory):
+    """Mimi and the text tokenizer of a tiny repository."""
+    folder = build_repo(tmp_path_factory.mktemp("codec"))
+    config = json.loads((folder / "mimi_config.json").read_text())
+    mimi = loaders.get_mimi(folder / "mimi.safetensors", config, num_codebooks=DEP_Q)
+    return mimi, loaders.sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 
 import moshi_patch
+from finetune.distributed import cleanup
 from tests.models import TTT, random_codes, randomise_targets, relative, tiny_model
 
 WORLD = 2
@@ -151,7 +152,7 @@ def main(rendezvous: str, rank: int, report: str, case: Case) -> None:
     result = compare(case, rank)
     with open(report, "w") as file:
         json.dump(result, file)
-    dist.destroy_process_group()
+    cleanup()
 
 
 if __name__ == "__main__":

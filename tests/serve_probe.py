@@ -1,6 +1,7 @@
 """`python -m moshi_patch tests.serve_probe LOG ARGS...`: moshi.server, writing down what its fast weights are doing.
 
-After every reset and every step of the server's `LMGen`, one line of JSON goes to LOG. The server is the stock one.
+After every reset and every step of the server's `LMGen`, one line of JSON goes to LOG. The server is the one that
+`python -m moshi_patch moshi.server ARGS...` starts.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import torch
 from moshi.models import LMGen
 
 import moshi_patch
+from moshi_patch.serving import serving, take_options
 
 
 class ObservedLMGen(LMGen):
@@ -60,6 +62,8 @@ def is_fresh(gating: moshi_patch.TTTGating) -> bool:
 
 if __name__ == "__main__":
     ObservedLMGen.log = sys.argv[1]
-    sys.argv = ["moshi.server", *sys.argv[2:]]
+    options, arguments = take_options(sys.argv[2:])
+    sys.argv = ["moshi.server", *arguments]
     moshi.models.LMGen = ObservedLMGen
-    runpy.run_module("moshi.server", run_name="__main__", alter_sys=True)
+    with serving(options):
+        runpy.run_module("moshi.server", run_name="__main__", alter_sys=True)

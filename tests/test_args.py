@@ -81,19 +81,6 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def good(**changes) -> TrainArgs:
-    """Settings that pass, with dotted changes (`lora__rank` is `lora.rank`)."""
-    args = TrainArgs(run_dir="run", full_finetuning=True, save_adapters=False)
-    args.data.train_data = "train.jsonl"
-    for name, value in changes.items():
-        *path, key = name.split("__")
-        owner = args
-        for part in path:
-            owner = getattr(owner, part)
-        setattr(owner, key, value)
-    return args
-
-
 def test_the_moshi_finetune_example_loads_unchanged_with_a_ttt_section(files):
     args = load_args(files / "run.yaml")
     args.validate()
@@ -132,7 +119,8 @@ def test_defaults_are_those_of_the_format_page():
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
-        "ttt": dataclasses.asdict(TTTConfig()) | {"train_w_down": True, "optim_lr": None},
+        "ttt": dataclasses.asdict(TTTConfig())
+        | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"},
         "checkpoint": {"resume": False, "resume_step": -1},
         "init_from": None,
     }
@@ -163,6 +151,7 @@ def test_ttt_keyword_arguments_are_the_patchs_own():
         ("seed: 1\nseed: 2", ["seed", "twice", "line 2"]),
         ("- a", ["key: value"]),
         ("a: [", ["not valid YAML"]),
+        ("a:\n\t- b", ["not valid YAML", "line 2"]),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_refused_at_every_depth(tmp_path, text, named):
@@ -170,6 +159,7 @@ def test_unknown_keys_and_wrong_types_are_refused_at_every_depth(tmp_path, text,
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_args(path)
+    assert "\n" not in str(error.value)
     for part in named:
         assert part in str(error.value)
 
@@ -180,6 +170,7 @@ def test_unknown_keys_and_wrong_types_are_refused_at_every_depth(tmp_path, text,
         ("optim: {lr: 1e-4}", {"optim": {"lr": 1e-4}}),
         ("optim: {lr: 1}", {"optim": {"lr": 1.0}}),
         ("max_steps: 2e3", {"max_steps": 2000}),
+        ("seed: '9007199254740993'", {"seed": 2**53 + 1}),
         ("num_ckpt_keep: null", {"num_ckpt_keep": None}),
         ("ttt: {layers: [1, 3], delta_clip: 5}", {"ttt": {"layers": [1, 3], "delta_clip": 5.0}}),
         ("wandb: {run_name: 7}", {"wandb": {"run_name": "7"}}),
@@ -247,77 +238,6 @@ def test_the_command_line_in_all_its_forms(argv, checkpoint, lr):
 def test_wrong_command_lines_are_refused(argv):
     with pytest.raises(ConfigError, match=r"config|resume_step"):
         parse_command_line(argv.split())
-
-
-BAD = [
-    ({"lora__enable": True}, ["full_finetuning=True", "lora.enable"]),
-    ({"full_finetuning": False}, ["nothing would be trained", "ttt.enabled"]),
-    ({"ttt__enabled": True}, ["duration_sec=10.0", "125 steps", "chunk_size=256", "above 20.48", "below 125"]),
-    ({"ttt__enabled": True, "ttt__chunk_size": 125}, ["duration_sec=10.0", "chunk_size=125"]),
-    ({"ttt__chunk_size": 0}, ["ttt.chunk_size=0", "positive whole number"]),
-    ({"ttt__layers": "1,x"}, ["ttt.layers='1,x'", "middle"]),
-    ({"ttt__optim_lr": 0.0}, ["ttt.optim_lr=0.0", "or null"]),
-    ({"batch_size": 0}, ["batch_size=0", "positive"]),
-    ({"duration_sec": float("nan")}, ["duration_sec=nan", "positive"]),
-    ({"max_steps": -5}, ["max_steps=-5", "positive"]),
-    ({"num_ckpt_keep": 0}, ["num_ckpt_keep=0", "or null"]),
-    ({"optim__lr": float("inf")}, ["optim.lr=inf", "finite"]),
-    ({"optim__pct_start": 1.5}, ["optim.pct_start=1.5", "between 0 and 1"]),
-    ({"max_steps": 20}, ["optim.pct_start=0.05", "max_steps=20", "OneCycleLR"]),
-    ({"text_padding_weight": -0.5}, ["text_padding_weight=-0.5", "not negative"]),
-    ({"seed": -1}, ["seed=-1"]),
-    ({"lora__enable": True, "full_finetuning": False, "lora__rank": 0}, ["lora.rank=0", "positive"]),
-    ({"param_dtype": "int8"}, ["param_dtype='int8'", "bfloat16"]),
-    ({"checkpoint__resume_step": -2}, ["checkpoint.resume_step=-2", "newest"]),
-    ({"run_dir": ""}, ["run_dir=''", "required"]),
-    ({"data__train_data": ""}, ["data.train_data=''", "required"]),
-    (
-        {"data__train_data": "train.jsonl,gone.jsonl"},
-        ["data.train_data='train.jsonl,gone.jsonl'", "gone.jsonl: no such"],
-    ),
-    ({"data__train_data": "train.jsonl:0"}, ["train.jsonl:0", "weight"]),
-    ({"do_eval": True}, ["data.eval_data=''", "do_eval=false"]),
-    ({"do_eval": True, "data__eval_data": "gone"}, ["data.eval_data='gone'", "no such"]),
-    ({"moshi_paths__moshi_path": "gone.safetensors"}, ["moshi_paths.moshi_path='gone.safetensors'", "no such file"]),
-    ({"moshi_paths__hf_repo_id": None}, ["moshi_paths.mimi_path=None", "hf_repo_id is null"]),
-    ({"moshi_paths__hf_repo_id": "/no/such/folder"}, ["moshi_paths.hf_repo_id='/no/such/folder'", "OWNER/NAME"]),
-    ({"init_from": "gone"}, ["init_from='gone'", "no such"]),
-    ({"wandb__project": ""}, ["wandb.project=''", "null"]),
-]
-
-
-@pytest.mark.parametrize(("changes", "named"), BAD, ids=[named[0] for _, named in BAD])
-@pytest.mark.usefixtures("files")
-def test_bad_settings_name_key_value_and_remedy(changes, named):
-    good().validate()
-    with pytest.raises(ConfigError) as error:
-        good(**changes).validate()
-    for part in named:
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"save_adapters": True}, "save_adapters=True"),
-        ({"full_finetuning": False, "lora__enable": True}, "save_adapters=False"),
-        ({"lora__ft_embed": True}, "lora.ft_embed=True"),
-        ({"ttt__enabled": True, "duration_sec": 30.0}, "ttt.chunk_size=256 of 375 steps"),
-        ({"param_dtype": "float16"}, "param_dtype='float16'"),
-    ],
-)
-@pytest.mark.usefixtures("files")
-def test_what_is_tolerated_is_said(changes, named):
-    args = good(**changes)
-    args.validate()
-    (message,) = args.warnings()
-    assert named in message
-
-
-@pytest.mark.usefixtures("files")
-def test_local_files_may_be_given_as_moshi_takes_them():
-    paths = {f"moshi_paths__{name}": "file://weights.safetensors" for name in ("mimi_path", "tokenizer_path")}
-    assert good(moshi_paths__moshi_path="hf://kyutai/moshiko/model.safetensors", **paths).validate() is None
 
 
 def test_settings_survive_json_but_secrets_do_not(files):

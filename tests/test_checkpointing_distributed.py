@@ -5,8 +5,6 @@ trains in FOLDER to step 2, saves, to step 4, and saves; `MODE:FOLDER:resume` co
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -18,14 +16,16 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import moshi_patch
-from finetune.checkpointing import Checkpointer, TrainState
-from finetune.distributed import Context
+from finetune.checkpointing import Checkpointer
+from finetune.distributed import Context, cleanup
 from finetune.optim import build_optimizer, parameter_groups
+from finetune.training_state import TrainState
 from finetune.wrapped_model import add_adapters, shard
 
+from .checkpoint_runs import CTX, MODES, Place, arguments, lm_config, served
 from .loading import assert_active, logits
 from .models import random_codes, randomise_targets, relative, tiny_model
-from .test_checkpointing import CTX, MODES, Place, arguments, lm_config, served
+from .processes import run_processes
 
 ROWS, STEPS = 4, 24
 LAST = "checkpoint_000004"
@@ -81,33 +81,12 @@ def work(ctx: Context, mode: str, folder: str, resume: str = "") -> dict:
 
 
 def run(folder: Path, world: int, *jobs: str) -> list[list[dict]]:
-    """For each job the results of `world` processes, none of which survives."""
-    results = [folder / f"{time.monotonic_ns()}.json" for _ in range(world)]
-    environment = {**os.environ, "NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1"}
-    logs = [path.with_suffix(".log").open("w+") for path in results]
-    command = [sys.executable, "-m", "tests.test_checkpointing_distributed"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), results[rank], *jobs],
-            cwd=Path(__file__).parent.parent,
-            env={**environment, "RENDEZVOUS": str(results[0].with_suffix(".rendezvous"))},
-            stdout=logs[rank],
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]
-    deadline = time.monotonic() + 50
-    try:
-        for process in processes:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.seek(0)
-            print(log.read()[-4000:])  # pytest shows it when the test fails
-            log.close()
-    assert [process.returncode for process in processes] == [0] * world
+    """For each job the results of `world` processes."""
+    place = folder / f"{time.monotonic_ns()}"
+    place.mkdir()
+    results = [place / f"{rank}.json" for rank in range(world)]
+    words = [[rank, world, results[rank], *jobs] for rank in range(world)]
+    run_processes("tests.test_checkpointing_distributed", words, place)
     return list(zip(*(json.loads(path.read_text()) for path in results), strict=True))
 
 
@@ -165,12 +144,12 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def main(rank: int, world: int, result: str, jobs: list[str]) -> None:
     torch.set_num_threads(1)
-    rendezvous = f"file://{os.environ['RENDEZVOUS']}"
+    rendezvous = f"file://{Path(result).with_name('rendezvous')}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=30))
     moshi_patch.install()
     ctx = Context(rank, world, 0, torch.device("cpu"))
     Path(result).write_text(json.dumps([work(ctx, *job.split(":")) for job in jobs]))
-    dist.destroy_process_group()
+    cleanup()
 
 
 if __name__ == "__main__":

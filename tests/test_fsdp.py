@@ -1,15 +1,12 @@
 """Sharded equals whole: FSDP in two gloo processes on the CPU, under the unchanged wrap policies of moshi-finetune."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.fsdp_worker import WORLD
+from tests.processes import run_processes
 
 TARGETS = "target_generator"
 LORA = {"lora": True, "train": ["lora_", TARGETS]}
@@ -42,40 +39,10 @@ TOLERANCE = 1e-12
 
 
 def run(case: dict, folder: Path) -> list[dict]:
-    """The reports of both processes; neither survives the test."""
-    environment = {**os.environ, "NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1"}
+    """The reports of both processes."""
     reports = [folder / f"report{rank}.json" for rank in range(WORLD)]
-    logs = [(folder / f"log{rank}.txt").open("w+") for rank in range(WORLD)]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.fsdp_worker",
-                folder / "rendezvous",
-                str(rank),
-                reports[rank],
-                json.dumps(case),
-            ],
-            cwd=Path(__file__).parent.parent,
-            env=environment,
-            stdout=logs[rank],
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(WORLD)
-    ]
-    deadline = time.monotonic() + 50
-    try:
-        for process in processes:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.seek(0)
-            print(log.read()[-3000:])  # pytest shows it when the test fails
-            log.close()
-    assert [process.returncode for process in processes] == [0] * WORLD
+    words = [[folder / "rendezvous", rank, reports[rank], json.dumps(case)] for rank in range(WORLD)]
+    run_processes("tests.fsdp_worker", words, folder)
     return [json.loads(report.read_text()) for report in reports]
 
 

@@ -25,7 +25,7 @@ def test_python_blocks_run_one_after_the_other(capsys):
 
 def test_files_the_documentation_names_exist():
     texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
-    named = {name for text in texts for name in re.findall(r"(?:benchmarks|docs|example|tests)/[\w./]+\w", text)}
+    named = {name for text in texts for name in re.findall(r"(?<!\w)(?:benchmarks|docs|example|tests)/[\w./]+\w", text)}
     assert len(named) > 5
     for name in named:
         assert (ROOT / name).exists(), name

@@ -80,6 +80,19 @@ def test_what_the_user_says_first_moshi_says_last(name):
     assert (words[-1][0], words[-1][2]) == (fact[0], "SPEAKER_MAIN")
 
 
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_the_fact_returns_after_what_all_attention_layers_together_reach(name):
+    from tiny_repo import LM
+
+    words = alignments(name)
+    *_, (fact, (_, said), _) = takewhile(lambda word: word[2] == "SPEAKER_USER", words)
+    returns = [start for word, (start, _), speaker in words if word == fact and speaker == "SPEAKER_MAIN"]
+    reach = LM["num_layers"] * (LM["context"] - 1)
+    longest_delay = max(LM["delays"])
+    assert len(returns) == 1
+    assert (returns[0] - said) * 12.5 > reach + longest_delay + 2  # a step may hold the end of one and begin of another
+
+
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_the_speech_can_be_made_again(tmp_path):
     from make_speech import make_speech

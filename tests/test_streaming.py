@@ -7,41 +7,11 @@ import torch
 
 import moshi_patch
 from moshi_patch.gating import SEGMENT_STEPS, TTTGating
-from moshi_patch.layer import LayerCall, current_call
-from moshi_patch.ops import naive, naive_target
 
-from .models import TTT, random_codes, randomise_targets, relative, tiny_model
+from .models import random_codes, relative
+from .streams import SETTINGS, B, T, call_gating, one_pass, steps, ttt_model
 
 pytestmark = pytest.mark.usefixtures("patched")
-
-B, T = 3, 33
-SETTINGS = {
-    "plain": {},
-    "C=1": {"ttt_chunk_size": 1},
-    "C>D": {"ttt_chunk_size": 20},
-    "K=1": {"ttt_conv_kernel_size": 1},
-    "K=5": {"ttt_conv_kernel_size": 5},
-    "K>2C": {"ttt_conv_kernel_size": 5, "ttt_chunk_size": 2},
-    "full conv": {"ttt_conv_depthwise": False},
-    "hidden_states": {"ttt_target": "hidden_states"},
-    "clip and decay": {"ttt_delta_clip": 0.5, "ttt_decay": 0.8},
-    "every layer": {"ttt_layers": "all"},
-}
-
-
-def ttt_model(dtype=torch.float64, **settings):
-    return randomise_targets(tiny_model(dtype, **{**TTT, "positional_embedding": "none", **settings}))
-
-
-@torch.no_grad()
-def one_pass(model, codes):
-    return model.forward_text(codes)[0]
-
-
-@torch.no_grad()
-def steps(model, codes):
-    """`[B, T, D]`: the model's outputs, one step at a time, in the streaming state it is in."""
-    return torch.cat([model.forward_text(codes[:, :, t : t + 1])[0] for t in range(codes.shape[2])], 1)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -82,16 +52,6 @@ def one_pass_outside(model, codes):
     other = copy.deepcopy(model)
     other._stop_streaming()
     return one_pass(other, codes)
-
-
-@torch.no_grad()
-def call_gating(gating, x, x0):
-    """The gating's output as its layer would ask for it."""
-    token = current_call.set(LayerCall(x0, frozenset()))
-    try:
-        return gating(x)
-    finally:
-        current_call.reset(token)
 
 
 def random_split(total, cuts, generator):
@@ -212,84 +172,6 @@ def test_small_updates_are_not_rounded_away():
         steps(model, codes)
         for stats in moshi_patch.ttt_stats(model).values():
             assert 0 < stats["relative_delta"][0] < 1e-3
-
-
-@pytest.mark.parametrize("name", ["plain", "K=5", "clip and decay"])
-def test_nothing_heard_while_updates_are_off_is_written(name):
-    model = ttt_model(**SETTINGS[name])
-    codes = random_codes(model, B, T)
-    size = model.ttt_config.chunk_size
-    with model.streaming(B):
-        steps(model, codes[:, :, : 2 * size])
-        before = moshi_patch.ttt_stats(model)
-        with moshi_patch.ttt_updates(model):
-            steps(model, codes[:, :, 2 * size : 4 * size])
-        steps(model, codes[:, :, 4 * size : 4 * size + 1])
-        for name, after in moshi_patch.ttt_stats(model).items():
-            assert after["updates"] == before[name]["updates"] == [2] * B
-            assert after["delta_norm"] == pytest.approx(before[name]["delta_norm"], rel=1e-12)
-
-
-@pytest.mark.parametrize("form", ["steps", "segments"])
-@pytest.mark.parametrize("name", ["plain", "K=5", "clip and decay"])
-def test_muted_steps_in_the_middle_of_a_chunk_are_heard_by_no_update(name, form):
-    """As if z and x0 of those steps had been zero when the updates were computed; what came before stays in force."""
-    model = ttt_model(**SETTINGS[name])
-    gating = next(iter(moshi_patch.ttt_gatings(model).values()))
-    config, steps = model.ttt_config, 67
-    x, x0 = torch.randn(2, 2, steps, model.dim, dtype=torch.float64)
-    muted = torch.zeros(steps, dtype=torch.bool)
-    for first, last in ((3, 7), (13, 14), (31, 54), (61, 63)):
-        muted[first:last] = True
-    with torch.no_grad():
-        z = gating._hidden(x)
-        weights = gating.target_generator.conv1d.conv.weight, gating.target_generator.W_target.weight
-        v = naive_target(x0.masked_fill(muted[:, None], 0.0), *weights, config.chunk_size)
-        keys = z.masked_fill(muted[:, None], 0.0)
-        expected, delta = [], None
-        for first in range(0, steps, config.chunk_size):
-            part = slice(first, first + config.chunk_size)
-            before = torch.zeros(2, model.dim, gating.hidden).double() if delta is None else delta
-            expected.append(z[:, part] @ (gating.linear_out.weight + before).transpose(1, 2))
-            if muted[part].all():
-                continue  # no update, and so nothing decays either
-            _, delta = naive(
-                keys[:, part],
-                v[:, part],
-                gating.linear_out.weight,
-                config.chunk_size,
-                config.learning_rate,
-                delta_clip=config.delta_clip,
-                decay=config.decay,
-                delta=before,
-            )
-    with gating.streaming(2):
-        outs, first = [], 0
-        for last in [*(muted[1:] != muted[:-1]).nonzero()[:, 0].add(1).tolist(), steps]:
-            gating.set_updates(not muted[first])
-            size = last - first if form == "segments" else 1
-            outs += [call_gating(gating, x[:, t : t + size], x0[:, t : t + size]) for t in range(first, last, size)]
-            first = last
-    assert relative(torch.cat(outs, 1), torch.cat(expected, 1)) < 1e-12
-
-
-def test_updates_can_be_switched_after_streaming_in_inference_mode():
-    model = ttt_model()
-    codes = random_codes(model, B, T)
-    with torch.inference_mode(), model.streaming(B):
-        model.forward_text(codes[:, :, :1])
-    with moshi_patch.ttt_updates(model), model.streaming(B):
-        steps(model, codes)
-        assert moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"] == [0] * B
-
-
-def test_updates_switched_off_from_the_start_are_the_stock_model():
-    model, stock = ttt_model(), tiny_model(positional_embedding="none")
-    codes = random_codes(model, B, T)
-    with moshi_patch.ttt_updates(model):
-        assert torch.equal(one_pass(model, codes), one_pass(stock, codes))
-        with model.streaming(B), stock.streaming(B):
-            assert torch.equal(steps(model, codes), steps(stock, codes))
 
 
 def test_a_gating_called_outside_of_its_transformer_says_what_it_lacks():

@@ -11,16 +11,18 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import moshi_patch
 from finetune.args import TrainArgs, from_dict, load_args
+from finetune.base import find_checkpoint
 from finetune.distributed import Context
 from finetune.optim import MasterAdamW, build_optimizer, describe, parameter_groups
 from finetune.parsing import ConfigError
-from finetune.wrapped_model import add_adapters, build_model, find_checkpoint, trained_config
+from finetune.wrapped_model import add_adapters, build_model, trained_config
 from tests.fixtures_repo import ROOT, build_repo
 from tests.loading import KEYS
 from tests.models import TTT, random_codes, tiny_model
 
 LORA, FULL, ON = {"lora": {"enable": True, "rank": 3}}, {"full_finetuning": True}, {"ttt": {"enabled": True}}
 FROZEN_W_DOWN = {"ttt": {"enabled": True, "train_w_down": False}}
+TEXT = {"ttt": {"enabled": True, "text_emb_lr": 0.5}}
 ONE = Context(0, 1, 0, torch.device("cpu"))
 
 
@@ -53,6 +55,9 @@ def trained(settings: dict) -> dict[str, set[str]]:
         ({"lora": {"enable": True, "ft_embed": True}} | ON, ["target_generators", "w_down", "adapters", "embeddings"]),
         (ON, ["target_generators", "w_down"]),
         (FROZEN_W_DOWN, ["target_generators"]),
+        (LORA | TEXT, ["target_generators", "w_down", "text_embedding", "adapters"]),
+        (FULL | TEXT, ["target_generators", "w_down", "text_embedding", "embeddings", "base"]),
+        (TEXT, ["target_generators", "w_down", "text_embedding"]),
     ],
 )
 def test_each_mode_trains_its_groups_and_no_parameter_twice(settings, names):
@@ -73,6 +78,14 @@ def test_the_groups_are_those_parts_of_the_model():
     assert set.union(*full.values()) == set(dict(model_for(from_dict(FULL | ON)).named_parameters()))
     names = {"emb.0.weight", "text_emb.weight", "depformer_emb.0.weight", "depformer_text_emb.weight"}
     assert names <= full["embeddings"]
+
+
+def test_the_text_embedding_may_have_a_rate_of_its_own():
+    args = from_dict(FULL | TEXT)
+    rates = {group.name: (set(group.parameters), group.lr) for group in parameter_groups(model_for(args), args)}
+    assert rates["text_embedding"] == ({"text_emb.weight"}, 0.5)
+    assert "text_emb.weight" not in rates["embeddings"][0]
+    assert rates["embeddings"][1] == args.optim.lr
 
 
 def test_nothing_to_train_is_refused():

@@ -101,7 +101,7 @@ def test_evaluation_of_nothing_is_an_error_not_a_loss_of_zero(train, tmp_path):
     (tmp_path / "eval.jsonl").write_text('{"path": "mono.wav", "duration": 11.6}\n')
     refused = train("--do_eval=true", f"--data.eval_data={tmp_path / 'eval.jsonl'}")
     assert refused.returncode != 0
-    assert "no item could be read" in refused.stderr
+    assert "1 of 1 items are broken" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -110,7 +110,7 @@ def test_a_list_that_names_missing_files_stops_the_run_before_its_first_step(tra
     (tmp_path / "train.jsonl").write_text(lines + '{"path": "missing.wav", "duration": 12.0}\n')
     refused = train(f"--data.train_data={tmp_path / 'train.jsonl'}")
     assert refused.returncode != 0
-    assert "1 of 3 lines are broken" in refused.stderr
+    assert "1 of 3 items are broken" in refused.stderr
     assert "missing.wav" in refused.stderr
     assert "Traceback" not in refused.stderr
 

@@ -1,6 +1,5 @@
 """A tiny model trains from files: what a run does, logs and leaves behind, and how it ends when things go wrong."""
 
-import json
 import logging
 import math
 import shutil
@@ -11,18 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
-import moshi_patch
 from finetune import activity as activity_module
-from finetune.activity import Activity, InactivityWatch, delta_norm
+from finetune import eval as eval_module
 from finetune.args import from_dict
 from finetune.distributed import Context, cleanup, setup
 from finetune.eval import forward_loss
+from finetune.loss import LossParts
 from finetune.parsing import ConfigError
-from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, prepare_run_dir, train
-from moshi_patch.ops import dual
+from finetune.run_dir import open_run_dir
+from finetune.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
 from tests.fixtures_repo import DATA, ENVIRONMENT, ROOT, build_repo
-from tests.models import TTT, random_codes, randomise_targets, tiny_model
+from tests.training_runs import metrics, settings_for
 
 ONE = Context(0, 1, 0, torch.device("cpu"))
 
@@ -37,26 +37,6 @@ def repo(tmp_path_factory) -> Path:
     return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
 
 
-def settings_for(repo: Path, run_dir: Path, **changes) -> dict:
-    return {
-        "data": {"train_data": f"{DATA}/train.jsonl", "eval_data": f"{DATA}/eval.jsonl", "shuffle": True},
-        "run_dir": str(run_dir),
-        "moshi_paths": {"hf_repo_id": str(repo)},
-        "duration_sec": 5,
-        "batch_size": 2,
-        "max_steps": 6,
-        "param_dtype": "float32",
-        "optim": {"lr": 1e-3},
-        "lora": {"enable": True, "rank": 4},
-        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 1e-2},
-        **changes,
-    }
-
-
-def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
-    return [json.loads(line) for line in (run_dir / f"metrics.{kind}.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
 def trainer(repo, tmp_path):
     """Makes trainers; `train` runs them, here they are taken step by step."""
@@ -66,7 +46,7 @@ def trainer(repo, tmp_path):
         args = from_dict(settings_for(repo, tmp_path / f"run{len(made)}", **changes))
         args.validate()
         ctx = setup()
-        made.append(Trainer(args, ctx, prepare_run_dir(args)))
+        made.append(Trainer(args, ctx))
         return made[-1]
 
     yield make
@@ -105,9 +85,24 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
         assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
         assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
         assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
+        gain = evaluations[1]["loss_updates_off"] - evaluations[1]["loss"]
+        assert evaluations[1]["ttt_gain"] == pytest.approx(gain, abs=1e-5)
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+
+
+def test_a_text_embedding_that_trains_is_saved_with_the_adapters_and_resuming_without_it_is_refused(repo, tmp_path):
+    settings = settings_for(repo, tmp_path / "run", max_steps=2)
+    settings["ttt"] |= {"init_target": "readout", "text_emb_lr": 0.05}
+    train(from_dict(settings))
+    [file] = (tmp_path / "run").glob("checkpoints/*/consolidated/lora.safetensors")
+    base = load_file(repo / "model.safetensors")["text_emb.weight"]
+    assert (load_file(file)["text_emb.weight"].float() - base.float()).abs().max() > 0.01
+    resumed = settings | {"max_steps": 3, "checkpoint": {"resume": True}}
+    resumed["ttt"] = settings["ttt"] | {"text_emb_lr": None}
+    with pytest.raises(ConfigError, match="text_emb_lr is set=False, was True"):
+        train(from_dict(resumed))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -146,7 +141,7 @@ def test_an_existing_run_is_never_overwritten_nor_deleted(repo, tmp_path, monkey
     monkeypatch.setattr("finetune.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
     with pytest.raises(ConfigError, match=r"run_dir=.*exists already.*--resume.*overwrite_run_dir"):
         train(from_dict(settings_for(repo, run)))
-    prepare_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True)))
+    assert open_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True))) == run
     assert not (run / "precious").exists()
     assert [(folder / "precious").read_text() for folder in tmp_path.glob("run.*")] == ["weights"]
 
@@ -210,93 +205,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(train
         made.train_step()
 
 
-def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    settings = settings_for(repo, run, max_steps=40, ckpt_freq=2)
-    healthy = Trainer.train_step
-
-    def poisoned(self, measure=False):
-        if self.state.step == 3:
-            with torch.no_grad():
-                self.model.out_norm.alpha.fill_(float("nan"))  # frozen: in no checkpoint
-        return healthy(self, measure)
-
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(TrainingDiverged):
-        train(from_dict(settings))
-    assert [row["skipped"] for row in metrics(run)] == [0.0] * 3 + [1.0] * 9
-    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000002"]
-    monkeypatch.setattr(Trainer, "train_step", healthy)
-    train(from_dict(settings | {"max_steps": 14, "checkpoint": {"resume": True}}))
-    assert all(row["skipped"] == 0 and math.isfinite(row["loss"]) for row in metrics(run))
-    assert len(metrics(run)) == 14
-
-
-def test_a_checkpoint_due_at_a_bad_step_is_made_after_the_next_good_one(repo, tmp_path, monkeypatch):
-    healthy = Trainer.train_step
-
-    def one_bad(self, measure=False):
-        alpha, bad = self.model.out_norm.alpha, self.state.step == 1
-        with torch.no_grad():
-            good = alpha.clone()
-            if bad:
-                alpha.fill_(float("nan"))
-            result = torch.enable_grad()(healthy)(self, measure)
-            alpha.copy_(good)
-        return result
-
-    monkeypatch.setattr(Trainer, "train_step", one_bad)
-    train(from_dict(settings_for(repo, tmp_path / "run", ckpt_freq=2, max_steps=5)))
-    names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["checkpoint_000003", "checkpoint_000004", "checkpoint_000005"]
-
-
-@pytest.mark.parametrize("options", [{}, {"delta_clip": 0.4}, {"decay": 0.7}, {"delta_clip": 0.4, "decay": 0.7}])
-def test_the_norm_from_gram_matrices_is_that_of_the_delta(options):
-    config = moshi_patch.TTTConfig(chunk_size=5, learning_rate=0.2, **options)
-    z, v = torch.randn(23, 11), torch.randn(20, 7)
-    _, delta = dual(torch.zeros(1, 20, 7), z[None, :20], v[None], 5, 0.2, return_delta=True, **options)
-    assert delta_norm(z, v, config).item() == pytest.approx(delta.norm().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
-def test_activity_in_one_pass_is_that_of_the_stream(checkpointing, lora):
-    model = randomise_targets(tiny_model(torch.float32, **TTT, gradient_checkpointing=checkpointing)).train()
-    if lora:
-        from finetune.wrapped_model import add_adapters
-
-        add_adapters(model, 3, 2.0)
-    watched = Activity(model, ONE)
-    codes = random_codes(model, 2, 24)
-    x = model.text_emb(codes[:, 0]).detach().requires_grad_()
-    with watched.measure():
-        out = model.transformer(x)
-    values = watched.values()
-    out.sum().backward()
-    assert watched.values() == values  # recomputed layers are not measured again
-    with torch.no_grad(), model.streaming(2):
-        for step in x.split(1, 1):
-            model.transformer(step)
-        stats = moshi_patch.ttt_stats(model)
-    for name, layer in stats.items():
-        prefix = name.replace("transformer.", "ttt/").removesuffix(".gating")
-        assert values[f"{prefix}/delta_norm"] == pytest.approx(layer["delta_norm"][0], rel=1e-4)
-        assert values[f"{prefix}/relative_delta"] == pytest.approx(layer["relative_delta"][0], rel=1e-4)
-        assert values[f"{prefix}/conv_norm"] == pytest.approx(layer["conv_norm"], rel=1e-5)
-        assert values[f"{prefix}/W_target_norm"] == pytest.approx(layer["W_target_norm"], rel=1e-5)
-
-
-def test_inactive_ttt_is_warned_of_once(caplog):
-    watch = InactivityWatch()
-    quiet, loud = {"ttt/layers.1/relative_delta": 1e-8}, {"ttt/layers.1/relative_delta": 1e-3}
-    warned = [step for step in range(1, 301, 10) if watch.observe(step, quiet)]
-    assert warned == [101]
-    assert "TTT is inactive: for 100 steps" in caplog.text
-    assert "Raise ttt.optim_lr" in caplog.text
-    assert not watch.observe(310, loud)
-    assert [step for step in range(320, 500, 10) if watch.observe(step, quiet)] == [420]
-    assert not any(watch.observe(step, {}) for step in range(500, 900))  # no TTT at all
+def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
+    """Items of equal weight: then the gain is a plain mean of differences."""
+    made = trainer(do_eval=True, batch_size=2)
+    torch.manual_seed(0)
+    rows = torch.rand(5, 1 + made.model.dep_q, dtype=torch.float64)
+    weights = torch.ones_like(rows)
+    blank = torch.zeros_like(rows[:1])  # where an item is missing or broken
+    on = LossParts(torch.cat([rows, blank]), torch.cat([weights, blank]))
+    off = LossParts(torch.cat([rows * 2, blank]), on.weights)
+    found = eval_module._gain(on, off, weights.sum(0))
+    each = rows[:, 0] + rows[:, 1:].mean(1)
+    assert found["ttt_gain"].item() == pytest.approx(each.mean().item())
+    assert found["ttt_gain_error"].item() == pytest.approx(each.std().item() / 5**0.5)
+    assert eval_module._gain(*(LossParts(p.sums[:1], p.weights[:1]) for p in (on, off)), weights[0]).keys() == {
+        "ttt_gain"
+    }, "one item has no spread"
 
 
 def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):

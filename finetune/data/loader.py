@@ -17,20 +17,10 @@ from moshi.conditioners import ConditionAttributes
 
 from ..args import TrainArgs
 from ..parsing import ConfigError
-from .manifest import Problem, Source, parse_sources, read_entries, transcript_path
-from .tokenize import BrokenItem, Item, Segment, SpeechTokenizer
+from .items import Gather, Items
+from .tokenize import Item, SpeechTokenizer
 
 logger = logging.getLogger(__name__)
-
-BROKEN_SHARE = 0.05
-"""More than this share of broken items stops the run,"""
-
-BROKEN_MINIMUM = 100
-"""once so many items were looked at on a rank."""
-
-
-class BrokenData(ValueError):
-    """Too much of the data is broken to go on."""
 
 
 @dataclass(frozen=True)
@@ -47,55 +37,6 @@ def collate(items: list[Item]) -> Batch:
     return Batch(torch.cat([item.codes for item in items]), conditions or None)
 
 
-class Health:
-    """Counts broken items, warns of each once, and raises when they are too many.
-
-    Raises:
-        BrokenData: from `broken`, when more than `BROKEN_SHARE` of at least `BROKEN_MINIMUM` items are broken.
-    """
-
-    def __init__(self):
-        self.seen = 0
-        self._broken = 0
-        self._warned: set[Any] = set()
-
-    def broken(self, item: Any, reason: object) -> None:
-        """Notes that `item`, counted in `seen`, is skipped because of `reason`, which names the file."""
-        self._broken += 1
-        if item not in self._warned:
-            self._warned.add(item)
-            logger.warning("Skipped: %s", reason)
-        if self.seen >= BROKEN_MINIMUM and self._broken > BROKEN_SHARE * self.seen:
-            raise BrokenData(
-                f"{self._broken} of {self.seen} items are broken, more than {BROKEN_SHARE:.0%}; the last: {reason} "
-                "Find them all with `python -m finetune.data check FILE.jsonl`."
-            )
-
-
-def list_segments(source: Source, tokenizer: SpeechTokenizer) -> list[Segment]:
-    """All segments of a source in the order of its lists; bad lines and missing files are skipped with a warning.
-
-    Raises:
-        BrokenData: when more than `BROKEN_SHARE` of the lines are bad, or none is left.
-    """
-    segments, lines, problems = [], 0, []
-    for file in source.files:
-        entries, bad = read_entries(file)
-        lines, problems = lines + len(entries) + len(bad), problems + bad
-        for entry in entries:
-            if entry.path.is_file() and transcript_path(entry.path).is_file():
-                segments += tokenizer.segments(entry)
-            else:
-                message = f"{entry.path}: no such file, or no .json beside it"
-                problems.append(Problem(entry.file, entry.line, message))
-    for problem in problems:
-        logger.warning("Skipped: %s", problem)
-    if not segments or len(problems) > BROKEN_SHARE * lines:
-        found = f"{len(problems)} of {lines} lines are broken" if lines else "no lines"
-        raise BrokenData(f"{source.name}: {found}; see `python -m finetune.data check {source.name}`.")
-    return segments
-
-
 class TrainLoader:
     """Endless batches of `args.data.train_data`. Iterate it once; `state_dict()` is the position after the last batch.
 
@@ -105,9 +46,13 @@ class TrainLoader:
 
     Args:
         seed: of the shuffling; `args.seed` if None.
+        gather: as in `Items`; without it a rank stops for what it has found itself.
+
+    Attributes:
+        items: those of all sources.
 
     Raises:
-        BrokenData: on construction or from iterating, when more than 5 % of the data is broken.
+        BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
     """
 
     def __init__(
@@ -118,17 +63,18 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         seed: int | None = None,
+        gather: Gather | None = None,
     ):
         self.tokenizer, self.batch_size = tokenizer, args.batch_size
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle = args.seed if seed is None else seed, args.data.shuffle
-        self._sources = parse_sources(args.data.train_data)
-        self._segments = [list_segments(source, tokenizer) for source in self._sources]
-        total = sum(source.weight for source in self._sources)
-        self._weights = [source.weight / total for source in self._sources]
-        self._drawn = [0] * len(self._sources)
+        planned = args.max_steps * args.num_microbatches * args.batch_size * world_size
+        self.items = Items(args.data.train_data, tokenizer, planned=planned, gather=gather, quiet=rank > 0)
+        self._segments = self.items.segments
+        total = sum(source.weight for source in self.items.sources)
+        self._weights = [source.weight / total for source in self.items.sources]
+        self._drawn = [0] * len(self._weights)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
-        self._health = Health()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -136,7 +82,9 @@ class TrainLoader:
     def __next__(self) -> Batch:
         """The next `batch_size` items of this rank, `world_size` times as many of the global order."""
         positions = [self._advance() for _ in range(self.batch_size * self.world_size)]
-        return collate([self._load(*position) for position in positions[self.rank :: self.world_size]])
+        items = [self._load(*position) for position in positions[self.rank :: self.world_size]]
+        self.items.check()
+        return collate(items)
 
     @property
     def consumed(self) -> int:
@@ -189,15 +137,12 @@ class TrainLoader:
         segments = self._segments[source]
         epoch, position = divmod(place, len(segments))
         order = self._order(source, epoch)
-        for attempt in range(len(segments)):
-            segment = segments[order[(position + attempt) % len(segments)]]
-            self._health.seen += 1
-            try:
-                return self.tokenizer(segment)
-            except BrokenItem as error:
-                self._health.broken(segment, error)
-        name = self._sources[source].name
-        raise BrokenData(f"{name}: every item is broken; see `python -m finetune.data check {name}`.")
+        while not self.items.hopeless:  # so one is left
+            item = self.items.read(segments[order[position % len(segments)]])
+            if item is not None:
+                return item
+            position += 1
+        return self.tokenizer.blank()  # no batch comes of it
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         """Which segment stands at each position of an epoch."""
@@ -215,16 +160,29 @@ class EvalLoader:
     Every rank yields equally many batches of equal shape, as collective operations need it: places without an item,
     at the end or because it is broken, hold blank rows that carry no loss.
 
+    Args:
+        gather: as in `Items`; without it a rank stops for what it has found itself.
+
+    Attributes:
+        items: all of them.
+
     Raises:
-        BrokenData: on construction or from iterating, when more than 5 % of the data is broken.
+        BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
     """
 
-    def __init__(self, args: TrainArgs, tokenizer: SpeechTokenizer, *, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        args: TrainArgs,
+        tokenizer: SpeechTokenizer,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Gather | None = None,
+    ):
         self.tokenizer, self.batch_size = tokenizer, args.batch_size
         self.rank, self.world_size = rank, world_size
-        sources = parse_sources(args.data.eval_data)
-        self.segments = [segment for source in sources for segment in list_segments(source, tokenizer)]
-        self._health = Health()
+        self.items = Items(args.data.eval_data, tokenizer, gather=gather, quiet=rank > 0)
+        self.segments = [segment for segments in self.items.segments for segment in segments]
 
     def __len__(self) -> int:
         return -(-len(self.segments) // (self.batch_size * self.world_size))
@@ -233,13 +191,6 @@ class EvalLoader:
         mine = self.segments[self.rank :: self.world_size]
         for index in range(len(self)):
             here = mine[index * self.batch_size : (index + 1) * self.batch_size]
-            items = [self._load(segment) for segment in here]
+            items = [self.items.read(segment) or self.tokenizer.blank() for segment in here]
+            self.items.check()
             yield collate(items + [self.tokenizer.blank()] * (self.batch_size - len(items)))
-
-    def _load(self, segment: Segment) -> Item:
-        self._health.seen += 1
-        try:
-            return self.tokenizer(segment)
-        except BrokenItem as error:
-            self._health.broken(segment, error)
-            return self.tokenizer.blank()

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+LONGEST = 1e6
+"""Seconds, twelve days: a list that claims more of one file is wrong, and its segments would fill the memory."""
 
 Alignment = tuple[str, tuple[float, float], str]
 """A word, its start and end in seconds, and who says it."""
@@ -53,9 +57,12 @@ def parse_sources(spec: str) -> list[Source]:
     """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
 
     Raises:
-        ValueError: for a weight that is not positive, a path that does not exist or a folder without lists.
+        ValueError: for a weight that is not positive, a path that does not exist, a folder without lists, or nothing.
     """
-    return [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+    sources = [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+    if not sources:
+        raise ValueError(f"{spec!r} names no list; must be a .jsonl file or a folder of them.")
+    return sources
 
 
 def _parse_source(part: str) -> Source:
@@ -65,13 +72,15 @@ def _parse_source(part: str) -> Source:
     except ValueError:  # a colon within the path
         colon, weight = "", 1.0
     path = Path(name if colon else part)
+    if colon and not name:
+        raise ValueError(f"{part}: there is no list before the colon.")
     if not (math.isfinite(weight) and weight > 0):
         raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
-    if path.is_dir():
+    if os.path.isdir(path):
         files = tuple(sorted(path.rglob("*.jsonl")))
         if not files:
             raise ValueError(f"{path}: a folder without any .jsonl file.")
-    elif path.is_file():
+    elif is_file(path):
         files = (path,)
     else:
         raise ValueError(f"{path}: no such file or folder.")
@@ -88,7 +97,7 @@ def read_entries(file: Path) -> tuple[list[Entry], list[Problem]]:
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = _parse_json(line)
             path, duration = _check_line(content)
             entries.append(Entry(file.parent / path, duration, file, number))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
@@ -100,11 +109,16 @@ def _check_line(content: Any) -> tuple[str, float]:
     if not isinstance(content, dict):
         raise ValueError('must be an object {"path": ..., "duration": seconds}')
     path, duration = content.get("path"), content.get("duration")
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not Path(path).name or not _is_text(path):
         raise ValueError(f"path={path!r}: must be the name of an audio file")
-    if not _is_number(duration) or duration <= 0:
-        raise ValueError(f"duration={duration!r}: must be a positive number of seconds")
+    if not _is_number(duration) or not 0 < duration <= LONGEST:
+        raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {LONGEST:g}")
     return path, float(duration)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, False also for a name that is too long or may not be looked at."""
+    return os.path.isfile(path)
 
 
 def transcript_path(audio: Path) -> Path:
@@ -119,22 +133,57 @@ def read_transcript(path: Path) -> Transcript:
         FileNotFoundError: no such file.
         ValueError: not JSON, or an alignment that is not `["word", [start_s, end_s], "SPEAKER"]`; names its index.
     """
-    content = json.loads(path.read_bytes())
-    alignments = content.get("alignments") if isinstance(content, dict) else None
-    if not isinstance(alignments, list):
+    alignments, malformed, conditions = scan_transcript(path)
+    if malformed:
+        more = f" (and {len(malformed) - 1} more)" if len(malformed) > 1 else ""
+        raise ValueError(next(iter(malformed.values())) + more)
+    return Transcript(list(alignments.values()), conditions)
+
+
+def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], dict[str, Any] | None]:
+    """The alignments of a file by their index, what is wrong with each malformed one, and the text conditions.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object with a list of alignments.
+    """
+    content = _parse_json(path.read_bytes())
+    items = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(items, list):
         raise ValueError('must be an object with a list "alignments"')
     conditions = content.get("text_conditions")
     if conditions is not None and not isinstance(conditions, dict):
         raise ValueError(f"text_conditions={conditions!r}: must be an object, or absent")
-    return Transcript([_check_alignment(i, item) for i, item in enumerate(alignments)], conditions)
+    alignments: dict[int, Alignment] = {}
+    malformed: dict[int, str] = {}
+    for index, item in enumerate(items):
+        match item:
+            case [str(word), [start, end], str(speaker)] if _is_text(word) and _is_number(start) and _is_number(end):
+                alignments[index] = word, (float(start), float(end)), speaker
+            case _:
+                must = 'must be ["word", [start_s, end_s], "SPEAKER"]'
+                malformed[index] = f"alignments[{index}]={item!r}: {must}"
+    return alignments, malformed, conditions
 
 
-def _check_alignment(index: int, item: Any) -> Alignment:
-    match item:
-        case [str(word), [start, end], str(speaker)] if _is_number(start) and _is_number(end):
-            return word, (float(start), float(end)), speaker
-    raise ValueError(f'alignments[{index}]={item!r}: must be ["word", [start_s, end_s], "SPEAKER"]')
+def _parse_json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
+
+
+def _is_text(text: str) -> bool:
+    """False for half of a character, which JSON can hold, and no tokenizer and no terminal takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

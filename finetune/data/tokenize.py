@@ -6,7 +6,7 @@ Shapes: `K` = 1 + n_q rows, `T` steps of a segment, `S` samples.
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import sphn
 import torch
 from moshi.conditioners import ConditionAttributes
 
+from .audio import AudioFile
+from .encode import encode
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Entry, Transcript, read_transcript, transcript_path
 
@@ -43,15 +45,34 @@ class Item:
     conditions: ConditionAttributes | None
 
 
-class SpeechTokenizer:
+class Cutter:
+    """Cuts files into segments: what it takes to count the items of a dataset, before any model is there.
+
+    Args:
+        duration_sec: of a segment, rounded up to whole steps.
+        frame_rate: steps per second.
+    """
+
+    def __init__(self, duration_sec: float, frame_rate: float):
+        self.frame_rate = frame_rate
+        self.steps = math.ceil(duration_sec * frame_rate - 1e-6)
+
+    def segments(self, entry: Entry) -> list[Segment]:
+        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
+        steps = math.ceil(entry.duration * self.frame_rate - 1e-3)
+        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
+
+
+class SpeechTokenizer(Cutter):
     """Turns segments into items: the text row, then Mimi's codes of Moshi's channel, then those of the user's.
 
     Args:
         mimi: a `MimiModel` with at least as many codebooks as either channel needs.
         text_tokenizer: a sentencepiece processor.
         n_q, dep_q: as in the language model: `dep_q` codebooks are Moshi's, the other `n_q - dep_q` the user's.
-        duration_sec: of a segment, rounded up to whole steps.
+        duration_sec: of a segment, as in `Cutter`; Mimi has the frame rate.
         conditions: names of the text conditions that the model takes; a file's others are left out, absent ones None.
+        prepare: what the model does first with a list of conditions; it raises for a value that it does not know.
         cache_items: how many items to keep in memory, so that a small dataset is encoded only once.
 
     Raises:
@@ -71,6 +92,7 @@ class SpeechTokenizer:
         zero_id: int = -1,
         main_speaker: str = MAIN_SPEAKER,
         conditions: Sequence[str] = (),
+        prepare: Callable[[list[ConditionAttributes]], Any] | None = None,
         cache_items: int = 512,
     ):
         if not 0 < dep_q < n_q:
@@ -78,11 +100,11 @@ class SpeechTokenizer:
         if mimi.num_codebooks < max(dep_q, n_q - dep_q):
             needed = max(dep_q, n_q - dep_q)
             raise ValueError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+        super().__init__(duration_sec, mimi.frame_rate)
         self.mimi, self.text_tokenizer = mimi, text_tokenizer
         self.n_q, self.dep_q, self.zero_id = n_q, dep_q, zero_id
         self.padding_id, self.end_padding_id, self.main_speaker = padding_id, end_padding_id, main_speaker
-        self.conditions = tuple(conditions)
-        self.steps = math.ceil(duration_sec * mimi.frame_rate - 1e-6)
+        self.conditions, self._prepare = tuple(conditions), prepare
         self._cache_items = cache_items
         self._cache: OrderedDict[Segment, Item] = OrderedDict()
 
@@ -100,12 +122,8 @@ class SpeechTokenizer:
             end_padding_id=model.end_of_text_padding_id,
             zero_id=model.zero_token_id,
             conditions=() if provider is None else provider.text_conditions,
+            prepare=None if provider is None else provider.prepare,
         )
-
-    def segments(self, entry: Entry) -> list[Segment]:
-        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
-        steps = math.ceil(entry.duration * self.mimi.frame_rate - 1e-3)
-        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
 
     def __call__(self, segment: Segment) -> Item:
         """The item of `segment`; what the file is too short for is the zero token, which carries no loss.
@@ -128,25 +146,29 @@ class SpeechTokenizer:
 
     def _make(self, segment: Segment) -> Item:
         pcm, transcript = self._read(segment)
+        conditions = self._known_conditions(segment, transcript)
         audio = self._encode(pcm)
         text = text_row(
             transcript.alignments,
             self.text_tokenizer,
             audio.shape[-1],
             first_step=segment.first_step,
-            frame_rate=self.mimi.frame_rate,
+            frame_rate=self.frame_rate,
             padding_id=self.padding_id,
             end_padding_id=self.end_padding_id,
             main_speaker=self.main_speaker,
         )
         codes = self.blank().codes.int()  # half of the memory in the cache
         codes[0, :, : audio.shape[-1]] = torch.cat([text, audio])
-        return Item(codes, self._attributes(transcript.text_conditions or {}))
+        return Item(codes, conditions)
 
     def _read(self, segment: Segment) -> tuple[np.ndarray, Transcript]:
-        seconds = (segment.first_step / self.mimi.frame_rate, self.steps / self.mimi.frame_rate)
         try:
-            pcm, rate = sphn.read(str(segment.path), start_sec=seconds[0], duration_sec=seconds[1])
+            audio = AudioFile(segment.path)
+            samples = audio.read(segment.first_step / self.frame_rate, self.steps / self.frame_rate)
+            if samples.shape[1] == 1:  # a start at the end of the file, rounded down to its last sample
+                samples = samples[:, :0]
+            pcm = resample(samples, audio.rate, self.mimi.sample_rate)
             transcript = read_transcript(transcript_path(segment.path))
         except (OSError, ValueError) as error:
             raise BrokenItem(f"{segment}: {error}") from error
@@ -154,14 +176,24 @@ class SpeechTokenizer:
             raise BrokenItem(f"{segment}: {pcm.shape[0]} channel(s); left must be Moshi, right the user.")
         if pcm.shape[1] == 0:
             raise BrokenItem(f"{segment}: no audio; is the list's duration too long?")
-        return resample(pcm, rate, self.mimi.sample_rate), transcript
+        return pcm, transcript
 
     @torch.no_grad()
     def _encode(self, pcm: np.ndarray) -> torch.Tensor:
         """Codes `[n_q, T or fewer]` of `pcm [2, S]`."""
         device = next(self.mimi.parameters()).device
-        moshi, user = self.mimi.encode(torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
+        moshi, user = encode(self.mimi, torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
         return torch.cat([moshi[: self.dep_q], user[: self.n_q - self.dep_q]])
+
+    def _known_conditions(self, segment: Segment, transcript: Transcript) -> ConditionAttributes | None:
+        """Those of a file, tried out: the model would only raise in the middle of a step."""
+        conditions = self._attributes(transcript.text_conditions or {})
+        if conditions is not None and self._prepare is not None:
+            try:
+                self._prepare([conditions])
+            except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise BrokenItem(f"{segment}: text_conditions={conditions.text!r}: {error}") from error
+        return conditions
 
     def _attributes(self, found: dict[str, Any]) -> ConditionAttributes | None:
         if not self.conditions:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..args import TrainArgs, to_dict
+from ..disk import writing
+from ..files import write_whole
 from ..parsing import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Monitor:
 
     Raises:
         ConfigError: `wandb.project` is set, and wandb is not installed.
+        DiskError: from every method but `close`, when the disk is full.
     """
 
     def __init__(self, run_dir: Path, args: TrainArgs, ctx: "Context"):
@@ -44,7 +47,8 @@ class Monitor:
         self._wandb: Any = None
         if not self.active:
             return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with writing(self.run_dir):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
         if args.wandb.project is not None:
             self._wandb = _start_wandb(self.run_dir, args)
 
@@ -59,19 +63,27 @@ class Monitor:
     def resume(self, step: int) -> None:
         """Sets aside the lines of steps after `step`, of which the run has now gone back; call it after loading."""
         for kind in ("train", "eval") if self.active else ():
-            self._trim(kind, step + 1)
+            with writing(self._file(kind)):
+                self._trim(kind, step + 1)
 
     def report(self) -> Path:
         """Draws `report.png` in the run's folder from the two files, for the whole run. Returns its path."""
         path = self.run_dir / "report.png"
         if self.active:
-            _draw(read_metrics(self._file("train")), read_metrics(self._file("eval")), path)
+            with writing(path):
+                _draw(read_metrics(self._file("train")), read_metrics(self._file("eval")), path)
         return path
 
     def close(self) -> None:
-        """Ends tensorboard and Weights & Biases; what was written is on the disk."""
-        if self._board:
-            self._board.close()
+        """Ends tensorboard and Weights & Biases; what was written is on the disk.
+
+        A disk that is full is no error any more: it would hide the one that the run ends with.
+        """
+        try:
+            if self._board:
+                self._board.close()
+        except OSError as error:
+            logger.warning("The last of tensorboard's curves could not be written: %s", error)
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
@@ -82,15 +94,16 @@ class Monitor:
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         if not self.active:
             return
-        if kind not in self._trimmed:
-            self._trim(kind, step)
         finite = {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
-        with self._file(kind).open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-        if self._board is None:
-            self._board = _start_tensorboard(self.run_dir, step)
-        for key, value in values.items() if self._board else ():
-            self._board.add_scalar(key if "/" in key else f"{kind}/{key}", value, step)
+        with writing(self._file(kind)):
+            if kind not in self._trimmed:
+                self._trim(kind, step)
+            with self._file(kind).open("a") as file:
+                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+            if self._board is None:
+                self._board = _start_tensorboard(self.run_dir, step)
+            for key, value in values.items() if self._board else ():
+                self._board.add_scalar(key if "/" in key else f"{kind}/{key}", value, step)
         if self._wandb is not None:
             self._wandb.log({key if "/" in key else f"{kind}/{key}": value for key, value in values.items()}, step=step)
 
@@ -107,9 +120,7 @@ class Monitor:
         known = set(earlier)
         with path.with_suffix(".replaced.jsonl").open("a") as file:
             file.writelines(f"{line}\n" for line in lines if line not in known)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in earlier))
-        os.replace(temporary, path)
+        write_whole(path, "".join(f"{line}\n" for line in earlier))
         logger.info("%s: %d lines of step %d and later set aside", path, len(lines) - len(earlier), step)
 
 
@@ -147,7 +158,8 @@ def _start_wandb(run_dir: Path, args: TrainArgs) -> Any:
         ) from error
     identity = run_dir / "wandb_id.txt"
     if not identity.is_file():
-        identity.write_text(uuid.uuid4().hex[:8])
+        with writing(identity):
+            identity.write_text(uuid.uuid4().hex[:8])
     if args.wandb.key and not args.wandb.offline:
         wandb.login(key=args.wandb.key)
     return wandb.init(

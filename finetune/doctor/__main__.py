@@ -1,0 +1,62 @@
+"""`python -m finetune.doctor [CHECKPOINT] [--json]`: checks this machine and, if given, a checkpoint.
+
+Each finding is a line that begins with ok, warning or FAILED. Exits with 1 if anything failed, else with 0.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .environment import environment
+from .report import FAILED, OK, Check
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m finetune.doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run, a checkpoint of it, or an export")
+    parser.add_argument(
+        "--base",
+        metavar="PATH",
+        help="the base model of adapters: a Hub repository, a folder like one, or its .safetensors file; "
+        "by default as the checkpoint was trained",
+    )
+    parser.add_argument("--device", default="cpu", help="where the model is loaded (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    args = parser.parse_args(argv)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        parser.error(f"--device {args.device}: must be cpu, cuda or cuda:0, cuda:1, ...")
+    found = []
+    for check in _checks(args):
+        found.append(check)
+        if not args.json:
+            print(check.line(), flush=True)
+    good = all(check.status != FAILED for check in found)
+    if args.json:
+        content = {"ok": good, "checkpoint": args.checkpoint, "checks": [check.to_dict() for check in found]}
+        print(json.dumps(content, indent=2, allow_nan=False))
+    else:
+        counts = [f"{sum(check.status == status for check in found)} {status}" for status in (OK, "warning", FAILED)]
+        print(", ".join(counts))
+    return 0 if good else 1
+
+
+def _checks(args: argparse.Namespace) -> Iterator[Check]:
+    found = []
+    for check in environment(Path(args.checkpoint or ".")):
+        found.append(check)
+        yield check
+    if args.checkpoint is None:
+        return
+    if any(check.status == FAILED for check in found):
+        yield Check("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
+        return
+    from .checkpoint import checkpoint  # imports moshi, which may not be there
+
+    yield from checkpoint(Path(args.checkpoint), args.base, args.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation of a finished checkpoint: what `eval_from_checkpoint.py` calls."""

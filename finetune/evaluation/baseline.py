@@ -1,0 +1,92 @@
+"""The other model of a comparison: another checkpoint, or a base model without any training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models import LMModel, loaders
+
+import moshi_patch
+
+from ..args import MoshiPaths
+from ..base import find_checkpoint
+from ..finished import Finished, load_model, model_paths, open_finished
+from ..inspection import contradictions
+from ..parsing import ConfigError, read_json
+from ..validation import check_moshi_paths
+from .results import file_identity
+from .settings import EvalArgs
+
+BASE = "base"
+"""As `baseline`: the base model in `moshi_paths`."""
+
+SHARED = ("n_q", "dep_q", "card", "text_card", "delays")
+"""Settings of the model that make codes, and the loss of each, comparable."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is to be loaded: a checkpoint over the base model of `paths`, or that base model itself."""
+
+    finished: Finished | None
+    paths: MoshiPaths
+
+    def identity(self) -> list[Any]:
+        """What the results depend on, for a fingerprint."""
+        files = [] if self.finished is None else [file_identity(self.finished.weights), self.finished.config]
+        if self.finished is None or self.finished.adapters:
+            info = find_checkpoint(self.paths)
+            files += [file_identity(info.moshi_weights), info.lm_config]
+        return files
+
+
+def open_baseline(args: EvalArgs, finished: Finished) -> Baseline:
+    """Finds `args.baseline`; reads no weights.
+
+    Args:
+        finished: the checkpoint that it is compared with.
+
+    Raises:
+        ConfigError: when it is neither a checkpoint nor a base model, is damaged, or is about other codes.
+    """
+    baseline = _find(args)
+    check_moshi_paths(baseline.paths, weights=baseline.finished is None or baseline.finished.adapters)
+    if baseline.finished is not None:
+        found, config = contradictions(baseline.finished), baseline.finished.config
+        if found:
+            raise ConfigError(f"baseline={args.baseline!r}: weights and settings contradict: {' '.join(found)}")
+    else:
+        config = find_checkpoint(baseline.paths, weights=False).lm_config or loaders._lm_kwargs
+    differing = [
+        f"{key}={config.get(key)!r}, not {finished.config.get(key)!r}"
+        for key in SHARED
+        if config.get(key) != finished.config.get(key)
+    ]
+    if differing:
+        raise ConfigError(f"baseline={args.baseline!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
+    return baseline
+
+
+def load_baseline(baseline: Baseline, device: torch.device, dtype: torch.dtype) -> LMModel:
+    """The model in eval mode, TTT as it was trained or none."""
+    if baseline.finished is not None:
+        return load_model(baseline.finished, baseline.paths, device, dtype)[0]
+    moshi_patch.install()
+    return find_checkpoint(baseline.paths).get_moshi(device=device, dtype=dtype)
+
+
+def _find(args: EvalArgs) -> Baseline:
+    if args.baseline == BASE:
+        return Baseline(None, args.moshi_paths)
+    path = Path(args.baseline)
+    try:
+        finished = open_finished(path, "baseline")
+    except ConfigError as error:
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"{error} Or the folder of a base model, or {BASE!r} for the one of moshi_paths."
+            ) from error
+        read_json(path / "config.json")
+        return Baseline(None, MoshiPaths(hf_repo_id=str(path)))
+    return Baseline(finished, args.moshi_paths if finished.training is None else model_paths(finished))

@@ -1,0 +1,216 @@
+"""An evaluation from its settings to `eval.json` and `eval.png`, in one process or, under `torchrun`, in many."""
+
+import contextlib
+import copy
+import dataclasses
+import datetime
+import gc
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models import LMModel
+from moshi.models.loaders import CheckpointInfo
+from moshi.utils.compile import no_compile
+from safetensors import SafetensorError
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..base import load_tokenizer
+from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
+from ..files import finite_or_none, write_json, write_whole
+from ..finished import Finished, load_model
+from ..inspection import contradictions
+from ..parsing import ConfigError, in_one_line
+from ..validation import check_moshi_paths
+from ..versions import versions
+from .baseline import Baseline, load_baseline, open_baseline
+from .paper.evaluate import evaluate_paper
+from .paper.report import plot as paper_plot
+from .paper.report import text as paper_text
+from .report import plot, settings_table, standard_table
+from .results import ResultStore, file_identity, fingerprint, tree_identity
+from .settings import COMMAND_LINE, FREE, Settings
+from .standard import BASELINE, Streams, conditions_of, score_streams
+from .summary import summarise
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(settings: Settings) -> str:
+    """Evaluates a checkpoint; what was done before with the same settings, weights and data is not done again.
+
+    Returns:
+        On rank 0 the tables for the terminal, with where the files are; nothing on the others.
+
+    Raises:
+        ConfigError: for weights and settings that contradict each other, before a model is loaded.
+        BrokenData: for data that cannot be read.
+    """
+    args = settings.args
+    refuse_contradictions(settings.finished, "checkpoint_dir")
+    check_moshi_paths(args.moshi_paths, weights=settings.finished.adapters)
+    baseline = None if args.baseline is None else open_baseline(args, settings.finished)
+    ctx = setup()
+    try:
+        if ctx.rank == 0:
+            logger.info("Settings in force:\n%s", settings_table(settings))
+            for message in settings.warnings:
+                logger.warning("%s", message)
+        # On a CPU, compiling takes longer than what it saves.
+        with no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext(), logging_redirect_tqdm():
+            return Evaluation(settings, baseline, ctx).run()
+    finally:
+        cleanup()
+
+
+def refuse_contradictions(finished: Finished, key: str) -> None:
+    """Raises a ConfigError that names what the weights and the settings of a checkpoint say against each other."""
+    found = contradictions(finished)
+    if found:
+        raise ConfigError(f"{key}={str(finished.folder)!r}: weights and settings contradict: {' '.join(found)}")
+
+
+def out_dir(settings: Settings) -> Path:
+    """Where results go: `RUN/eval/checkpoint_000500` for `RUN/checkpoints/checkpoint_000500`, if not set."""
+    if settings.args.out_dir is not None:
+        return Path(settings.args.out_dir)
+    folder = settings.finished.folder.resolve()
+    checkpoint = folder.parent if folder.name == "consolidated" else folder
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent / "eval" / checkpoint.name
+    return checkpoint / "eval"
+
+
+class Evaluation:
+    """What an evaluation holds while it runs.
+
+    Args:
+        settings: validated.
+        baseline: to compare with, or None.
+    """
+
+    def __init__(self, settings: Settings, baseline: Baseline | None, ctx: Context):
+        self.settings, self.args, self.ctx = settings, settings.args, ctx
+        self.baseline, self.out = baseline, out_dir(settings)
+        self.dtype = getattr(torch, self.args.param_dtype)
+        self.finished = with_overrides(settings)
+        on_rank_0(ctx, lambda: self.out.mkdir(parents=True, exist_ok=True))
+
+    def run(self) -> str:
+        """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
+        args, ctx, content, tables = self.args, self.ctx, self._heading(), []
+        model, info = on_all_ranks(ctx, self._load)
+        tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
+        other, context = None, model.context
+        if args.standard:
+            streams = Streams.find(args, tokenizer, ctx)
+            store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
+            self._score(model, streams, kinds, store)
+        if args.paper_style:
+            other = None if self.baseline is None else load_baseline(self.baseline, ctx.device, self.dtype)
+            content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
+            tables.append(paper_text(content["paper"]))
+        del model  # a baseline may need its room
+        release()
+        if args.standard:
+            kinds |= self._score_baseline(streams, store, other)
+            store.refresh()
+            content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
+        if ctx.rank != 0:
+            return ""
+        write_json(self.out / "eval.json", finite_or_none(content))
+        if args.paper_style:
+            write_whole(self.out / "eval_paper.png", paper_plot(content["paper"]))
+        if args.standard:
+            write_whole(self.out / "eval.png", plot(content["standard"]))
+            tables.insert(0, standard_table(content["standard"]))
+        return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
+
+    def _load(self) -> tuple[LMModel, CheckpointInfo]:
+        try:
+            return load_model(self.finished, self.args.moshi_paths, self.ctx.device, self.dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except (SafetensorError, OSError, RuntimeError) as error:
+            base = " over its base model in moshi_paths" if self.finished.adapters else ""
+            reason = f"{type(error).__name__}: {in_one_line(error)}"
+            raise ConfigError(
+                f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}: {reason}"
+            ) from error
+
+    def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
+        """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
+        if self.baseline is None:
+            return {}
+        kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
+        model = load_baseline(self.baseline, self.ctx.device, self.dtype) if model is None else model
+        self._score(model, streams, kinds, store)
+        return kinds
+
+    def _score(self, model: LMModel, streams: Streams, kinds: dict[str, str], store: ResultStore) -> None:
+        """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
+        on_all_ranks(self.ctx, lambda: score_streams(model, streams, kinds, self.args, self.ctx, store))
+
+    def _paper_store(self, info: CheckpointInfo) -> ResultStore:
+        args = self.args
+        content = {
+            "paper": dataclasses.asdict(args.paper),
+            "sets": [tree_identity(Path(getattr(args.paper, name))) for name in args.paper.sets()],
+            "seed": args.seed,
+            "baseline": None if self.baseline is None else self.baseline.identity(),
+        }
+        return self._store(info, content)
+
+    def _store(self, info: CheckpointInfo, data: dict[str, Any]) -> ResultStore:
+        """What was found before with everything as it is now, `data` too. Collective."""
+        args = self.args
+        content = {
+            "weights": file_identity(self.finished.weights),
+            "base": file_identity(info.moshi_weights) if self.finished.adapters else None,
+            "files": [file_identity(info.mimi_weights), file_identity(info.tokenizer)],
+            "config": self.finished.config,
+            "precision": args.param_dtype,
+            "weighting": [args.text_padding_weight, args.first_codebook_weight_multiplier],
+            "max_minutes": args.max_minutes,
+            "versions": versions(),
+            "device": self.ctx.device.type,
+        }
+        name = fingerprint(**content, **data)
+        # Nobody adds to it before all have read it: they share out the same rest.
+        return on_all_ranks(self.ctx, lambda: ResultStore(self.out / "items", name, self.ctx.rank))
+
+    def _heading(self) -> dict[str, Any]:
+        finished = self.settings.finished
+        return {
+            "checkpoint": str(finished.weights.resolve()),
+            "step": (finished.training or {}).get("step"),
+            "adapters": finished.adapters,
+            "settings": self.settings.table(),
+            "versions": versions(),
+            "device": torch.cuda.get_device_name(self.ctx.device) if self.ctx.device.type == "cuda" else "cpu",
+            "world_size": self.ctx.world_size,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+
+
+def kinds_of(model: LMModel) -> dict[str, str]:
+    """By condition of the checkpoint's own model, under which name its results are stored."""
+    return {condition: f"standard/{condition}" for condition in conditions_of(model)}
+
+
+def with_overrides(settings: Settings) -> Finished:
+    """The checkpoint with those settings of TTT that the command line replaces."""
+    config = copy.deepcopy(settings.finished.config)
+    for key in FREE:
+        if settings.sources[key] == COMMAND_LINE:
+            name = key.removeprefix("ttt.")
+            config[f"ttt_{name}"] = getattr(settings.args.ttt, name)
+    return dataclasses.replace(settings.finished, config=config)
+
+
+def release() -> None:
+    """Gives the memory of models that nobody holds any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
