@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo_out
 
-.PHONY: setup test demo lint clean
+.PHONY: setup test demo evidence lint clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -21,6 +21,10 @@ lint: setup
 
 demo: setup
 	$(BIN)/python example/demo.py --out $(DEMO_DIR)
+
+# Tables and plots of docs/evidence.md from the committed results; FRESH=1 runs everything anew, BUDGET=30m what fits.
+evidence: setup
+	$(BIN)/python benchmarks/suite.py $(if $(FRESH),--fresh) $(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH)$(BUDGET),,--report-only)
 
 clean:
 	rm -rf $(VENV) $(DEMO_DIR) *.egg-info

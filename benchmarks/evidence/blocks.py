@@ -1,0 +1,34 @@
+"""The registry of the page's generated parts, and what their tables share."""
+
+from collections.abc import Callable
+
+from .results import Line, Results, nats, spread, values
+
+BLOCKS: dict[str, Callable[[Results], str]] = {}
+
+
+def block(function: Callable[[Results], str]) -> Callable[[Results], str]:
+    """Register a function under its own name, which is also that of its markers."""
+    BLOCKS[function.__name__] = function
+    return function
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def three_marks(name: str, lines: list[Line], condition: str, marks: tuple[str, ...]) -> list[str]:
+    """A row: its name, the spread of each mark under one condition, and how many seeds there are."""
+    return [name, *(spread(values(lines, nats(condition, mark))) for mark in marks), str(len(lines))]
+
+
+def gap_table(found: dict[str, tuple[list[Line], str]]) -> str:
+    """The loss beyond the window by the gap, for each name its runs and the condition."""
+    windows = (1, 2, 4, 8, 12, 16)
+    rows = [
+        [name, *(spread(values(lines, nats(condition, variation=f"gap {w}"))) for w in windows), str(len(lines))]
+        for name, (lines, condition) in found.items()
+    ]
+    return table(["nats beyond the window, gap in windows", *map(str, windows), "seeds"], rows)

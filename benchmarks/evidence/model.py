@@ -1,0 +1,232 @@
+"""Builds the small `LMModel` of a run, trains it and measures what it remembers, updates on and off.
+
+Shapes: `B` rows, `R` predicted rows (the text row, or all audio rows for speech), `T` steps.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from moshi.models.lm import LMModel
+from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
+
+import moshi_patch
+from common import PeakMemory
+
+from .settings import Settings
+from .speech import CODES, SPEECH_VARIATIONS, speech
+from .tasks import MAKE, Batch, variations
+
+EVAL_SEED = 10**6
+DEPFORMER = {
+    "depformer_dim": 32,
+    "depformer_dim_feedforward": 128,
+    "depformer_num_heads": 2,
+    "depformer_num_layers": 1,
+    "depformer_gating": "silu",
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+    "depformer_multi_linear": True,
+}
+
+
+class Diverged(ArithmeticError):
+    """The loss or a gradient was no finite number."""
+
+
+def make(settings: Settings, batch: int, generator: torch.Generator, **fixed) -> Batch:
+    """Sequences of the run's task."""
+    task = speech if settings.task == "speech" else MAKE[settings.task]
+    return task(settings, batch, generator, **fixed)
+
+
+def build_model(settings: Settings) -> LMModel:
+    """The small `LMModel` with random weights; its stock weights do not depend on the TTT settings."""
+    torch.manual_seed(settings.seed)
+    spoken = settings.task == "speech"
+    return LMModel(
+        n_q=settings.audio_rows,
+        dep_q=settings.audio_rows if spoken else 0,
+        delays=[0] * (settings.audio_rows + 1),
+        card=CODES if spoken else settings.card,
+        text_card=settings.card,
+        dim=settings.width,
+        num_heads=settings.heads,
+        num_layers=settings.layers,
+        context=settings.context,
+        causal=True,
+        gating="silu",
+        norm="rms_norm",
+        positional_embedding="rope",
+        **(DEPFORMER if spoken else {}),
+        **ttt_arguments(settings),
+    )
+
+
+def ttt_arguments(settings: Settings) -> dict[str, Any]:
+    """The `ttt_*` keyword arguments of a run."""
+    return {
+        "ttt_enabled": settings.model == "ttt",
+        "ttt_layers": settings.ttt_layers,
+        "ttt_chunk_size": settings.chunk,
+        "ttt_learning_rate": settings.rate,
+        "ttt_conv_kernel_size": settings.kernel,
+        "ttt_conv_depthwise": settings.depthwise,
+        "ttt_target": settings.target,
+        "ttt_delta_clip": settings.clip,
+        "ttt_decay": settings.decay,
+    }
+
+
+def start(settings: Settings, cache: Path | None) -> LMModel:
+    """The model a run trains: random, or a trained stock model's weights, with adapters if they are wanted."""
+    model = build_model(settings)
+    if settings.base_steps:
+        base = dataclasses.replace(
+            Settings(),
+            **{
+                name: getattr(settings, name)
+                for name in ("seed", "card", "width", "layers", "heads", "window", "batch")
+            },
+            task=settings.base_task,
+            model="none",
+            steps=settings.base_steps,
+        )
+        model.load_state_dict(trained_model(base, cache).state_dict(), strict=True)
+    if settings.trained == "lora":
+        targets = {id(parameter) for parameter in moshi_patch.ttt_parameters(model).values()}
+        replace_all_linear_with_lora(model, settings.rank, 2.0)
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in targets)
+        for module in model.modules():
+            if isinstance(module, LoRALinear):
+                module.lora_A.requires_grad_(True)
+                module.lora_B.requires_grad_(True)
+                torch.nn.init.kaiming_uniform_(module.lora_A.weight, a=math.sqrt(5))
+                torch.nn.init.zeros_(module.lora_B.weight)
+    return model
+
+
+def predict(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[B, R, T - 1, card]` for steps 1.. of `codes`, and the tokens `[B, R, T - 1]` that came."""
+    if spoken:
+        return model(codes).logits[:, :, 1:], codes[:, 1:, 1:]
+    return model.forward_text(codes[:, :, :-1])[1], codes[:, :1, 1:]
+
+
+def token_losses(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats and hits `[B, T - 1]` of steps 1.. of `codes`, means over the predicted rows."""
+    logits, tokens = predict(model, codes, spoken)
+    losses = F.cross_entropy(logits.permute(0, 3, 1, 2), tokens, reduction="none")
+    return losses.mean(1), (logits.argmax(-1) == tokens).float().mean(1)
+
+
+def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
+    """AdamW without weight decay, with a learning rate of its own for the target generators, which start at zero."""
+    targets = list(moshi_patch.ttt_parameters(model).values())
+    ids = {id(parameter) for parameter in targets}
+    stock = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    groups = [{"params": stock, "lr": settings.lr}, {"params": targets, "lr": settings.target_lr}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], betas=(0.9, settings.beta2), weight_decay=0
+    )
+
+
+@torch.enable_grad()
+def train(model: LMModel, settings: Settings) -> dict[str, Any]:
+    """Train for `settings.steps`; the learning rates fall to a tenth along a cosine.
+
+    Returns:
+        `seconds`, `cpu_seconds`, `peak_bytes` (tensors alive in one training step beside the model's own), `curve`
+        (mean loss of each twentieth of the training).
+
+    Raises:
+        Diverged: at the first loss that is not finite, with the step in its message.
+    """
+    if not settings.steps:
+        return {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "curve": []}
+    optimizer = make_optimizer(model, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * step / settings.steps)
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    codes = make(settings, settings.batch, torch.Generator().manual_seed(EVAL_SEED), **_longest(settings)).codes
+    with PeakMemory(torch.device("cpu")) as memory:
+        token_losses(model, codes, settings.task == "speech")[0].mean().backward()
+    optimizer.zero_grad()
+    clock, cpu_clock, losses = time.perf_counter(), time.process_time(), []
+    for step in range(settings.steps):
+        codes = make(settings, settings.batch, generator).codes
+        loss = token_losses(model, codes, settings.task == "speech")[0].mean()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise Diverged(f"loss {losses[-1]} at step {step} of {settings.steps}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    every = max(1, settings.steps // 20)
+    return {
+        "seconds": round(time.perf_counter() - clock, 2),
+        "cpu_seconds": round(time.process_time() - cpu_clock, 2),
+        "peak_bytes": memory.bytes,
+        "curve": [round(sum(losses[i : i + every]) / every, 4) for i in range(0, len(losses) - every + 1, every)],
+    }
+
+
+def _longest(settings: Settings) -> dict[str, int]:
+    """What makes the longest sequence of the training, for its memory."""
+    longest = {"gap": settings.gap_max} if settings.task in ("recall", "speech") else {}
+    return longest | ({"pairs": max(settings.pairs)} if settings.task == "assoc" else {})
+
+
+@functools.lru_cache(maxsize=4)
+def trained_model(settings: Settings, cache: Path | None) -> LMModel:
+    """The model of `trained`, kept in memory for the runs that share it. To be read, not changed."""
+    return trained(settings, cache)[0]
+
+
+def trained(settings: Settings, cache: Path | None) -> tuple[LMModel, dict[str, Any]]:
+    """The trained model of `settings.training()` and what `train` said; from a file below `cache` if it is there."""
+    settings = settings.training()
+    model = start(settings, cache)
+    file = cache / f"{settings.id}.pt" if cache else None
+    if file and file.exists():
+        saved = torch.load(file, weights_only=True)
+        model.load_state_dict(saved["model"])
+        return model, saved["training"]
+    training = train(model, settings)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": model.state_dict(), "training": training}, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    return model, training
+
+
+@torch.no_grad()
+def evaluate(model: LMModel, settings: Settings, updates: bool = True) -> dict[str, dict[str, Any]]:
+    """Held-out sequences of every variation: per mark the mean `nats` and the share of `hits`."""
+    found = {}
+    settings = dataclasses.replace(settings, quiet=0.0)  # every recall is measured on the same sequences
+    fixed_by_name = variations(settings)
+    if settings.task == "speech":
+        fixed_by_name = {name: fixed | SPEECH_VARIATIONS[""] for name, fixed in fixed_by_name.items()}
+        fixed_by_name |= {n: {"gap": settings.eval_gap} | v for n, v in SPEECH_VARIATIONS.items()}
+    for name, fixed in fixed_by_name.items():
+        codes, marks = make(settings, settings.eval_batch, torch.Generator().manual_seed(EVAL_SEED + 1), **fixed)
+        with nullcontext() if updates else moshi_patch.ttt_updates(model):
+            losses, hits = token_losses(model, codes, settings.task == "speech")
+        if not losses.isfinite().all():
+            raise Diverged(f"a held-out loss is not finite ({name or 'headline'})")
+        found[name] = {
+            mark: {"nats": round(losses[at[:, 1:]].mean().item(), 4), "hits": round(hits[at[:, 1:]].mean().item(), 4)}
+            for mark, at in marks.items()
+            if at[:, 1:].any()
+        }
+    return found

@@ -1,0 +1,157 @@
+"""`Settings`: everything a run depends on, checked before anything is built, and the id that names it."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+TASKS = ("recall", "assoc", "shift", "speech")
+MODELS = ("none", "ttt")
+TRAINED = ("full", "lora")
+STREAMS = (None, "fresh", "silence", "own")
+
+
+AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sweep", "eval_batch")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on. Lengths are in steps.
+
+    Args:
+        task: `"recall"`, `"assoc"`, `"shift"` or `"speech"`, see `tasks` and `speech`.
+        model: `"none"`, a stock `LMModel`, or `"ttt"`.
+        seed: of weights and training sequences.
+        steps, batch: of training; `batch` sequences per step.
+        lr, target_lr: AdamW's learning rates for the stock weights and for the target generators.
+        beta2: of AdamW.
+        card: tokens of the text row and codes of an audio row.
+        width, layers, heads: of the transformer.
+        window: steps that one attention layer sees.
+        equal_bytes: attention sees as many steps as the TTT state's bytes would hold keys and values of.
+        ttt_layers, chunk, rate, kernel, depthwise, target, clip, decay: the `ttt_*` arguments; `rate` is η.
+        audio_rows, audio: rows beside the text row, of random codes (`"random"`) or of the zero token (`"zero"`).
+        part, gap_min, gap_max, eval_gap: of `recall` and `speech`: what returns, and after how long.
+        quiet: of `recall`: share of the training sequences whose gap is silence, one token again and again.
+        pairs: of `assoc`: numbers of pairs, a training batch draws one of them.
+        length, jump: of `shift`: steps of a stream, and the share of steps that follow no rule.
+        base_steps: training of a stock model on `base_task` that the run starts from; 0 starts from random weights.
+        base_task: task of that training.
+        trained: `"full"`, or `"lora"`: adapters of rank `rank` (and the target generators) and nothing else.
+        stream: None, or what the trained model hears between the parts of a long stream: `"fresh"` random tokens,
+            `"silence"` (one token) or its `"own"` samples.
+        stream_windows: length of that stream, in windows.
+        stream_decay, stream_clip: `ttt_decay` and `ttt_delta_clip` in the stream; None for those of the training.
+        sweep: evaluate by gap, too (`recall`, `speech`).
+        eval_batch: held-out sequences per number.
+
+    Raises:
+        ValueError: for a value that is not allowed, or a task that attention alone could solve.
+    """
+
+    task: str = "recall"
+    model: str = "ttt"
+    seed: int = 0
+    steps: int = 300
+    batch: int = 16
+    lr: float = 4e-3
+    target_lr: float = 2e-2
+    beta2: float = 0.95
+    card: int = 44
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    window: int = 16
+    equal_bytes: bool = False
+    ttt_layers: str = "all"
+    chunk: int = 16
+    rate: float = 1.0
+    kernel: int = 2
+    depthwise: bool = True
+    target: str = "token_embeddings"
+    clip: float | None = None
+    decay: float = 1.0
+    audio_rows: int = 1
+    audio: str = "zero"
+    part: int = 32
+    gap_min: int = 16
+    gap_max: int = 64
+    eval_gap: int = 36
+    quiet: float = 0.0
+    pairs: tuple[int, ...] = (4, 8, 16)
+    length: int = 256
+    jump: float = 0.25
+    base_steps: int = 0
+    base_task: str = "local"
+    trained: str = "full"
+    rank: int = 8
+    stream: str | None = None
+    stream_windows: int = 64
+    stream_decay: float | None = None
+    stream_clip: float | None = None
+    sweep: bool = False
+    eval_batch: int = 128
+
+    def __post_init__(self):
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        choices = {"task": (*TASKS, "local"), "model": MODELS, "trained": TRAINED, "stream": STREAMS}
+        choices |= {"base_task": ("local", "recall"), "audio": ("zero", "random")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(map(repr, allowed))
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {names}.")
+        for name in ("batch", "part", "gap_min", "window", "chunk", "eval_batch", "length", "steps", "base_steps"):
+            value, least = getattr(self, name), 0 if name.endswith("steps") else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}.")
+        if self.trained == "lora" and not self.base_steps:
+            raise ValueError("trained='lora', base_steps=0: adapters need a trained model to start from.")
+        if self.stream and self.task != "recall":
+            raise ValueError(f"stream={self.stream!r}: the long stream is made of the recall task, not {self.task!r}.")
+        keys = 3 * self.card // 8
+        if self.task == "assoc" and max(self.pairs) + 2 > keys:
+            raise ValueError(
+                f"pairs={list(self.pairs)}, card={self.card}: {keys} keys are enough for {keys - 2} pairs."
+            )
+        nearest = self.part + min(self.gap_min, self.eval_gap) - 1
+        if self.task in ("recall", "speech") and nearest <= self.reach:
+            raise ValueError(
+                f"part={self.part}, gap_min={self.gap_min}, eval_gap={self.eval_gap}: a returning token is {nearest} "
+                f"steps back and attention reaches {self.reach}; it must lie outside."
+            )
+
+    @property
+    def reach(self) -> int:
+        """Steps that the attention layers of window `window` reach back together."""
+        return self.layers * (self.window - 1)
+
+    @property
+    def hidden(self) -> int:
+        """H of moshi's gated MLP at its default scale of 4."""
+        return 21 * self.width // 8
+
+    @property
+    def context(self) -> int:
+        """Steps that one attention layer sees: `window`, or the longer one of equal memory.
+
+        A TTT layer keeps the delta, `D·H` values, and two chunks of z and v, `2 C (H + D)`; attention keeps `2 D`
+        values per step. All are counted with the same bytes per value.
+        """
+        if not self.equal_bytes:
+            return self.window
+        state = self.width * self.hidden + 2 * self.chunk * (self.hidden + self.width)
+        return self.window + state // (2 * self.width)
+
+    def training(self) -> "Settings":
+        """The same run without what only matters once the model is trained."""
+        return dataclasses.replace(self, **{name: getattr(Settings, name) for name in AFTER_TRAINING})
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that depend on every field."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
