@@ -32,7 +32,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 
 def machines() -> str:
-    names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server")
+    names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
     rows = []
     for name in names:
         machine = result(name)["machine"]
