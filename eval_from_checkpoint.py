@@ -4,10 +4,10 @@ import logging
 import os
 import sys
 
+from finetune.common.errors import ConfigError
 from finetune.data.items import BrokenData
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
-from finetune.parsing import ConfigError
 
 
 def main() -> None:

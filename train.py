@@ -5,11 +5,10 @@ import os
 import sys
 import threading
 
-from finetune.args import parse_command_line
+from finetune.common.errors import ConfigError, DiskError
 from finetune.data.items import BrokenData
-from finetune.disk import DiskError
-from finetune.parsing import ConfigError
-from finetune.trainer import TrainingDiverged, train
+from finetune.settings.command_line import parse_command_line
+from finetune.training.trainer import TrainingDiverged, train
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from tqdm import trange
 
 import moshi_patch
 from common import PeakMemory, machine, timed, write_json
-from finetune.evaluation.score import SEGMENT_STEPS, score_stream
+from finetune.model.stream import SEGMENT_STEPS, score_stream
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common import PeakMemory, add_threads, machine, set_threads, synchronize, timed, write_json
 from moshi_patch import TTTConfig, TTTGating
-from moshi_patch.layer import LayerCall, current_call
+from moshi_patch.call import LayerCall, current_call
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from moshi.models.lm import LMModel
 import moshi_patch
 import recall
 from common import machine
-from finetune.target_init import start_targets
+from finetune.model.initial_targets import start_targets
 from recall import Settings
 
 ESCAPED = 2.5
@@ -48,7 +48,7 @@ class Variant:
     """What differs from the shipped defaults.
 
     Args:
-        init: of W_target, see `finetune.target_init`.
+        init: of W_target, see `finetune.model.initial_targets`.
         multiple: the target generators' learning rate over the others'.
         conv_multiple: the same for the filters alone; None: as `multiple`.
         text_multiple: the text embedding's learning rate over the others'.

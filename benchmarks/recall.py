@@ -178,10 +178,8 @@ def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
     """AdamW without weight decay, with a learning rate of its own for the target generators, which start at zero."""
     targets = list(moshi_patch.ttt_parameters(model).values())
     ids = {id(parameter) for parameter in targets}
-    groups = [
-        {"params": [parameter for parameter in model.parameters() if id(parameter) not in ids], "lr": settings.lr},
-        {"params": targets, "lr": settings.target_lr},
-    ]
+    stock = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
+    groups = [{"params": stock, "lr": settings.lr}, {"params": targets, "lr": settings.target_lr}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], betas=(0.9, settings.beta2), weight_decay=0
     )

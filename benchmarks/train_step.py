@@ -28,9 +28,10 @@ from tqdm import trange
 
 import moshi_patch
 from common import PeakMemory, ResidentPeak, add_threads, machine, set_threads, timed, write_json
-from finetune.args import LoraArgs, OptimArgs, TrainArgs, TTTArgs
-from finetune.loss import compute_loss
-from finetune.optim import build_optimizer, parameter_groups
+from finetune.model.loss import compute_loss
+from finetune.model.trainable import parameter_groups
+from finetune.settings.schema import LoraArgs, OptimArgs, TrainArgs, TTTArgs
+from finetune.training.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     additions: contextlib.AbstractContextManager = contextlib.nullcontext()
     arguments = options.args
     if options.module == SERVER:
-        from .serving import serving, take_options  # brings aiohttp, which nothing else here needs
+        from .stock_server import serving, take_options
 
         server_options, arguments = take_options(arguments)
         additions = serving(server_options)

@@ -17,8 +17,7 @@ from aiohttp import WSCloseCode, web
 from torch import nn
 
 from .memory import fingerprint, load_memory, save_memory
-from .state_dict import ttt_gatings
-from .stats import ttt_stats
+from .model import ttt_gatings, ttt_stats
 
 logger = logging.getLogger(__name__)
 

@@ -7,20 +7,20 @@ no forward pass ever writes a parameter. What was learnt is an additive term wit
 """
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from moshi.modules.gating import ActivationGating
 from moshi.modules.lora import LoRALinear
-from moshi.modules.streaming import StreamingModule
+from moshi.modules.streaming import State, StreamingModule
 from moshi.utils.compile import no_compile, torch_compile_lazy
 from moshi.utils.quantize import QLinear
 from torch import nn
 
+from .call import current_call
 from .config import TTTConfig
-from .layer import current_call
 from .ops import FastWeight, dual, segment_, step_
-from .state import TTTState
 from .target import TargetGenerator
 
 SEGMENT_STEPS = 16
@@ -36,6 +36,24 @@ def _gate(gu: torch.Tensor, activation) -> torch.Tensor:
     """`act(g) * u`, computed with the operations of `moshi.modules.gating`, hence with the same bits."""
     gu = gu.unflatten(-1, (2, -1))
     return activation(gu[..., 0, :]) * gu[..., 1, :]
+
+
+@dataclass
+class TTTState(State):
+    """State of one `TTTGating` while streaming; a `moshi.modules.streaming.State` like that of the KV cache.
+
+    It is no part of the module's `state_dict` and untouched by `Module.to()`: the delta stays float32.
+
+    Attributes:
+        fast: the fast weights of `batch_size` rows.
+    """
+
+    fast: FastWeight
+
+    def reset(self, reset_mask: torch.Tensor) -> None:
+        """Rows where `reset_mask [B]` is true become, bit for bit, those of a fresh stream."""
+        super().reset(reset_mask)
+        self.fast.reset(reset_mask)
 
 
 class TTTGating(StreamingModule[TTTState]):

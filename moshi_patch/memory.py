@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .state_dict import WRAPPERS, ttt_gatings
+from .model import WRAPPERS, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
 PIECE = 1 << 26

@@ -11,10 +11,10 @@ from moshi.modules.gating import ActivationGating
 from moshi.modules.streaming import State, StreamingModule
 from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 
+from .call import pass_arguments
 from .config import PREFIX, TTTConfig
 from .gating import TTTGating
-from .layer import pass_arguments
-from .state_dict import prepare_targets
+from .model import prepare_targets
 
 logger = logging.getLogger(__name__)
 

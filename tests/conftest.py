@@ -10,9 +10,8 @@ import torch
 from moshi.models import loaders
 
 import moshi_patch
-
-from .datasets import DEP_Q
-from .fixtures_repo import build_repo
+from tests.support.datasets import DEP_Q
+from tests.support.tiny_repository import build_repo
 
 torch.set_num_threads(1)  # the tests' tensors are tiny: threads only wait for each other
 
@@ -25,7 +24,7 @@ def _seed():
 @pytest.fixture(scope="session")
 def mimi(tmp_path_factory):
     """The Mimi of the tiny repository, random, with codebooks that fit speech."""
-    from .paper import make_mimi
+    from tests.support.published import make_mimi
 
     return make_mimi(tmp_path_factory.mktemp("mimi"))
 

@@ -18,6 +18,7 @@ from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 
 import moshi_patch
 from common import PeakMemory
+from recall import learning_rate_factor, make_optimizer
 
 from .settings import Settings
 from .speech import CODES, SPEECH_VARIATIONS, speech
@@ -127,17 +128,6 @@ def token_losses(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[tor
     return losses.mean(1), (logits.argmax(-1) == tokens).float().mean(1)
 
 
-def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
-    """AdamW without weight decay, with a learning rate of its own for the target generators, which start at zero."""
-    targets = list(moshi_patch.ttt_parameters(model).values())
-    ids = {id(parameter) for parameter in targets}
-    stock = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
-    groups = [{"params": stock, "lr": settings.lr}, {"params": targets, "lr": settings.target_lr}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], betas=(0.9, settings.beta2), weight_decay=0
-    )
-
-
 @torch.enable_grad()
 def train(model: LMModel, settings: Settings) -> dict[str, Any]:
     """Train for `settings.steps`; the learning rates fall to a tenth along a cosine.
@@ -152,9 +142,7 @@ def train(model: LMModel, settings: Settings) -> dict[str, Any]:
     if not settings.steps:
         return {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "curve": []}
     optimizer = make_optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.55 + 0.45 * math.cos(math.pi * step / settings.steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings.steps))
     generator = torch.Generator().manual_seed(settings.seed)
     codes = make(settings, settings.batch, torch.Generator().manual_seed(EVAL_SEED), **_longest(settings)).codes
     with PeakMemory(torch.device("cpu")) as memory:

@@ -4,7 +4,7 @@ Shapes: `C` channels, `S` samples.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,17 @@ class AudioFile:
             return self.read(self.duration - last, last).shape[1] == 0
         except ValueError:
             return True
+
+
+def durations(paths: Iterable[Path]) -> list[float | None]:
+    """Seconds of each file, as its header says; None for one that is missing or no audio."""
+    found: list[float | None] = []
+    for path in paths:
+        try:
+            found.append(AudioFile(path).duration)
+        except (OSError, ValueError):
+            found.append(None)
+    return found
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from moshi.utils.compile import no_cuda_graph
 
-from ..window import FullWindow
+from ..common.sliding_window import FullWindow
 
 BLOCK_STEPS = 1250
 """Longer recordings are encoded in blocks of so many steps (100 s)."""

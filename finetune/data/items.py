@@ -9,7 +9,9 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 
-from .manifest import Problem, Source, is_file, parse_sources, read_entries, transcript_path
+from ..common.files import is_file
+from ..settings.sources import Source, parse_sources
+from .manifest import Problem, read_entries, transcript_path
 from .tokenize import BrokenItem, Cutter, Item, Segment
 
 logger = logging.getLogger(__name__)

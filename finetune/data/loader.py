@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from moshi.conditioners import ConditionAttributes
 
-from ..args import TrainArgs
-from ..parsing import ConfigError
+from ..common.errors import ConfigError
+from ..settings.schema import TrainArgs
 from .items import Gather, Items
 from .tokenize import Item, SpeechTokenizer
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,54 +36,11 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Lists that are drawn from together, and their share of all items among the sources."""
-
-    name: str
-    weight: float
-    files: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
 class Transcript:
     """The `.json` beside an audio file; alignments in the order they stand there."""
 
     alignments: list[Alignment]
     text_conditions: dict[str, Any] | None
-
-
-def parse_sources(spec: str) -> list[Source]:
-    """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
-
-    Raises:
-        ValueError: for a weight that is not positive, a path that does not exist, a folder without lists, or nothing.
-    """
-    sources = [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
-    if not sources:
-        raise ValueError(f"{spec!r} names no list; must be a .jsonl file or a folder of them.")
-    return sources
-
-
-def _parse_source(part: str) -> Source:
-    name, colon, weight_text = part.rpartition(":")
-    try:
-        weight = float(weight_text) if colon else 1.0
-    except ValueError:  # a colon within the path
-        colon, weight = "", 1.0
-    path = Path(name if colon else part)
-    if colon and not name:
-        raise ValueError(f"{part}: there is no list before the colon.")
-    if not (math.isfinite(weight) and weight > 0):
-        raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
-    if os.path.isdir(path):
-        files = tuple(sorted(path.rglob("*.jsonl")))
-        if not files:
-            raise ValueError(f"{path}: a folder without any .jsonl file.")
-    elif is_file(path):
-        files = (path,)
-    else:
-        raise ValueError(f"{path}: no such file or folder.")
-    return Source(str(path), weight, files)
 
 
 def read_entries(file: Path) -> tuple[list[Entry], list[Problem]]:
@@ -114,11 +70,6 @@ def _check_line(content: Any) -> tuple[str, float]:
     if not _is_number(duration) or not 0 < duration <= LONGEST:
         raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {LONGEST:g}")
     return path, float(duration)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file, False also for a name that is too long or may not be looked at."""
-    return os.path.isfile(path)
 
 
 def transcript_path(audio: Path) -> Path:

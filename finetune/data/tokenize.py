@@ -15,7 +15,9 @@ import numpy as np
 import sphn
 import torch
 from moshi.conditioners import ConditionAttributes
+from moshi.models.loaders import CheckpointInfo
 
+from ..common.disk import reading
 from .audio import AudioFile
 from .encode import encode
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
@@ -220,3 +222,18 @@ def _resampling_delay(rate: int, target_rate: int) -> int:
     impulse = np.zeros((1, 2 * rate), dtype=np.float32)
     impulse[0, rate] = 1
     return int(np.abs(sphn.resample(impulse, rate, target_rate)[0]).argmax()) - target_rate
+
+
+def load_tokenizer(model: Any, info: CheckpointInfo, duration_sec: float, device: torch.device) -> SpeechTokenizer:
+    """What turns speech into codes for `model`, an `LMModel`: Mimi, on `device` and frozen, and the text tokenizer.
+
+    Raises:
+        ConfigError: when one of the two is damaged, or does not fit the model; names the file.
+    """
+    described = (info.raw_config or {}).get("mimi_config_name", "moshi's own configuration")
+    with reading(f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: cannot be loaded into the Mimi of {described}"):
+        mimi = info.get_mimi(device=device).requires_grad_(False)
+    with reading(f"moshi_paths.tokenizer_path={str(info.tokenizer)!r}: not a sentencepiece model"):
+        text_tokenizer = info.get_text_tokenizer()
+    with reading("moshi_paths: cannot be trained on dialogues"):
+        return SpeechTokenizer.for_model(model, mimi, text_tokenizer, duration_sec=duration_sec)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .environment import environment
-from .report import FAILED, OK, Check
+from .check import FAILED, OK, Check
+from .machine import environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     if any(check.status == FAILED for check in found):
         yield Check("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
         return
-    from .checkpoint import checkpoint  # imports moshi, which may not be there
+    from .checkpoint import checkpoint
 
     yield from checkpoint(Path(args.checkpoint), args.base, args.device)
 

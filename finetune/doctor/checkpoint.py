@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from ..checksums import CHECKSUMS, changed_files, read_checksums
-from ..finished import Finished, open_finished
-from ..inspection import contradictions, read_header
-from ..parsing import ConfigError
-from .report import FAILED, OK, WARNING, Check, guarded, in_units
-from .running import running
+from ..checkpoint.saved import Finished, open_finished
+from ..checkpoint.verify import contradictions, read_header
+from ..common.checksums import CHECKSUMS, changed_files, read_checksums
+from ..common.errors import ConfigError
+from .answers import running
+from .check import FAILED, OK, WARNING, Check, guarded, in_units
 from .values import values
 
 RESTORE = "copy the checkpoint again from where it was made, or take another one"

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from ..finished import Finished
-from ..inspection import CONV, TARGET, Stored
-from .report import FAILED, OK, WARNING, Check, in_units
+from ..checkpoint.saved import Finished
+from ..checkpoint.verify import CONV, TARGET, Stored
+from .check import FAILED, OK, WARNING, Check, in_units
 
 HUGE = 1e6
 """No trained weight is as large; one flipped bit of an exponent makes it so (1e-2 becomes 1e36)."""

@@ -9,12 +9,13 @@ from moshi.models import LMModel, loaders
 
 import moshi_patch
 
-from ..args import MoshiPaths
-from ..base import find_checkpoint
-from ..finished import Finished, load_model, model_paths, open_finished
-from ..inspection import contradictions
-from ..parsing import ConfigError, read_json
-from ..validation import check_moshi_paths
+from ..checkpoint.saved import Finished, load_model, model_paths, open_finished
+from ..checkpoint.verify import contradictions
+from ..common.errors import ConfigError
+from ..common.files import read_json
+from ..model.base import find_checkpoint
+from ..settings.schema import MoshiPaths
+from ..settings.validation import check_moshi_paths
 from .results import file_identity
 from .settings import EvalArgs
 

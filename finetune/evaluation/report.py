@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..args import STEPS_PER_SECOND
+from ..settings.schema import STEPS_PER_SECOND
 from .settings import Settings
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green")

@@ -17,23 +17,23 @@ from moshi.utils.compile import no_compile
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..base import load_tokenizer
-from ..checksums import changed_files, read_checksums
-from ..distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
-from ..files import finite_or_none, write_json, write_whole
-from ..finished import Finished, load_model
-from ..inspection import contradictions
-from ..parsing import ConfigError, in_one_line
-from ..validation import check_moshi_paths
-from ..versions import versions
+from ..checkpoint.saved import Finished, load_model
+from ..checkpoint.verify import contradictions
+from ..common.checksums import changed_files, read_checksums
+from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
+from ..common.errors import ConfigError, in_one_line
+from ..common.files import finite_or_none, write_json, write_whole
+from ..common.versions import versions
+from ..data.tokenize import load_tokenizer
+from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
-from .paper.evaluate import evaluate_paper
-from .paper.report import plot as paper_plot
-from .paper.report import text as paper_text
+from .published.evaluate import evaluate_paper
+from .published.report import plot as paper_plot
+from .published.report import text as paper_text
+from .recordings import BASELINE, Streams, conditions_of, score_streams
 from .report import plot, settings_table, standard_table
 from .results import ResultStore, file_identity, fingerprint, tree_identity
 from .settings import COMMAND_LINE, FREE, Settings
-from .standard import BASELINE, Streams, conditions_of, score_streams
 from .summary import summarise
 
 logger = logging.getLogger(__name__)

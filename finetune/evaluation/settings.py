@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..args import MoshiPaths, TrainArgs, TTTSettings
-from ..data.manifest import parse_sources
-from ..finished import Finished, model_paths, open_finished
-from ..parsing import ConfigError, build, flat, override, read_yaml
-from ..validation import PARAM_DTYPES
-from .paper.args import PaperArgs
-from .score import SEGMENT_STEPS
+from ..checkpoint.saved import Finished, model_paths, open_finished
+from ..common.errors import ConfigError
+from ..model.stream import SEGMENT_STEPS
+from ..settings.parsing import build, flat, override, read_options, read_yaml
+from ..settings.schema import PARAM_DTYPES, MoshiPaths, TrainArgs, TTTSettings
+from ..settings.sources import parse_sources
+from .published.args import PaperArgs
 
 EVAL_TYPES = ("standard", "paper", "both")
 COMMAND_LINE, TRAINING, CONFIG, DEFAULT = "command line", "training_config.json", "config.json", "default"
@@ -144,14 +144,8 @@ def parse_command_line(argv: list[str]) -> Settings:
         ConfigError: for an unknown key, a wrong value, a missing checkpoint, or what its weights contradict.
     """
     given: dict[str, Any] = {}
-    config, waiting = None, list(argv)
-    while waiting:
-        token = waiting.pop(0)
-        if not token.startswith("--"):
-            raise ConfigError(f"{token!r}: not understood; settings look like `--checkpoint_dir PATH`.")
-        name, equals, value = token[2:].partition("=")
-        if not equals:
-            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else None
+    config = None
+    for name, value in read_options(argv, "settings look like `--checkpoint_dir PATH`"):
         if name == "config":
             if not value:
                 raise ConfigError("config: needs a value, as in `--config FILE.yaml`.")

@@ -32,7 +32,7 @@ class Sums:
 
 
 def means(nats: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """From sums `[..., Q]` the losses of `finetune.loss.LossParts`: `MEASURES` `[...]`, `per_codebook` `[..., Q]`."""
+    """From sums `[..., Q]` the losses of `LossParts`: `MEASURES` `[...]`, `per_codebook` `[..., Q]`."""
     text = _ratio(nats[..., 0], weights[..., 0])
     audio = _ratio(nats[..., 1:].sum(-1), weights[..., 1:].sum(-1))
     return {

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..args import STEPS_PER_SECOND
 from ..data.tokenize import Segment
+from ..settings.schema import STEPS_PER_SECOND
+from .recordings import MINUTES, Streams, finished, item_id
 from .results import ResultStore
 from .settings import EvalArgs
-from .standard import MINUTES, Streams, finished, item_id
 from .statistics import MEASURES, Sums, intervals, means, summary
 
 Values = dict[str, list[dict[str, Any]]]

@@ -6,8 +6,7 @@ from moshi.models.lm import LMGen
 from moshi.utils.compile import no_cuda_graph
 
 import moshi_patch
-
-from ..models import TTT, random_codes, randomise_targets, relative, tiny_model
+from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
 
 pytestmark = pytest.mark.usefixtures("patched")
 STEPS = 83

@@ -6,9 +6,8 @@ from moshi.models.lm import LMGen
 
 import moshi_patch
 from moshi_patch.memory import _state
-
-from ..models import TTT, random_codes, tiny_model
-from .test_cuda import CUDA, ttt_model
+from tests.gpu.test_cuda import CUDA, ttt_model
+from tests.support.models import TTT, random_codes, tiny_model
 
 pytestmark = pytest.mark.usefixtures("patched")
 STEPS = 43

@@ -1,0 +1,265 @@
+"""Checkpoints that appear whole or not at all, keep the newest few, and continue a run exactly.
+
+    RUN_DIR/checkpoints/checkpoint_000500/
+        consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
+        consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
+        consolidated/training_config.json                  the training configuration, and versions
+        consolidated/SHA256SUMS                            of the weights and of the training configuration
+        training_state/                                    for `--resume`, by torch.distributed.checkpoint
+
+A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
+first renamed to `.old-checkpoint_000500`. What a killed process left under these names is ignored, and deleted at the
+next save.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..common.checksums import write_checksums
+from ..common.disk import reason_of
+from ..common.distributed import Context, on_rank_0
+from ..common.errors import ConfigError, DiskError
+from ..common.files import read_json, sync, write_json
+from ..common.versions import versions
+from ..settings.command_line import to_dict
+from ..settings.parsing import flat
+from ..settings.schema import TrainArgs
+from .saved import NOT_ARCHITECTURE
+from .training_state import TrainState, is_resumable, load_training_state, save_training_state
+from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters
+
+logger = logging.getLogger(__name__)
+
+LEFTOVER = re.compile(r"\.(tmp|old)-checkpoint_\d{6,}")
+
+REFUSED = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
+"""Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
+
+SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr", "ttt.text_emb_lr")
+ELSEWHERE = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
+"""Settings that are compared elsewhere, or do not matter."""
+
+
+class Checkpointer:
+    """Saves, finds and loads the checkpoints of one run. All ranks call each method, with the same arguments.
+
+    Args:
+        lm_config: content of `config.json` for the model as it is trained: arguments of `LMModel`, `ttt_` ones and
+            `lora`, `lora_rank`, `lora_scaling` included.
+    """
+
+    def __init__(self, run_dir: Path, args: TrainArgs, lm_config: dict[str, Any], ctx: Context):
+        self.folder = Path(run_dir) / "checkpoints"
+        self.args, self.ctx = args, ctx
+        self.lm_config = json.loads(json.dumps(lm_config))
+        self.adapters = args.lora.enable and args.save_adapters and not args.full_finetuning
+        self._current: Path | None = None
+
+    def save(self, state: TrainState) -> Path | None:
+        """Writes the checkpoint of `state.step` and removes those beyond `num_ckpt_keep`. Returns its folder.
+
+        Saving the same step again does nothing. Checkpoints of later steps, from before the run went back to an
+        earlier one, are renamed to `abandoned-checkpoint_...` and never deleted: the newest is always this run's own.
+
+        Returns:
+            None when `do_ckpt` is false.
+
+        Raises:
+            DiskError: on all ranks, when something cannot be written; the checkpoints there are stay as they are, and
+                nothing is left of the new one.
+        """
+        if not self.args.do_ckpt:
+            return None
+        final = self.folder / f"checkpoint_{state.step:06d}"
+        if final == self._current:
+            return final
+        temporary = self.folder / f".tmp-{final.name}"
+        on_rank_0(self.ctx, lambda: self._prepare(temporary))
+        with self._writing(temporary):
+            save_training_state(temporary / "training_state", state, self.ctx)
+        dtype = getattr(torch, self.args.param_dtype)
+        weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
+        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
+        self._current = final
+        return final
+
+    def find(self, step: int = -1) -> Path | None:
+        """The checkpoint of `step`, or the newest for -1, which is None if there is none.
+
+        Raises:
+            ConfigError: when there is no checkpoint of `step`, or it has no training state; names the steps that have.
+        """
+        return on_rank_0(self.ctx, lambda: self._find(step))
+
+    def load(self, path: Path, state: TrainState) -> None:
+        """Continues from `path`: model, optimizer, scheduler, place in the data, random numbers; sets `state.step`.
+
+        Changed settings that are not the architecture are logged and hold from now on. With another learning rate,
+        weight decay, warm-up or number of steps, the new schedule is entered at the place where the old one was left.
+
+        Raises:
+            ConfigError: when another architecture, other parameters or another base model were trained, or a file is
+                damaged; nothing in the run's folder is changed then.
+        """
+        recorded = on_rank_0(self.ctx, lambda: _read_settings(path))
+        self._refuse_other_model(path, recorded)
+        rescheduled = self._log_changes(recorded["training"])
+        load_training_state(path / "training_state", state, self.ctx, keep_schedule=not rescheduled)
+        self._current = path
+        self._log(logging.INFO, "Resumed at step %d from %s", state.step, path)
+
+    def _find(self, step: int) -> Path | None:
+        found = list_checkpoints(self.folder)
+        if step == -1 and not found:
+            return None
+        wanted = max(found) if step == -1 else step
+        if wanted in found and is_resumable(found[wanted]):
+            return found[wanted]
+        others = [str(other) for other, folder in found.items() if is_resumable(folder)]
+        there = f"there are {', '.join(others)}, for --resume STEP" if others else "there is none to resume"
+        if wanted in found:
+            raise ConfigError(
+                f"{found[wanted]}: has no training_state/.metadata and cannot be resumed; {there}. To begin a new run "
+                "from its weights, set init_from."
+            )
+        raise ConfigError(f"checkpoint.resume_step={step}: no such checkpoint in {self.folder}; {there}.")
+
+    @contextlib.contextmanager
+    def _writing(self, temporary: Path) -> Iterator[None]:
+        """Whatever cannot be written is a DiskError, and what there is of the new checkpoint is removed."""
+        try:
+            yield
+        except (OSError, SafetensorError, CheckpointException) as error:
+            reason = reason_of(error, self.folder)
+            if reason is None:
+                raise
+            if self.ctx.rank == 0:  # no rank writes any more: torch waits for all before it raises
+                shutil.rmtree(temporary, ignore_errors=True)
+            newest = list(list_checkpoints(self.folder).values())[-1:]
+            rest = f"the last complete checkpoint, {newest[0]}, is intact" if newest else "there is no other checkpoint"
+            raise DiskError(
+                f"{temporary.with_name(temporary.name.removeprefix('.tmp-'))}: cannot be saved ({reason}); {rest}. "
+                "Make room, or lower num_ckpt_keep, and continue with --resume."
+            ) from error
+
+    def _prepare(self, temporary: Path) -> None:
+        with self._writing(temporary):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
+            for leftover in [folder for folder in self.folder.iterdir() if LEFTOVER.fullmatch(folder.name)]:
+                logger.info("Removing what an interrupted save left: %s", leftover)
+                shutil.rmtree(leftover)
+            (temporary / "consolidated").mkdir(parents=True)
+
+    def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+        """On rank 0: the rest of the files, the new name, and the end of checkpoints that are too many."""
+        with self._writing(temporary):
+            self._write_rest(temporary, final, step, weights)
+
+    def _write_rest(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+        folder = temporary / "consolidated"
+        name = ADAPTERS if self.adapters else MERGED
+        save_file(weights, folder / name, {"format": "pt"})
+        write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
+        write_json(folder / "training_config.json", self._training_config(step))
+        write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        self._abandon_from(step)
+        temporary.rename(final)
+        sync(self.folder)
+        logger.info("Saved %s", final)
+        self._prune()
+
+    def _abandon_from(self, step: int) -> None:
+        """Renames checkpoints of `step` and later: they are of a course that the run has left."""
+        for newer in [folder for other, folder in list_checkpoints(self.folder).items() if other >= step]:
+            aside = self.folder / f"abandoned-{newer.name}"
+            number = 2
+            while aside.exists():
+                aside, number = self.folder / f"abandoned-{newer.name}-{number}", number + 1
+            newer.rename(aside)
+            relocate_adapters(aside)
+            logger.warning("%s was trained before the run went back; kept as %s, delete it at will.", newer, aside)
+
+    def _prune(self) -> None:
+        keep = self.args.num_ckpt_keep
+        complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
+        for folder in complete[: -keep if keep else 0]:
+            going = self.folder / f".old-{folder.name}"
+            folder.rename(going)
+            shutil.rmtree(going)
+
+    def _served_config(self, file: Path) -> dict[str, Any]:
+        """`config.json` beside `file`, the weights.
+
+        A merged model has no adapters: with `lora: true` moshi would add random ones. So it would to adapters that it
+        is not given, and `moshi.run_inference` cannot be given any: the config names the file, which has to be there.
+        """
+        config = {key: value for key, value in self.lm_config.items() if key not in ("lora_rank", "lora_scaling")}
+        config.pop("lora_name", None)
+        if not self.adapters:
+            return config | {"lora": False, "moshi_name": file.name}
+        lora = self.args.lora
+        settings = {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}
+        return config | settings | {"lora_name": f"file://{file.resolve()}"}
+
+    def _training_config(self, step: int) -> dict[str, Any]:
+        settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
+        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
+
+    def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
+        there, here = flat(recorded["training"]), flat(to_dict(self.args))
+        before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
+        now = self.lm_config | {key: here[key] for key in REFUSED}
+        for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
+            settings["ttt.text_emb_lr is set"] = keys.get("ttt.text_emb_lr") is not None
+        keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
+        differing = [key for key in keys if now.get(key) != before.get(key)]
+        changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]
+        if changes:
+            raise ConfigError(
+                f"{path}: another model was trained there: {'; '.join(changes)}. Restore these settings to resume, or "
+                "start a new run with init_from."
+            )
+
+    def _log_changes(self, before: dict[str, Any]) -> bool:
+        """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
+        there, here = flat(before), flat(to_dict(self.args))
+        changed = [key for key in here if here[key] != there.get(key)]
+        schedule = [key for key in changed if key in SCHEDULE]
+        for key in changed:
+            now, was = here[key], there.get(key)
+            if key in schedule:
+                self._log(logging.WARNING, "%s is %r, was %r: a new schedule from here.", key, now, was)
+            elif not key.startswith(ELSEWHERE):
+                self._log(logging.INFO, "%s is %r, was %r in the checkpoint.", key, now, was)
+        return bool(schedule)
+
+    def _log(self, level: int, message: str, *values: object) -> None:
+        if self.ctx.rank == 0:
+            logger.log(level, message, *values)
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """`training_config.json`; what is served from beside it is looked at too, so that no run continues on a wreck."""
+    path = checkpoint / "consolidated" / "training_config.json"
+    try:
+        read_json(path.with_name("config.json"))
+        content = read_json(path)
+        if not all(isinstance(content.get(key), dict) for key in ("training", "lm_config")):
+            raise ConfigError(f"{path}: has no sections training and lm_config.")
+    except ConfigError as error:
+        raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
+    return content

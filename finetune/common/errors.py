@@ -1,0 +1,15 @@
+"""The errors that end a program in one line, and how the words of a library get into one."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the dotted key, its value and what is allowed."""
+
+
+class DiskError(RuntimeError):
+    """A run cannot write what it has to; the message names the folder, and what the system said."""
+
+
+def in_one_line(error: object, limit: int = 300) -> str:
+    """The text of `error`, cut after `limit` characters, for the end of a message: libraries write whole pages."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= limit else f"{text[:limit]}..."

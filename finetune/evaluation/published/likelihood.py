@@ -1,0 +1,80 @@
+"""The negative log-likelihood of recordings, step by step, with TTT's updates and, as its control, without.
+
+Shapes: `B` recordings, `K` = 1 + n_q rows, `T` steps.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from moshi.models.lm import LMModel
+
+import moshi_patch
+
+from ...common.errors import ConfigError
+from ...model.conditions import absent_conditions
+from ...model.stream import score_stream
+from ..recordings import OFF, conditions_of
+from ..settings import EvalArgs
+
+Variants = dict[str, Callable[[], AbstractContextManager]]
+"""What a model is scored as: names, and the context in which it then runs."""
+
+
+def variants(model: LMModel) -> Variants:
+    """Under the conditions of its evaluation: with updates and without, or as it is if it has no TTT."""
+    controls = {OFF: lambda: moshi_patch.ttt_updates(model)}
+    return {name: controls.get(name, nullcontext) for name in conditions_of(model)}
+
+
+class Likelihood:
+    """Nats of each step of a batch of recordings, as `args` counts codebooks.
+
+    Args:
+        model: in eval mode, not streaming. Conditions that it takes are given as absent.
+        scored_as: `variants(model)` if None.
+    """
+
+    def __init__(self, model: LMModel, args: EvalArgs, scored_as: Variants | None = None):
+        self.model, self._segment_steps = model, args.segment_steps
+        self.variants = variants(model) if scored_as is None else scored_as
+        # Updates on and off do not differ in a first chunk, in which nothing was learnt yet.
+        gatings = moshi_patch.ttt_gatings(model).values()
+        self.chunk_size = min((gating.config.chunk_size for gating in gatings), default=None)
+        self.weights = torch.ones(model.dep_q, dtype=torch.float64)
+        if args.paper.codebooks == "first":
+            self.weights[1:] = 0
+        else:
+            self.weights[0] = args.first_codebook_weight_multiplier
+        counted = [row for row in range(model.dep_q) if self.weights[row] > 0]
+        self.delay = max(model.delays[1 + row] for row in counted)
+        """Steps by which the last code that counts is predicted later than its own step."""
+
+    def learns(self, steps: int) -> bool:
+        """Whether a recording of so many steps reaches beyond TTT's first chunk, in which nothing was learnt yet."""
+        return self.chunk_size is not None and steps + self.delay > self.chunk_size
+
+    def __call__(self, codes: list[torch.Tensor]) -> torch.Tensor:
+        """Nats `[B, T]` float64 on the CPU, 0 after the end of a recording.
+
+        Args:
+            codes: of each recording `[1, K, its steps]` int64, as `MonoTokenizer` makes them.
+
+        Raises:
+            ConfigError: when a likelihood is not finite.
+        """
+        longest = max(item.shape[-1] for item in codes)
+        batch = torch.full((len(codes), self.model.num_codebooks, longest), self.model.zero_token_id)
+        for row, item in enumerate(codes):
+            batch[row, :, : item.shape[-1]] = item[0]
+        losses = score_stream(
+            self.model,
+            batch,
+            condition_tensors=absent_conditions(self.model, len(codes)),
+            segment_steps=self._segment_steps,
+        )
+        audio, counts = losses.nats[:, 1:].double(), losses.weights[:, 1:] > 0
+        nats = (torch.where(counts, audio, 0.0) * self.weights[:, None]).sum(1)
+        if not nats.isfinite().all():
+            raise ConfigError("A likelihood is not finite; `python -m finetune.doctor` tells whether the weights are.")
+        return nats

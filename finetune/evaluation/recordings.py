@@ -1,0 +1,207 @@
+"""The standard evaluation: the loss of whole recordings, each one stream, under every condition, by position.
+
+Shapes: `B` streams of a batch, `K` = 1 + n_q rows of codes, `T` steps; `Q` = 1 + dep_q predicted rows.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from moshi.models import LMModel
+from tqdm import tqdm
+
+import moshi_patch
+
+from ..common.distributed import Context
+from ..data.audio import durations
+from ..data.items import BROKEN_SHARE, BrokenData, Items
+from ..data.loader import collate
+from ..data.manifest import transcript_path
+from ..data.tokenize import Item, Segment, SpeechTokenizer
+from ..model.stream import StepLosses, score_stream
+from ..settings.schema import STEPS_PER_SECOND
+from .results import ResultStore, file_identity
+from .settings import EvalArgs
+
+logger = logging.getLogger(__name__)
+
+ON, OFF, BASELINE, PLAIN = "updates on", "updates off", "baseline", "no TTT"
+"""Conditions; a checkpoint without TTT has the last instead of the first two."""
+
+MINUTES = (0, 1, 2, 4, 8, 16, 30, math.inf)
+"""Edges of the stretches of a stream that are reported by themselves."""
+
+CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
+"""The plot: so many points for the longest stream, none of fewer steps."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What is evaluated.
+
+    Attributes:
+        segments: the streams, each once.
+        seconds: how long each is.
+        curve_steps: how many steps a point of the plot has.
+        items: reads them.
+    """
+
+    segments: list[Segment]
+    seconds: list[float]
+    curve_steps: int
+    items: Items
+
+    @classmethod
+    def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer, ctx: Context) -> "Streams":
+        """All recordings of `data.eval_data`, each once, cut where they are longer than `max_minutes`.
+
+        Raises:
+            BrokenData: when more than 5 % of them are missing, or all.
+        """
+        items = Items(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
+        segments = list(dict.fromkeys(segment for source in items.segments for segment in source))
+        longest = tokenizer.steps / tokenizer.mimi.frame_rate
+        whole = durations(segment.path for segment in segments)
+        seconds = [
+            min(max((duration or 0.0) - segment.first_step / tokenizer.mimi.frame_rate, 0.0), longest)
+            for segment, duration in zip(segments, whole, strict=True)
+        ]
+        points = math.ceil(max(seconds) * tokenizer.mimi.frame_rate / CURVE_POINTS)
+        return cls(segments, seconds, max(points, MIN_CURVE_STEPS), items)
+
+    def identity(self) -> list[Any]:
+        """What the results depend on, for a fingerprint."""
+        paths = dict.fromkeys(segment.path for segment in self.segments)
+        return [self.curve_steps, *([file_identity(path), file_identity(transcript_path(path))] for path in paths)]
+
+
+def item_id(segment: Segment) -> str:
+    """Unique in an evaluation, and the same in another run."""
+    return f"{segment.path}#{segment.first_step}"
+
+
+def conditions_of(model: LMModel) -> tuple[str, ...]:
+    """The conditions under which a checkpoint's own model is evaluated, the first being the model as it is served."""
+    return (ON, OFF) if moshi_patch.ttt_gatings(model) else (PLAIN,)
+
+
+def score_streams(
+    model: LMModel,
+    streams: Streams,
+    kinds: dict[str, str],
+    args: EvalArgs,
+    ctx: Context,
+    store: ResultStore,
+) -> None:
+    """Scores this rank's share of what `store` does not have yet, and stores it stream by stream.
+
+    Args:
+        kinds: by condition (`ON`, `OFF`, any other: the model as it is), under which name it is stored.
+
+    Raises:
+        BrokenData: when more than 5 % of all recordings cannot be read.
+    """
+    pending = [
+        (segment, seconds)
+        for segment, seconds in zip(streams.segments, streams.seconds, strict=True)
+        if any(store.get(kind, item_id(segment)) is None for kind in kinds.values())
+    ]
+    mine = pending[ctx.rank :: ctx.world_size]
+    bar = tqdm(
+        total=len(kinds) * sum(seconds for _, seconds in mine) + 1e-3,  # more than the sum of its parts, rounded
+        desc=" / ".join(kinds),
+        disable=ctx.rank != 0 or not mine,
+        bar_format="{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
+    )
+    with bar:
+        for first in range(0, len(mine), args.eval_batch_size):
+            part = mine[first : first + args.eval_batch_size]
+            batch = list(_loaded([segment for segment, _ in part], streams.items, model.zero_token_id))
+            streams.items.check()
+            seconds, longest = sum(seconds for _, seconds in part), max((i.codes.shape[2] for _, i in batch), default=1)
+            progress = partial(_advance, bar, seconds / longest)
+            for condition, kind in kinds.items():
+                if all(store.get(kind, item_id(segment)) for segment, _ in batch):  # also when none could be read
+                    progress(longest)
+                    continue
+                for (segment, _), losses in zip(batch, _score(model, batch, condition, args, progress), strict=True):
+                    store.add(kind, item_id(segment), _values(losses, streams.curve_steps))
+
+
+def _advance(bar: tqdm, seconds_per_step: float, steps: int) -> None:
+    bar.update(seconds_per_step * steps)
+
+
+def _loaded(segments: list[Segment], items: Items, zero_id: int) -> Iterator[tuple[Segment, Item]]:
+    """Those that can be read, without the zero tokens that fill up an item."""
+    for segment in segments:
+        item = items.read(segment)
+        if item is not None:
+            heard = (item.codes[0] != zero_id).any(0).nonzero()
+            yield segment, Item(item.codes[..., : int(heard[-1]) + 1], item.conditions)
+
+
+def _score(
+    model: LMModel, batch: list[tuple[Segment, Item]], condition: str, args: EvalArgs, progress: Callable[[int], None]
+) -> Iterator[StepLosses]:
+    """The losses of each stream of a batch."""
+    lengths = [item.codes.shape[2] for _, item in batch]
+    padded = [
+        Item(torch.nn.functional.pad(item.codes, (0, max(lengths) - steps), value=model.zero_token_id), item.conditions)
+        for (_, item), steps in zip(batch, lengths, strict=True)
+    ]
+    together, tensors = collate(padded), None
+    if together.condition_attributes is not None:
+        tensors = model.condition_provider.prepare_and_provide(together.condition_attributes)
+    with moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext():
+        losses = score_stream(
+            model,
+            together.codes,
+            condition_tensors=tensors,
+            segment_steps=args.segment_steps,
+            text_padding_weight=args.text_padding_weight,
+            first_codebook_weight_multiplier=args.first_codebook_weight_multiplier,
+            progress=progress,
+        )
+    for index, steps in enumerate(lengths):
+        nats, weights = losses.nats[index : index + 1, :, :steps], losses.weights[index : index + 1, :, :steps]
+        for row, delay in enumerate(model.delays[: weights.shape[1]]):
+            weights[:, row, max(steps - delay, 0) :] = 0.0  # predicted after the end: alone it would not be
+        yield StepLosses(nats, weights)
+
+
+def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
+    """What is kept of a stream: sums of all of it, of each stretch of minutes, and of each point of the plot.
+
+    A pair of sums is `[nats [Q], weights [Q]]`; in the plot Q is 2, the text and all of the audio.
+    """
+    steps = losses.nats.shape[2]
+    edges = [min(round(60 * STEPS_PER_SECOND * edge) if math.isfinite(edge) else steps, steps) for edge in MINUTES]
+    stretches = [_pair(losses, first, end) if end > first else None for first, end in pairwise(edges)]
+    points = [_pair(losses, first, first + curve_steps) for first in range(0, steps, curve_steps)]
+    curve = [[[sums[0], sum(sums[1:])] for sums in pair] for pair in points]
+    return {"steps": steps, "sums": _pair(losses, 0, steps), "by_position": stretches, "curve": curve}
+
+
+def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:
+    parts = losses.parts(first, end)
+    return [parts.sums.tolist(), parts.weights.tolist()]
+
+
+def finished(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:
+    """The streams that were scored under every condition.
+
+    Raises:
+        BrokenData: when more than 5 % were not, having been found broken by any of the ranks.
+    """
+    found = [one for one in streams.segments if all(store.get(kind, item_id(one)) for kind in kinds.values())]
+    broken = len(streams.segments) - len(found)
+    if broken > BROKEN_SHARE * len(streams.segments):
+        raise BrokenData(f"data.eval_data: {broken} of {len(streams.segments)} streams could not be read.")
+    return found

@@ -1,0 +1,120 @@
+"""What trains, in which group and at which rate, and the optimizer that does it.
+
+`parameter_groups` is the one place that decides; everything else (`requires_grad`, the optimizer, the table in the log,
+what a checkpoint of adapters holds) follows from it.
+"""
+
+from dataclasses import dataclass
+
+from moshi.conditioners import ConditionProvider
+from moshi.models.lm_utils import ScaledEmbedding
+from torch import nn
+
+import moshi_patch
+from moshi_patch import stock_name
+
+from ..common.errors import ConfigError
+from ..settings.schema import TrainArgs
+from .adapters import lora_parameters
+
+TARGET_LR_MULTIPLE = 5.0
+"""`ttt.optim_lr: null` is this multiple of `optim.lr`: target generators start at zero, beside weights that are trained
+already. On the recall benchmark (`benchmarks/recall.py`) it shortened the plateau before memory sets in."""
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that train at one rate.
+
+    Args:
+        name: `target_generators`, `w_down`, `text_embedding`, `adapters`, `embeddings` or `base`.
+        parameters: by their names in the unwrapped model. Under FSDP each holds this rank's share.
+        lr: the peak learning rate.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+
+
+def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
+    """Everything that trains, by what it is in the structure of `model`, wrapped or not.
+
+    - `target_generators` of TTT layers, at `ttt.optim_lr`;
+    - `w_down`, the base down projections of TTT layers, in full also under LoRA, with `ttt.train_w_down`. An adapter on
+      top of a W_down that trains would be redundant and stays as it is;
+    - `text_embedding` at `ttt.text_emb_lr`, when that is set;
+    - `adapters` with `lora.enable`;
+    - `embeddings` in full fine-tuning, and with `lora.ft_embed`;
+    - `base`, the rest, in full fine-tuning. Condition providers never train.
+
+    Raises:
+        ConfigError: when nothing would train.
+    """
+    targets = set(moshi_patch.ttt_parameters(model).values())
+    w_down, idle_adapters = _down_projections(model)
+    text_lr = args.ttt.text_emb_lr
+    roles = [
+        ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
+        ("target_generators", targets, args.ttt.optim_lr or TARGET_LR_MULTIPLE * args.optim.lr, args.ttt.enabled),
+        ("w_down", w_down, args.optim.lr, args.ttt.enabled and args.ttt.train_w_down),
+        ("frozen", idle_adapters if args.ttt.train_w_down else set(), 0.0, False),
+        ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, args.ttt.enabled),
+        ("adapters", set(lora_parameters(model).values()), args.optim.lr, args.lora.enable),
+        (
+            "embeddings",
+            _owned_by(model, ScaledEmbedding),
+            args.optim.lr,
+            args.full_finetuning or (args.lora.enable and args.lora.ft_embed),
+        ),
+        ("base", set(model.parameters()), args.optim.lr, args.full_finetuning),
+    ]
+    members: list[dict[str, nn.Parameter]] = [{} for _ in roles]
+    for name, parameter in model.named_parameters():
+        first = next(index for index, (_, owned, _, _) in enumerate(roles) if parameter in owned)
+        members[first][stock_name(name)] = parameter
+    groups = [
+        ParameterGroup(name, found, lr)
+        for (name, _, lr, trains), found in zip(roles, members, strict=True)
+        if trains and found
+    ]
+    if not groups:
+        raise ConfigError("Nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true.")
+    return groups
+
+
+def _owned_by(model: nn.Module, kind: type[nn.Module]) -> set[nn.Parameter]:
+    return {p for module in model.modules() if isinstance(module, kind) for p in module.parameters()}
+
+
+def _text_embedding(model: nn.Module) -> set[nn.Parameter]:
+    """What its `ScaledEmbedding` owns by itself. Adapters on parts of it are adapters."""
+    found = {p for name, module in model.named_modules() if stock_name(name) == "text_emb" for p in module.parameters()}
+    return found - set(lora_parameters(model).values())
+
+
+def _down_projections(model: nn.Module) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
+    """Of all TTT layers: the base weights of W_down, and the adapters on them."""
+    down = {p for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
+    adapters = down & set(lora_parameters(model).values())
+    return down - adapters, adapters
+
+
+def describe(groups: list[ParameterGroup], sizes: dict[str, int], total: int) -> str:
+    """A table: group, tensors, parameters, learning rate.
+
+    Args:
+        sizes: number of values per parameter name, in the whole model; under FSDP a rank holds less.
+        total: number of values of the whole model.
+    """
+    rows = [("group", "tensors", "parameters", "learning rate")]
+    for group in groups:
+        number = sum(sizes[name] for name in group.parameters)
+        rows.append((group.name, str(len(group.parameters)), f"{number:,}", f"{group.lr:g}"))
+    frozen = total - sum(sizes[name] for group in groups for name in group.parameters)
+    rows.append(("(frozen)", "", f"{frozen:,}", "0"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )

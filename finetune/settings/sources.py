@@ -1,0 +1,51 @@
+"""Where training data comes from: lists of files and their weights, as a setting spells them."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.files import is_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lists that are drawn from together, and their share of all items among the sources."""
+
+    name: str
+    weight: float
+    files: tuple[Path, ...]
+
+
+def parse_sources(spec: str) -> list[Source]:
+    """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
+
+    Raises:
+        ValueError: for a weight that is not positive, a path that does not exist, a folder without lists, or nothing.
+    """
+    sources = [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
+    if not sources:
+        raise ValueError(f"{spec!r} names no list; must be a .jsonl file or a folder of them.")
+    return sources
+
+
+def _parse_source(part: str) -> Source:
+    name, colon, weight_text = part.rpartition(":")
+    try:
+        weight = float(weight_text) if colon else 1.0
+    except ValueError:  # a colon within the path
+        colon, weight = "", 1.0
+    path = Path(name if colon else part)
+    if colon and not name:
+        raise ValueError(f"{part}: there is no list before the colon.")
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
+    if os.path.isdir(path):
+        files = tuple(sorted(path.rglob("*.jsonl")))
+        if not files:
+            raise ValueError(f"{path}: a folder without any .jsonl file.")
+    elif is_file(path):
+        files = (path,)
+    else:
+        raise ValueError(f"{path}: no such file or folder.")
+    return Source(str(path), weight, files)

@@ -1,0 +1,190 @@
+"""Data: what users write is checked, line by line, by the reader and by `python -m finetune.data check`."""
+
+import json
+import os
+
+import pytest
+
+from finetune.data.__main__ import main as data_main
+from finetune.data.manifest import read_entries, read_transcript
+from finetune.settings.sources import parse_sources
+from tests.support.datasets import MAIN, USER, write_dataset
+from tests.support.tiny_repository import DATA
+
+
+def test_lists_folders_and_weights(tmp_path):
+    for name in ("a.jsonl", "folder/b.jsonl", "folder/deep/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    sources = parse_sources(f"{tmp_path}/a.jsonl:0.5,{tmp_path}/folder")
+    assert [(source.weight, [file.name for file in source.files]) for source in sources] == [
+        (0.5, ["a.jsonl"]),
+        (1.0, ["b.jsonl", "c.jsonl"]),
+    ]
+    (tmp_path / "empty").mkdir()
+    for spec, named in (
+        (f"{tmp_path}/empty", "without any"),
+        ("gone", "no such"),
+        (f"{tmp_path}/a.jsonl:-1", "weight"),
+        (":2", "before the colon"),
+        (" , ", "names no list"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            parse_sources(spec)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "3",
+        "\xff",
+        '{"path": 3, "duration": 1}',
+        '{"path": "a.wav"}',
+        '{"path": "a.wav", "duration": "1"}',
+        '{"path": "a.wav", "duration": -1}',
+        '{"path": "a.wav", "duration": NaN}',
+        '{"path": "a.wav", "duration": 1' + 400 * "0" + "}",
+        '{"path": "a.wav", "duration": 1e9}',
+        '{"path": ".", "duration": 1}',
+        r'{"path": "\ud800.wav", "duration": 1}',
+        100_000 * "[",
+    ],
+)
+def test_bad_lines_are_problems_with_their_number(tmp_path, line):
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(b'\n{"path": "a.wav", "duration": 1.5}\n' + line.encode("latin-1") + b"\n")
+    entries, problems = read_entries(path)
+    assert [(entry.path, entry.duration, entry.line) for entry in entries] == [(tmp_path / "a.wav", 1.5, 2)]
+    assert [problem.line for problem in problems] == [3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"alignments": 1}',
+        '{"alignments": [["a", [0, 1]]]}',
+        '{"alignments": [["a", [0], "S"]]}',
+        '{"alignments": [["a", [0, "1"], "S"]]}',
+        '{"alignments": [], "text_conditions": "x"}',
+    ],
+)
+def test_bad_transcripts_are_refused(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"alignments|text_conditions|Expecting"):
+        read_transcript(path)
+
+
+def test_check_finds_every_kind_of_problem_with_its_line(tmp_path, capsys):
+    kinds = ["ok", "gone", "mono", "long", "silent", "malformed", "unsorted", "line"]
+    path = write_dataset(tmp_path, 8, **{f"train{i}": kind for i, kind in enumerate(kinds)})
+    assert data_main(["check", str(path)]) == 1
+    *problems, summary = capsys.readouterr().out.splitlines()
+    named = ["no such file (audio)", "mono", "duration=0.64: the file has 0.320", "no such file (alignments)"]
+    named += ["malformed", "unsorted", "not a valid line"]
+    assert len(problems) == len(named)
+    for number, (problem, part) in enumerate(zip(problems, named, strict=True), start=2):
+        assert problem.startswith(f"{path}:{number}: ")
+        assert part in problem
+    assert summary == "8 lines, 0.001 hours of audio, 10 words, 5 of them by SPEAKER_MAIN; 7 problems, 0 notes."
+
+
+def test_check_as_json_and_of_the_committed_data(tmp_path, capsys):
+    assert data_main(["check", str(DATA), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["problems"], report["lines"]) == (True, [], 3)
+    assert data_main(["check", str(write_dataset(tmp_path, 1, train0="mono")), "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert (problem["line"], problem["file"]) == (1, str(tmp_path / "train.jsonl"))
+
+
+def with_words(folder, *words, number: int = 1):
+    """A list of `number` files; these are the alignments of the second, or only, one."""
+    path = write_dataset(folder, number)
+    (folder / f"train{number - 1}.json").write_text(json.dumps({"alignments": words}))
+    return path
+
+
+def test_check_names_every_malformed_and_unsorted_alignment_with_its_line(tmp_path, capsys):
+    words = [
+        ["a", [0.05, 0.1], MAIN],
+        ["b", [0.2], MAIN],
+        ["c", [0.2, 0.25], MAIN],
+        ["d", [0.1, 0.15], MAIN],
+        ["e", [0.12, 0.15], USER],
+        ["f", [0.11, 0.15], USER],
+        "g",
+        ["h", [-1, 0.2], USER],
+        ["i", [9, 10], USER],
+        ["j", [0.2, "0.3"], USER],
+    ]
+    path = with_words(tmp_path, *words, number=2)
+    assert data_main(["check", str(path)]) == 1
+    *problems, summary = capsys.readouterr().out.splitlines()
+    named = [(1, "malformed"), (3, "unsorted"), (5, "unsorted"), (6, "malformed"), (7, "starts before 0")]
+    named += [(7, "unsorted"), (8, "after the end"), (9, "malformed")]
+    assert len(problems) == len(named)
+    for problem, (index, what) in zip(problems, named, strict=True):
+        assert problem.startswith(f"{path}:2: {tmp_path / 'train1.json'}: ")
+        assert f"alignments[{index}]={words[index]!r}"[:15] in problem
+        assert what in problem
+    assert "8 problems, 0 notes." in summary
+
+
+def test_check_notes_words_without_a_duration_but_passes(tmp_path, capsys):
+    path = with_words(tmp_path, ["a", [0.1, 0.1], MAIN], ["b", [0.2, 0.1], USER], ["c", [0.25, 0.3], MAIN])
+    assert data_main(["check", str(path)]) == 0
+    zero, negative, summary = capsys.readouterr().out.splitlines()
+    assert zero.startswith(f"{path}:1: note: {tmp_path / 'train0.json'}: alignments[0]=['a', (0.1, 0.1)")
+    assert negative.startswith(f"{path}:1: note: {tmp_path / 'train0.json'}: alignments[1]=['b', (0.2, 0.1)")
+    assert "dropped in training" in zero
+    assert summary.endswith("1 words, 1 of them by SPEAKER_MAIN; 0 problems, 2 notes.")
+    data_main(["check", str(path), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], len(report["notes"])) == (True, 2)
+
+
+@pytest.mark.parametrize("words", [[["a", [0.1, 0.2], USER]], [["a", [0.1, 0.1], MAIN]]])
+def test_check_names_a_file_in_which_moshi_says_nothing(tmp_path, capsys, words):
+    assert data_main(["check", str(with_words(tmp_path, *words))]) == 1
+    assert "no word by SPEAKER_MAIN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_list_does_not_pass(tmp_path, capsys, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    assert data_main(["check", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'a.jsonl'}:1: an empty list" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF\x00\x00\x00\x00WAVEfmt ", b"nonsense"])
+def test_check_names_a_file_that_is_no_audio(tmp_path, capsys, content):
+    path = write_dataset(tmp_path, 2)
+    (tmp_path / "train1.wav").write_bytes(content)
+    assert data_main(["check", str(path)]) == 1
+    assert f"{path}:2: {tmp_path / 'train1.wav'}: cannot be read as audio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [44, 5000])
+def test_check_names_a_file_of_which_a_part_is_missing(tmp_path, capsys, kept):
+    path = write_dataset(tmp_path, 2)
+    os.truncate(tmp_path / "train1.wav", kept)  # the header still promises all of it
+    assert data_main(["check", str(path)]) == 1
+    (line, _) = capsys.readouterr().out.splitlines()
+    assert line == f"{path}:2: {tmp_path / 'train1.wav'}: ends before the 0.320 seconds of its header; copy it anew"
+
+
+def test_check_names_a_file_whose_name_no_disk_can_hold(tmp_path, capsys):
+    path = write_dataset(tmp_path, 2)
+    path.write_text(path.read_text().replace("train1", 300 * "a"))
+    assert data_main(["check", str(path)]) == 1
+    assert f"{path}:2: {tmp_path / (300 * 'a')}.wav: no such file (audio)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("spec", "named"), [("gone.jsonl", "gone.jsonl: no such"), (",", "names no list")])
+def test_check_of_no_list(capsys, spec, named):
+    assert data_main(["check", spec]) == 2
+    assert named in capsys.readouterr().err

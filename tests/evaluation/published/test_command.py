@@ -1,0 +1,72 @@
+"""The command of docs/evaluation_paper.md, as it stands there, on a checkpoint that was just trained."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+import moshi_patch
+from finetune.evaluation.run import evaluate
+from finetune.evaluation.settings import parse_command_line
+from finetune.settings.command_line import from_dict
+from finetune.training.trainer import train
+from tests.support.tiny_repository import DATA, ROOT, build_repo
+
+from make_pairs import make_benchmarks  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of a few steps, and beside it the stand-ins of the benchmarks."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = {
+        "data": {"train_data": f"{DATA}/train.jsonl"},
+        "run_dir": str(folder / "run"),
+        "moshi_paths": {"hf_repo_id": str(build_repo(folder / "repo"))},
+        "duration_sec": 4,
+        "max_steps": 2,
+        "param_dtype": "float32",
+        "full_finetuning": True,
+        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 0.03},
+    }
+    train(from_dict(settings))
+    moshi_patch.uninstall()
+    make_benchmarks(folder / "tiny_benchmarks", items=3, longform_seconds=12.0)
+    return folder
+
+
+@pytest.fixture
+def words(run, monkeypatch):
+    """The documented command line, for the run of this test."""
+    text = (ROOT / "docs" / "evaluation_paper.md").read_text()
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "eval_from_checkpoint" in block)
+    line = next(line for line in block.replace("\\\n", " ").splitlines() if "eval_from_checkpoint" in line)
+    monkeypatch.chdir(run)
+    yield [word.replace("runs/tiny_ttt", "run") for word in shlex.split(line)[2:]]
+    moshi_patch.uninstall()
+
+
+def test_the_documented_command_evaluates_every_set_beside_a_baseline(run, words):
+    out = run / "run" / "eval" / "checkpoint_000002"
+    printed = evaluate(parse_command_line([*words, "--baseline=base"]))
+    content = json.loads((out / "eval.json").read_text())["paper"]
+    assert list(content) == ["swuggy", "sblimp", "sstorycloze", "tstorycloze", "longform"]
+    for name, result in content.items():
+        place = result["buckets"][0] if name == "longform" else result
+        for condition in ("updates on", "updates off", "baseline", "updates on - baseline"):
+            assert place[condition]["low"] <= place[condition]["value"] <= place[condition]["high"]
+        assert name in printed
+    assert content["swuggy"]["beyond_first_chunk"]["share"] == 0.0  # six notes are twelve steps
+    assert content["swuggy"]["updates on"] == content["swuggy"]["updates off"]
+    assert (out / "eval_paper.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_settings_of_the_benchmarks_are_other_results(run, words):
+    (run / "out").mkdir()
+    values = []
+    for option in ("first", "all"):
+        evaluate(parse_command_line([*words, f"--paper.codebooks={option}", f"--out_dir={run / 'out'}"]))
+        values.append(json.loads((run / "out" / "eval.json").read_text())["paper"]["sblimp"]["per_pair"])
+    assert values[0].keys() == values[1].keys()
+    assert values[0] != values[1]

@@ -1,0 +1,126 @@
+"""Bad settings: one ValueError each, naming argument, value and what is allowed, before anything is built."""
+
+import math
+
+import pytest
+import torch
+from moshi.models.lm import LMModel
+
+import moshi_patch
+from moshi_patch import TTTConfig
+from tests.support.models import TINY, TTT, tiny_model
+
+BAD = [
+    ({"ttt_chunck_size": 4}, "ttt_chunck_size=4", "ttt_chunk_size"),
+    ({"ttt_chunk_size": 0}, "ttt_chunk_size=0", "positive whole number"),
+    ({"ttt_chunk_size": 2.5}, "ttt_chunk_size=2.5", "positive whole number"),
+    ({"ttt_chunk_size": True}, "ttt_chunk_size=True", "positive whole number"),
+    ({"ttt_layers": "99"}, "ttt_layers='99'", "indices from 0 to 3"),
+    ({"ttt_layers": "1,x"}, "ttt_layers='1,x'", "list of layer indices"),
+    ({"ttt_layers": [1, -1]}, "ttt_layers=[1, -1]", "list of layer indices"),
+    ({"ttt_layers": []}, "ttt_layers=[]", "list of layer indices"),
+    ({"ttt_layers": ""}, "ttt_layers=''", "list of layer indices"),
+    ({"ttt_layers": 3}, "ttt_layers=3", "list of layer indices"),
+    ({"ttt_layers": None}, "ttt_start_layer=5", "from 0 to 3"),
+    ({"ttt_layers": None, "ttt_layer_frequency": 0}, "ttt_layer_frequency=0", "positive whole number"),
+    ({"ttt_start_layer": -1}, "ttt_start_layer=-1", "not negative"),
+    ({"ttt_learning_rate": -1e-3}, "ttt_learning_rate=-0.001", "positive finite number"),
+    ({"ttt_learning_rate": math.nan}, "ttt_learning_rate=nan", "positive finite number"),
+    ({"ttt_learning_rate": "fast"}, "ttt_learning_rate='fast'", "positive finite number"),
+    ({"ttt_conv_kernel_size": 0}, "ttt_conv_kernel_size=0", "positive whole number"),
+    ({"ttt_conv_depthwise": "no"}, "ttt_conv_depthwise='no'", "True or False"),
+    ({"ttt_target": "tokens"}, "ttt_target='tokens'", "'token_embeddings' or 'hidden_states'"),
+    ({"ttt_learning_rate": 10**400}, "ttt_learning_rate=1000", "positive finite number"),
+    ({"ttt_layers": "1," + "9" * 50}, "ttt_layers='1,9999", "list of layer indices"),
+    ({"num_layers": "4"}, "num_layers='4'", "positive whole number"),
+    ({"ttt_delta_clip": 0.0}, "ttt_delta_clip=0.0", "positive finite number, or None"),
+    ({"ttt_delta_clip": math.inf}, "ttt_delta_clip=inf", "positive finite number, or None"),
+    ({"ttt_decay": 0}, "ttt_decay=0", "(0, 1]"),
+    ({"ttt_decay": 1.5}, "ttt_decay=1.5", "(0, 1]"),
+    ({"ttt_enabled": "yes"}, "ttt_enabled='yes'", "True or False"),
+    ({"gating": "none"}, "gating='none'", "silu"),
+    ({"weights_per_step": 2}, "weights_per_step=2", "one gated MLP per layer"),
+    ({"depformer_ttt_enabled": True}, "depformer_ttt_enabled=True", "never gets TTT"),
+]
+
+
+@pytest.fixture
+def unbuilt(monkeypatch):
+    """Fails when the stock constructor runs: the error must come before."""
+
+    def refuse(*_, **__):
+        pytest.fail("the stock constructor ran before the error")
+
+    monkeypatch.setattr(LMModel, "__init__", refuse)
+    moshi_patch.install()
+    yield
+    moshi_patch.uninstall()
+
+
+@pytest.mark.parametrize(("override", "named", "allowed"), BAD, ids=[named for _, named, _ in BAD])
+@pytest.mark.usefixtures("unbuilt")
+def test_bad_settings_are_refused_before_anything_is_built(override, named, allowed):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 -- the message is checked below
+        LMModel(**{**TINY, **TTT, **override})
+    assert named in str(error.value)
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [5, 11, 17, 23, 29]),
+        ({"layers": "1,5, 10"}, [1, 5, 10]),
+        ({"layers": [7, 3, 3]}, [3, 7]),
+        ({"layers": "all"}, list(range(32))),
+        ({"layers": "middle"}, list(range(8, 24))),
+        ({"start_layer": 0, "layer_frequency": 10}, [0, 10, 20, 30]),
+    ],
+    ids=str,
+)
+def test_layer_selection_in_a_model_of_32_layers(settings, expected):
+    assert TTTConfig(enabled=True, **settings).layer_indices(32) == expected
+
+
+def test_settings_survive_the_round_trip_through_keyword_arguments():
+    config = TTTConfig(enabled=True, layers="middle", chunk_size=64, delta_clip=0.1)
+    assert TTTConfig.from_kwargs(config.to_kwargs()) == config
+
+
+@pytest.mark.usefixtures("patched")
+def test_settings_without_the_switch_are_not_ignored_silently():
+    with pytest.warns(UserWarning, match="ttt_layers given without ttt_enabled=True"):
+        assert not moshi_patch.ttt_gatings(tiny_model(ttt_layers="all"))
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_chunk_longer_than_the_attention_window_is_warned_about(caplog):
+    tiny_model(**{**TTT, "ttt_chunk_size": 9})
+    assert caplog.text == ""
+    tiny_model(**{**TTT, "ttt_chunk_size": 10})
+    assert "ttt_chunk_size=10 is longer than context=9" in caplog.text
+
+
+def test_a_moshi_of_another_shape_is_refused_by_name_and_left_alone(monkeypatch):
+    from moshi.modules.transformer import StreamingTransformerLayer
+
+    stock = LMModel.__init__
+    monkeypatch.setattr(StreamingTransformerLayer, "_ff_block", lambda self, x, extra: x)
+    with pytest.raises(RuntimeError, match=r"\(self, x, extra\) should take x alone"):
+        moshi_patch.install()
+    assert not moshi_patch.is_installed()
+    assert LMModel.__init__ is stock
+
+
+@pytest.mark.parametrize("function", [moshi_patch.ttt_stats, lambda m: moshi_patch.ttt_updates(m).__enter__()])
+def test_a_control_on_a_model_without_ttt_is_an_error_not_a_silent_nothing(function):
+    with pytest.raises(ValueError, match="no TTT layer"):
+        function(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.usefixtures("patched")
+def test_stats_before_streaming_report_weights_only():
+    for stats in moshi_patch.ttt_stats(tiny_model(**TTT)).values():
+        assert stats["updates"] is stats["delta_norm"] is stats["relative_delta"] is None
+        assert stats["conv_norm"] == 0.0
+        assert stats["W_target_norm"] == pytest.approx(4.0)

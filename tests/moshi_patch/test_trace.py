@@ -1,0 +1,111 @@
+"""No host work per step: one traced streaming step, replayed without Python, is the whole stream."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import moshi_patch
+from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
+
+pytestmark = pytest.mark.usefixtures("patched")
+B, T = 3, 34
+
+
+def ttt_model(**overrides):
+    return randomise_targets(tiny_model(**{**TTT, "positional_embedding": "none", **overrides}))
+
+
+def trace(model, codes):
+    """A graph of tensor operations for one step of `model`, bound to its streaming state of now."""
+    return make_fx(lambda step: model.forward_text(step)[0])(codes[:, :, :1])
+
+
+@torch.no_grad()
+def one_pass(model, codes):
+    return model.forward_text(codes)[0]
+
+
+SETTINGS = {
+    "plain": {},
+    "clip, decay, K=5": {"ttt_delta_clip": 0.5, "ttt_decay": 0.8, "ttt_conv_kernel_size": 5},
+    "full conv, hidden_states": {"ttt_conv_depthwise": False, "ttt_target": "hidden_states"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("traced_at", [0, 7])
+def test_a_replayed_step_is_the_stream_wherever_it_was_traced(name, traced_at):
+    model = ttt_model(**SETTINGS[name])
+    codes = random_codes(model, B, T)
+    expected = one_pass(model, codes)
+    with torch.no_grad(), model.streaming(B):
+        for t in range(traced_at):
+            model.forward_text(codes[:, :, t : t + 1])
+        graph = trace(model, codes)
+        model.reset_streaming()
+        actual = torch.cat([graph(codes[:, :, t : t + 1]) for t in range(T)], 1)
+        assert relative(actual, expected) < 1e-12
+        for stats in moshi_patch.ttt_stats(model).values():
+            assert stats["updates"] == [T // 5] * B
+
+
+def test_a_replayed_step_follows_exec_masks_and_resets():
+    model = ttt_model()
+    codes = random_codes(model, B, T)
+    generator = torch.Generator().manual_seed(4)
+    outputs, fed = {}, [[] for _ in range(B)]
+    with torch.no_grad(), model.streaming(B):
+        graph = trace(model, codes)
+        model.reset_streaming()
+        for t in range(T):
+            if t == 13:
+                model.reset_streaming(torch.tensor([False, True, False]))
+                fed[1] = []
+            execute = torch.rand(B, generator=generator) < 0.8
+            model.set_exec_mask(execute)
+            out = graph(codes[:, :, t : t + 1])
+            for row in execute.nonzero()[:, 0].tolist():
+                fed[row].append(t)
+                outputs[row, t] = out[row, 0]
+    for row in range(B):
+        alone = one_pass(model, codes[row : row + 1, :, fed[row]])[0]
+        assert relative(torch.stack([outputs[row, t] for t in fed[row]]), alone) < 1e-12
+        assert len(fed[row]) > 10
+
+
+def test_the_control_switch_reaches_a_replayed_step():
+    model = ttt_model()
+    codes = random_codes(model, B, T)
+    with moshi_patch.ttt_updates(model):
+        control = one_pass(model, codes)
+    with torch.no_grad(), model.streaming(B):
+        graph = trace(model, codes)
+        model.reset_streaming()
+        with moshi_patch.ttt_updates(model):
+            actual = torch.cat([graph(codes[:, :, t : t + 1]) for t in range(T)], 1)
+        for stats in moshi_patch.ttt_stats(model).values():
+            assert stats["updates"] == [0] * B
+            assert stats["delta_norm"] == [0.0] * B
+    assert relative(actual, control) < 1e-12
+
+
+def test_the_state_lives_in_the_same_memory_from_first_to_last_step():
+    model = ttt_model(ttt_delta_clip=0.5)
+    codes = random_codes(model, B, T)
+    with torch.no_grad(), model.streaming(B):
+        states = [gating._streaming_state.fast for gating in moshi_patch.ttt_gatings(model).values()]
+        before = [{name: (t.data_ptr(), t.shape) for name, t in vars(state).items()} for state in states]
+        for t in range(T):
+            model.forward_text(codes[:, :, t : t + 1])
+        model.reset_streaming()
+        assert before == [{name: (t.data_ptr(), t.shape) for name, t in vars(s).items()} for s in states]
+
+
+@pytest.mark.parametrize("steps", [1, 20], ids="T={}".format)
+def test_streaming_with_gradients_on_keeps_no_graph_in_the_state(steps):
+    model = ttt_model()
+    with model.streaming(B):
+        out = model.forward_text(random_codes(model, B, steps))[0]
+        assert out.requires_grad
+        for gating in moshi_patch.ttt_gatings(model).values():
+            assert not any(tensor.requires_grad for tensor in vars(gating._streaming_state.fast).values())

@@ -1,0 +1,44 @@
+"""What the README says can be typed is typed here."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import moshi_patch
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.usefixtures("patched")
+def test_python_blocks_run_one_after_the_other(capsys):
+    assert BLOCKS
+    names = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert moshi_patch.is_installed()
+    assert "'updates': [3]" in capsys.readouterr().out
+
+
+def test_files_the_documentation_names_exist():
+    texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
+    named = {name for text in texts for name in re.findall(r"(?<!\w)(?:benchmarks|docs|example|tests)/[\w./]+\w", text)}
+    assert len(named) > 5
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_recall_table_is_that_of_the_committed_results():
+    rows = {
+        line.split(",")[0].strip("| "): line for line in README.splitlines() if line.startswith(("| easy", "| hard"))
+    }
+    runs = json.loads((ROOT / "benchmarks" / "results" / "recall.json").read_text())["runs"]
+    for case, row in rows.items():
+        final = [run["final"] for run in runs if run["settings"]["case"] == case]
+        columns = [("on", "first"), ("none", "repeat"), ("on", "repeat"), ("off", "repeat")]
+        for (condition, part), cell in zip(columns, row.replace("*", "").split("|")[2:6], strict=True):
+            assert cell.strip() == " / ".join(f"{one[condition][part]:.2f}" for one in final), (case, condition, part)
+    assert set(rows) == {"easy", "hard"}

@@ -1,0 +1,45 @@
+"""Small models with TTT in each of its settings, and their streams, for the tests of streaming."""
+
+import torch
+
+from moshi_patch.call import LayerCall, current_call
+from tests.support.models import TTT, randomise_targets, tiny_model
+
+B, T = 3, 33
+SETTINGS = {
+    "plain": {},
+    "C=1": {"ttt_chunk_size": 1},
+    "C>D": {"ttt_chunk_size": 20},
+    "K=1": {"ttt_conv_kernel_size": 1},
+    "K=5": {"ttt_conv_kernel_size": 5},
+    "K>2C": {"ttt_conv_kernel_size": 5, "ttt_chunk_size": 2},
+    "full conv": {"ttt_conv_depthwise": False},
+    "hidden_states": {"ttt_target": "hidden_states"},
+    "clip and decay": {"ttt_delta_clip": 0.5, "ttt_decay": 0.8},
+    "every layer": {"ttt_layers": "all"},
+}
+
+
+def ttt_model(dtype=torch.float64, **settings):
+    return randomise_targets(tiny_model(dtype, **{**TTT, "positional_embedding": "none", **settings}))
+
+
+@torch.no_grad()
+def one_pass(model, codes):
+    return model.forward_text(codes)[0]
+
+
+@torch.no_grad()
+def steps(model, codes):
+    """`[B, T, D]`: the model's outputs, one step at a time, in the streaming state it is in."""
+    return torch.cat([model.forward_text(codes[:, :, t : t + 1])[0] for t in range(codes.shape[2])], 1)
+
+
+@torch.no_grad()
+def call_gating(gating, x, x0):
+    """The gating's output as its layer would ask for it."""
+    token = current_call.set(LayerCall(x0, frozenset()))
+    try:
+        return gating(x)
+    finally:
+        current_call.reset(token)

@@ -1,0 +1,109 @@
+"""One of two gloo processes on the CPU: several training runs one after the other, and what this rank held and read.
+
+Run as `python -m tests.support.training_worker FOLDER RANK WORLD_SIZE JOBS`: JOBS is a JSON
+file with a list of settings.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from moshi.models import loaders
+from safetensors import SafetensorError
+
+from finetune.common.errors import ConfigError, DiskError
+from finetune.data.items import BrokenData
+from finetune.settings.command_line import from_dict
+from finetune.training import trainer
+
+DIVERGES = "poison_step"
+"""In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
+
+UNREADABLE = "unreadable"
+"""In a job: the name of a file that rank 1, and it alone, cannot read, as on a machine with a bad disk."""
+
+DISKS = "disks"
+"""In a job: the working directory of each rank, as on machines with disks of their own."""
+
+LOSES = "loses"
+"""In a job: a file of its working directory that rank 1 no longer has when the model is loaded."""
+
+LARGEST_FILE = "largest_file"
+"""In a job: the bytes of the largest file that rank 0 can write, as on a disk that is full."""
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
+    torch.set_num_threads(1)
+    reports: list[dict] = []
+    unreadable: str | None = None
+    loses: str | None = None
+    build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, trainer.forward_loss
+
+    def watched_build(args, ctx):
+        built = build(args, ctx)
+        if rank == 1 and loses is not None:
+            Path(loses).unlink()
+        tensors = [*built.model.named_parameters(), *built.model.named_buffers()]
+        reports[-1]["meta"] = [name for name, tensor in tensors if tensor.is_meta]
+        reports[-1]["wrapped"] = type(built.model).__name__
+        reports[-1]["held"] = sum(parameter.numel() for parameter in built.model.parameters())
+        return built
+
+    def watched_load(path, *args, **kwargs):
+        reports[-1]["read"].append(Path(path).name)
+        if rank == 1 and Path(path).name == unreadable:
+            raise SafetensorError("input/output error")
+        return load_file(path, *args, **kwargs)
+
+    def watched_cleanup():
+        inside = threads()
+        cleanup()
+        reports[-1]["threads"] += [inside, threads()]
+
+    trainer.build_model, trainer.cleanup, loaders.load_file = watched_build, watched_cleanup, watched_load
+    for number, job in enumerate(jobs):
+        reports.append({"read": [], "threads": [threads()]})
+        poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
+        loses, disks, largest = job.pop(LOSES, None), job.pop(DISKS, None), job.pop(LARGEST_FILE, None)
+        calls = []
+
+        def loss(*args, poison=poison, calls=calls):
+            calls.append(1)
+            parts = step(*args)
+            if len(calls) == poison and rank == 1:
+                parts.sums.mul_(float("nan"))
+            return parts
+
+        trainer.forward_loss = loss
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous{number}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=30),
+        )
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if rank == 0 and largest is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+        try:
+            with contextlib.chdir(disks[rank] if disks else os.curdir):
+                trainer.train(from_dict(job))
+        except (BrokenData, ConfigError, DiskError) as error:
+            reports[-1]["error"] = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (folder / f"report{rank}.json").write_text(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(Path(sys.argv[4]).read_text()))

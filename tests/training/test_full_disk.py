@@ -1,0 +1,102 @@
+"""A disk that is full ends the run in one line, and leaves the last checkpoint and room for it to continue.
+
+Instead of a disk, the largest file that the system lets the process write is small: writing fails as really.
+"""
+
+import contextlib
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune.common.errors import DiskError
+from finetune.training.start import start_run_dir
+from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
+from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.training.test_refused import write_settings
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("mode", ["adapter", "merged"])
+def test_a_save_that_fails_at_any_file_leaves_nothing_behind(tmp_path, mode):
+    args = arguments(tmp_path / "run", num_ckpt_keep=1, **MODES[mode])
+    checkpointer, state = tiny_run(args)
+    advance(state)
+    with largest_file(0), pytest.raises(DiskError, match=r"File too large.*there is no other checkpoint"):
+        checkpointer.save(state)
+    assert names(checkpointer.folder) == []
+    saved = checkpointer.save(state)
+    sizes = {path.stat().st_size for path in saved.rglob("*") if path.is_file()}
+    advance(state)
+    for size in sizes:
+        with largest_file(size - 1), pytest.raises(DiskError) as end:
+            checkpointer.save(state)
+        assert "checkpoint_000002: cannot be saved (" in str(end.value)
+        assert "too large" in str(end.value).lower()
+        assert f"the last complete checkpoint, {saved}, is intact" in str(end.value)
+        assert names(checkpointer.folder) == ["checkpoint_000001"]
+    assert checkpointer.save(state)
+    assert names(checkpointer.folder) == ["checkpoint_000002"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`train.py run.yaml WORDS`, in a folder with a base model and data, where no file may be larger than `largest`."""
+    folder = tmp_path_factory.mktemp("place")
+    build_repo(folder / "repo")
+    shutil.copytree(DATA, folder / "data")
+    write_settings(folder)
+
+    def start(*words: str, largest: int | None = None) -> subprocess.CompletedProcess:
+        limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))) if largest else None
+        command = [sys.executable, ROOT / "train.py", "run.yaml", *words]
+        return subprocess.run(
+            command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, preexec_fn=limit
+        )
+
+    start.folder = folder
+    return start
+
+
+def test_a_run_that_cannot_save_ends_in_one_line_and_continues_when_there_is_room(run):
+    assert run("--max_steps=2").returncode == 0
+    full = run("--resume", "--max_steps=3", largest=50_000)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    line = full.stderr.splitlines()[-1]
+    assert line.startswith("train.py: run/checkpoints/checkpoint_000003: cannot be saved (File too large); the last")
+    assert "run/checkpoints/checkpoint_000002, is intact" in line
+    assert names(run.folder / "run" / "checkpoints") == ["checkpoint_000002"]
+    assert run("--resume", "--max_steps=3").returncode == 0
+    assert names(run.folder / "run" / "checkpoints") == ["checkpoint_000002", "checkpoint_000003"]
+
+
+def test_metrics_that_cannot_be_written_are_one_line(run):
+    full = run("--run_dir=new", "--do_ckpt=false", "--max_steps=9", largest=4_000)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    line = full.stderr.splitlines()[-1]
+    assert line.startswith("train.py: new/metrics.train.jsonl: cannot be written (File too large); checkpoints that")
+
+
+def test_settings_that_cannot_be_written(tmp_path):
+    with largest_file(100), pytest.raises(DiskError, match=r"run/args\.yaml: cannot be written \(File too large\)"):
+        start_run_dir(arguments(tmp_path / "run"))

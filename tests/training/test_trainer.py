@@ -1,0 +1,250 @@
+"""A tiny model trains from files: what a run does, logs and leaves behind, and how it ends when things go wrong."""
+
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from finetune.common.distributed import Context, cleanup, setup
+from finetune.common.errors import ConfigError
+from finetune.model.loss import LossParts
+from finetune.settings.command_line import from_dict
+from finetune.settings.validation import validate
+from finetune.training import health as activity_module
+from finetune.training import losses as eval_module
+from finetune.training.losses import forward_loss
+from finetune.training.start import open_run_dir
+from finetune.training.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
+from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.support.training_runs import metrics, settings_for
+
+ONE = Context(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _patched(patched):
+    """Training installs the patch for good; here it is gone after each test."""
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory) -> Path:
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+
+
+@pytest.fixture
+def trainer(repo, tmp_path):
+    """Makes trainers; `train` runs them, here they are taken step by step."""
+    made = []
+
+    def make(**changes) -> Trainer:
+        args = from_dict(settings_for(repo, tmp_path / f"run{len(made)}", **changes))
+        validate(args)
+        ctx = setup()
+        made.append(Trainer(args, ctx))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    cleanup()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"param_dtype": "bfloat16"},
+        {"lora": {"enable": True, "rank": 4, "ft_embed": True}, "ttt": {}},
+        {"lora": {}, "full_finetuning": True, "save_adapters": False},
+        {"lora": {}},
+    ],
+    ids=["lora+ttt", "lora+ttt-bf16", "lora+embeddings", "full+ttt", "ttt_alone"],
+)
+def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
+    run = tmp_path / "run"
+    settings = settings_for(repo, run, **{"do_eval": True, "eval_freq": 6, "max_steps": 12, **changes})
+    settings["optim"]["lr"] = 3e-3
+    train(from_dict(settings))
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    numbers = {"loss", "text_loss", "audio_loss", "grad_norm", "steps_per_second", "peak_memory_gib"}
+    assert numbers | {"tokens_per_second", "audio_seconds_per_second"} <= rows[0].keys()
+    assert all(math.isfinite(row[name]) for row in rows for name in numbers)
+    evaluations = metrics(run, "eval")
+    assert [row["step"] for row in evaluations] == [6, 12]
+    assert evaluations[1]["perplexity"] == pytest.approx(math.exp(evaluations[1]["loss"]), rel=1e-5)
+    if settings["ttt"]:
+        assert rows[0]["ttt/layers.1/relative_delta"] == 0  # nothing is learnt before the first update
+        assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
+        assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
+        assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
+        gain = evaluations[1]["loss_updates_off"] - evaluations[1]["loss"]
+        assert evaluations[1]["ttt_gain"] == pytest.approx(gain, abs=1e-5)
+    assert (run / "report.png").is_file()
+    assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+
+
+def test_a_text_embedding_that_trains_is_saved_with_the_adapters_and_resuming_without_it_is_refused(repo, tmp_path):
+    settings = settings_for(repo, tmp_path / "run", max_steps=2)
+    settings["ttt"] |= {"init_target": "readout", "text_emb_lr": 0.05}
+    train(from_dict(settings))
+    [file] = (tmp_path / "run").glob("checkpoints/*/consolidated/lora.safetensors")
+    base = load_file(repo / "model.safetensors")["text_emb.weight"]
+    assert (load_file(file)["text_emb.weight"].float() - base.float()).abs().max() > 0.01
+    resumed = settings | {"max_steps": 3, "checkpoint": {"resume": True}}
+    resumed["ttt"] = settings["ttt"] | {"text_emb_lr": None}
+    with pytest.raises(ConfigError, match="text_emb_lr is set=False, was True"):
+        train(from_dict(resumed))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_was_stopped_continues_bit_for_bit(repo, tmp_path, dtype):
+    run = tmp_path / "run"
+    settings = settings_for(repo, run, ckpt_freq=3, param_dtype=dtype)
+    train(from_dict(settings))
+    straight = metrics(run)
+    shutil.rmtree(run / "checkpoints" / "checkpoint_000006")
+    train(from_dict(settings | {"checkpoint": {"resume": True}}))
+    again = metrics(run)
+    assert [row["step"] for row in again] == [1, 2, 3, 4, 5, 6]
+    same = ("loss", "grad_norm", "lr/adapters", "ttt/layers.3/delta_norm")
+    assert [[row[name] for name in same] for row in again] == [[row[name] for name in same] for row in straight]
+
+
+def test_resuming_where_nothing_is_starts_anew_and_says_so(repo, tmp_path, caplog):
+    train(from_dict(settings_for(repo, tmp_path / "run", max_steps=1, checkpoint={"resume": True})))
+    assert "Nothing to resume" in caplog.text
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+def test_a_second_stage_starts_from_the_first_ones_result(repo, tmp_path, trainer):
+    train(from_dict(settings_for(repo, tmp_path / "first")))
+    first = metrics(tmp_path / "first")
+    second = trainer(init_from=str(tmp_path / "first"), data={"train_data": f"{DATA}/train.jsonl"})
+    fresh = trainer(data={"train_data": f"{DATA}/train.jsonl"})
+    assert second.train_step().loss < min(fresh.train_step().loss, first[0]["loss"]) - 0.1
+    assert second.state.step == 1
+
+
+def test_an_existing_run_is_never_overwritten_nor_deleted(repo, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious").write_text("weights")
+    monkeypatch.setattr("finetune.training.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
+    with pytest.raises(ConfigError, match=r"run_dir=.*exists already.*--resume.*overwrite_run_dir"):
+        train(from_dict(settings_for(repo, run)))
+    assert open_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True))) == run
+    assert not (run / "precious").exists()
+    assert [(folder / "precious").read_text() for folder in tmp_path.glob("run.*")] == ["weights"]
+
+
+def test_settings_are_checked_before_any_model_is_loaded(repo, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.training.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
+    with pytest.raises(ConfigError, match="duration_sec"):
+        train(from_dict(settings_for(repo, tmp_path / "run", duration_sec=1)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_microbatches_are_one_large_batch(trainer):
+    data = {"train_data": f"{DATA}/train.jsonl"}
+    large = trainer(batch_size=4, data=data)
+    small = trainer(batch_size=1, num_microbatches=4, data=data)
+    for _ in range(3):
+        one, many = large.train_step(), small.train_step()
+        for name in ("loss", "text", "audio", "grad_norm"):
+            assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-5)
+
+
+def test_recomputed_activations_change_nothing(trainer):
+    losses = []
+    for checkpointing in (True, False):
+        made = trainer(gradient_checkpointing=checkpointing)
+        losses.append([made.train_step(measure=True).loss for _ in range(3)] + [*made.activity.values().values()])
+    assert losses[0] == losses[1]
+
+
+def test_weights_known_from_the_codes_are_those_of_the_loss(trainer):
+    made = trainer(first_codebook_weight_multiplier=100.0, text_padding_weight=0.25, duration_sec=9)
+    for _ in range(3):
+        batch = next(made.state.loader)
+        assert (batch.codes == -1).any() or batch.codes.shape[2] == 113
+        parts = forward_loss(made.model, batch, made.args, ONE)
+        assert torch.equal(made._weights(batch), parts.weights)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(trainer, caplog):
+    made = trainer(max_steps=30)
+    made.train_step()
+    broken = made.model.out_norm.alpha
+    good = broken.detach().clone()
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    before = {name: p.clone() for name, p in made.model.named_parameters() if p.requires_grad}
+    for _ in range(MAX_BAD_STEPS - 1):
+        assert not made.train_step().applied
+    assert all(torch.equal(value, made.model.get_parameter(name)) for name, value in before.items())
+    assert "the update is skipped (9 in a row)" in caplog.text
+    with torch.no_grad():
+        broken.copy_(good)
+    assert made.train_step().applied
+    assert any(not torch.equal(value, made.model.get_parameter(name)) for name, value in before.items())
+    assert made.state.step == MAX_BAD_STEPS + 1
+    with torch.no_grad():
+        broken.fill_(float("inf"))
+    for _ in range(MAX_BAD_STEPS - 1):
+        made.train_step()
+    with pytest.raises(TrainingDiverged, match="10 steps in a row"):
+        made.train_step()
+
+
+def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
+    """Items of equal weight: then the gain is a plain mean of differences."""
+    made = trainer(do_eval=True, batch_size=2)
+    torch.manual_seed(0)
+    rows = torch.rand(5, 1 + made.model.dep_q, dtype=torch.float64)
+    weights = torch.ones_like(rows)
+    blank = torch.zeros_like(rows[:1])  # where an item is missing or broken
+    on = LossParts(torch.cat([rows, blank]), torch.cat([weights, blank]))
+    off = LossParts(torch.cat([rows * 2, blank]), on.weights)
+    found = eval_module._gain(on, off, weights.sum(0))
+    each = rows[:, 0] + rows[:, 1:].mean(1)
+    assert found["ttt_gain"].item() == pytest.approx(each.mean().item())
+    assert found["ttt_gain_error"].item() == pytest.approx(each.std().item() / 5**0.5)
+    assert eval_module._gain(*(LossParts(p.sums[:1], p.weights[:1]) for p in (on, off)), weights[0]).keys() == {
+        "ttt_gain"
+    }, "one item has no spread"
+
+
+def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):
+    monkeypatch.setattr(activity_module, "INACTIVE_STEPS", 3)
+    made = trainer(ttt={"enabled": True, "layers": [1], "chunk_size": 16, "optim_lr": 1e-12, "learning_rate": 1e-6})
+    with caplog.at_level(logging.WARNING):
+        made.run()
+    assert "TTT is inactive" in caplog.text
+
+
+def test_from_the_command_line(repo, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings_for(repo, tmp_path / "run", max_steps=2)))
+
+    def command(*arguments) -> subprocess.CompletedProcess:
+        words = [sys.executable, ROOT / "train.py", *arguments]
+        return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    done = command(file, "--optim.lr", "1e-2", "--log_freq=2")
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [2]
+    for line in ("target_generators", "w_down", "adapters", "(frozen)"):
+        assert f"\n{line}" in done.stderr
+    refused = command("--config", file, "--ttt.chunk_sise", "8")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("train.py: ttt.chunk_sise='8': unknown key; did you mean")
