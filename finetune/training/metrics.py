@@ -136,7 +136,13 @@ def _parse(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        return None
+    if isinstance(gain := entry.pop("ttt_gain", None), (int, float)):  # what runs before 2026-11-25 wrote
+        entry["ttt_reliance"] = -gain
+    if (error := entry.pop("ttt_gain_error", None)) is not None:
+        entry["ttt_reliance_error"] = error
+    return entry
 
 
 def _start_tensorboard(run_dir: Path, step: int) -> Any:

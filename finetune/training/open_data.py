@@ -8,7 +8,7 @@ from ..data.items import BrokenData, Items, differing_view
 from ..data.loader import EvalLoader, TrainLoader
 from ..data.tokenize import Cutter, load_tokenizer
 from ..settings.schema import STEPS_PER_SECOND, TrainArgs
-from .build import BuiltModel
+from .build_model import BuiltModel
 
 T = TypeVar("T")
 
