@@ -15,7 +15,7 @@ from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file
 
 from finetune.checkpoint.checkpointer import Checkpointer
-from finetune.checkpoint.saved import load_model, model_paths, open_finished
+from finetune.checkpoint.saved import load_model, model_paths, open_checkpoint
 from finetune.checkpoint.training_state import TrainState
 from finetune.common.errors import ConfigError
 from finetune.doctor.__main__ import main as doctor
@@ -73,8 +73,8 @@ def saved(repo, tmp_path):
 
 def answers(run: Path) -> torch.Tensor:
     """Logits of the checkpoint, loaded as an evaluation loads it."""
-    finished = open_finished(run)
-    model, _ = load_model(finished, model_paths(finished), torch.device("cpu"), torch.float32)
+    saved = open_checkpoint(run)
+    model, _ = load_model(saved, model_paths(saved), torch.device("cpu"), torch.float32)
     assert_active(model)
     return logits(model)
 
