@@ -17,7 +17,7 @@ from moshi.models import LMGen, LMModel, MimiModel, loaders
 from tqdm import tqdm
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 from tiny_repo import DATA, make_tiny_repo
 
 ROOT = Path(__file__).parent.parent
