@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import moshi_patch
+from example.make_pairs import make_benchmarks
 from finetune.checkpoint.saved import load_model, open_finished
 from finetune.data.manifest import Entry
 from finetune.data.tokenize import SpeechTokenizer
@@ -19,8 +20,6 @@ from finetune.model.loss import LossParts, compute_loss
 from finetune.settings.schema import MoshiPaths
 from tests.support.evaluations import MODES, NAMES, command_line, make_runs, results, start, training
 from tests.support.tiny_repository import DATA
-
-from make_pairs import make_benchmarks  # isort: skip
 
 CPU = torch.device("cpu")
 
