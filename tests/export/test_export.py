@@ -26,7 +26,7 @@ from finetune.model.trainable import parameter_groups
 from finetune.settings.command_line import from_dict
 from finetune.training.build import build_model
 from finetune.training.optimizer import build_optimizer
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 from tests.export.test_model_card import RESULTS
 from tests.support.checkpoint_runs import CTX, Place, advance
 from tests.support.loading import assert_active, logits
