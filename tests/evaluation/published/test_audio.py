@@ -8,13 +8,12 @@ import pytest
 import sphn
 import torch
 
+from example.make_pairs import make_list, play
 from finetune.common.errors import ConfigError
 from finetune.data.broken import BrokenData, BrokenItem
 from finetune.evaluation.published.audio import MonoTokenizer
 from tests.support.published import evaluate, model_of, settings
 from tests.support.tiny_repository import ROOT
-
-from make_pairs import make_list, play  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("patched")
 

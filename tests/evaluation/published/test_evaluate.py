@@ -11,6 +11,7 @@ import pytest
 import sphn
 import torch
 
+from example.make_pairs import make_benchmarks, play
 from finetune.data.broken import BrokenData
 from finetune.evaluation.published.audio import MonoTokenizer
 from finetune.evaluation.published.likelihood import Likelihood
@@ -19,8 +20,6 @@ from finetune.evaluation.recordings import OFF, ON
 from tests.support.published import evaluate, load_mimi, model_of, settings
 from tests.support.published_worker import args_for
 from tests.support.tiny_repository import ENVIRONMENT, ROOT, build_repo
-
-from make_pairs import make_benchmarks, play  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("patched")
 
