@@ -14,7 +14,7 @@ from torch import nn
 import moshi_patch
 
 from ..common.distributed import Context, gather_over_ranks, sum_over_ranks
-from ..data.items import BrokenData
+from ..data.broken import BrokenData
 from ..data.loader import EvalLoader
 from ..model.loss import LossParts, perplexity
 from ..settings.schema import TrainArgs
