@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 
+from ..common.errors import UserError
 from ..common.files import is_file
 from ..settings.sources import Source, parse_sources
 from .manifest import Problem, read_entries, transcript_path
@@ -32,7 +33,7 @@ View = tuple[str, int, str]
 """What one rank has of a list: a checksum, how many usable items, and the first thing that is wrong with it, or ""."""
 
 
-class BrokenData(ValueError):
+class BrokenData(UserError, ValueError):
     """Too much of the data is broken to go on, or not all ranks have the same."""
 
 
