@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import moshi_patch
 from example.tiny_repo import DATA, make_tiny_repo
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 
 ROOT = Path(__file__).parent.parent
 

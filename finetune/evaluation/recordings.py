@@ -194,7 +194,7 @@ def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:
     return [parts.sums.tolist(), parts.weights.tolist()]
 
 
-def finished(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:
+def scored_streams(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:
     """The streams that were scored under every condition.
 
     Raises:

@@ -14,7 +14,7 @@ from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
 DIALOGUES = ["boat", "sister", "train"]
