@@ -5,7 +5,7 @@ import os
 import sys
 
 from finetune.common.errors import ConfigError
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
 

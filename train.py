@@ -6,7 +6,7 @@ import sys
 import threading
 
 from finetune.common.errors import ConfigError, DiskError
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.settings.command_line import parse_command_line
 from finetune.training.trainer import TrainingDiverged, train
 

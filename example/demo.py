@@ -17,8 +17,8 @@ from moshi.models import LMGen, LMModel, MimiModel, loaders
 from tqdm import tqdm
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
-from tiny_repo import DATA, make_tiny_repo
+from example.tiny_repo import DATA, make_tiny_repo
+from moshi_patch.repository import local_repositories
 
 ROOT = Path(__file__).parent.parent
 
@@ -184,7 +184,7 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     print("== Recall beyond the attention's reach: the easy case ==", flush=True)
-    recall = [sys.executable, str(ROOT / "benchmarks" / "recall.py"), "--case", "easy", "--out", str(out)]
+    recall = [sys.executable, "-m", "benchmarks.evidence.recall", "--case", "easy", "--out", str(out)]
     subprocess.run(recall, cwd=ROOT, check=True)
     # So small a model computes faster than several threads agree on who does what.
     os.environ["OMP_NUM_THREADS"] = "1"

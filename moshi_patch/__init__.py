@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .memory import fingerprint, load_memory, save_memory
     from .model import stock_name, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
     from .patch import install, is_installed, uninstall
+    from .repository import load_checkpoint_info
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _MODULES = {
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "model": ("stock_name", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
     "patch": ("install", "is_installed", "uninstall"),
+    "repository": ("load_checkpoint_info",),
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "fingerprint",
     "install",
     "is_installed",
+    "load_checkpoint_info",
     "load_memory",
     "save_memory",
     "stock_name",

@@ -10,18 +10,14 @@ Two things the stock programs refuse work here: a machine without CUDA, and a lo
 import argparse
 import contextlib
 import importlib.util
-import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.utils import LocalEntryNotFoundError
-from moshi.models import loaders
 
 from .patch import install
+from .repository import local_repositories
 
 SERVER = "moshi.server"
 SERVER_OPTIONS = {"--memory", "--idle-timeout"}
@@ -46,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     additions: contextlib.AbstractContextManager = contextlib.nullcontext()
     arguments = options.args
     if options.module == SERVER:
-        from .stock_server import serving, take_options
+        from .serving.stock_server import add_conversations, split_options
 
-        server_options, arguments = take_options(arguments)
-        additions = serving(server_options)
+        server_options, arguments = split_options(arguments)
+        additions = add_conversations(server_options)
     elif options.module.partition(".")[0] == "moshi":
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
@@ -93,38 +89,6 @@ def without_cuda() -> Iterator[None]:
         yield
     finally:
         torch.cuda.synchronize = stock
-
-
-@contextlib.contextmanager
-def local_repositories() -> Iterator[None]:
-    """Inside, `CheckpointInfo.from_hf_repo` and so `--hf-repo` also take the path of a folder.
-
-    A folder that exists wins over a repository of the same name on the Hub.
-    """
-    stock = loaders.hf_hub_download
-
-    def download(repo_id: str | Path, filename: str, *args: Any, **kwargs: Any) -> str:
-        if os.path.isdir(repo_id):
-            return file_in_folder(repo_id, filename)
-        return stock(repo_id, filename, *args, **kwargs)
-
-    loaders.hf_hub_download = download
-    try:
-        yield
-    finally:
-        loaders.hf_hub_download = stock
-
-
-def file_in_folder(folder: str | Path, filename: str) -> str:
-    """The path of `filename` in `folder`.
-
-    Raises:
-        LocalEntryNotFoundError: naming both. It is a FileNotFoundError, and an EntryNotFoundError as the Hub gives.
-    """
-    path = Path(folder) / filename
-    if not path.is_file():
-        raise LocalEntryNotFoundError(f"The local folder {str(folder)!r} has no file {filename!r}.")
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .model import WRAPPERS, ttt_gatings
+from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
-PIECE = 1 << 26
+CHECKSUM_BLOCK_BYTES = 1 << 26
 """Bytes that a checksum looks at in one go: what it allocates stays below a few of these."""
 
-SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
+LAYER_SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
 """Settings that say in several ways which layers have TTT; a fingerprint names the layers instead."""
 
 
@@ -42,10 +42,10 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    gatings = _gatings(model)
+    gatings = _gatings_by_stock_name(model)
     config = next(iter(gatings.values())).config
-    settings = {key: value for key, value in config.to_kwargs().items() if key not in SELECTION}
-    weights = {WRAPPERS.sub("", name): _describe(tensor) for name, tensor in model.state_dict().items()}
+    settings = {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
+    weights = {stock_name(name): _dtype_shape_checksum(tensor) for name, tensor in model.state_dict().items()}
     return {"settings": {"layers": list(gatings), **settings}, "weights": weights}
 
 
@@ -66,14 +66,14 @@ def save_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
             would answer from then on is lost for good.
         OSError: when the file cannot be written.
     """
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(model).items()}
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in fast_weight_tensors(model).items()}
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise ValueError(f"{path}: not saved, as {_first(broken)} of the fast weights is not finite.")
+        raise ValueError(f"{path}: not saved, as {_first_of(broken)} of the fast weights is not finite.")
     metadata = {
         "format": FORMAT,
         "fingerprint": json.dumps(known if known is not None else fingerprint(model)),
-        "state": json.dumps({key: _describe(tensor) for key, tensor in state.items()}),
+        "state": json.dumps({key: _dtype_shape_checksum(tensor) for key, tensor in state.items()}),
     }
     path = Path(path).resolve()  # a link stays one
     partial = path.with_name(f".{path.name}.partial")
@@ -109,7 +109,7 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
         ValueError: naming the file and the reason: it is damaged or no memory at all, belongs to other weights or
             settings (which), or to another number of rows; or `model` is not streaming.
     """
-    live = _state(model)
+    live = fast_weight_tensors(model)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
@@ -122,29 +122,29 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: the file is damaged or cut off: {error}") from error
-    if {key: _describe(tensor) for key, tensor in saved.items()} != contents or saved.keys() != live.keys():
+    if {key: _dtype_shape_checksum(tensor) for key, tensor in saved.items()} != contents or saved.keys() != live.keys():
         raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
     for key, tensor in live.items():
         if tensor.shape != saved[key].shape or tensor.dtype != saved[key].dtype:
             raise ValueError(
-                f"{path}: {key} is {_kind(saved[key])} in the file and {_kind(tensor)} in the model: stream as many "
-                "rows as were saved."
+                f"{path}: {key} is {_dtype_and_shape(saved[key])} in the file and {_dtype_and_shape(tensor)} in the "
+                "model: stream as many rows as were saved."
             )
     for key, tensor in live.items():
         tensor.copy_(saved[key])
 
 
-def _gatings(model: nn.Module) -> dict[str, nn.Module]:
-    gatings = {WRAPPERS.sub("", name): gating for name, gating in ttt_gatings(model).items()}
+def _gatings_by_stock_name(model: nn.Module) -> dict[str, nn.Module]:
+    gatings = {stock_name(name): gating for name, gating in ttt_gatings(model).items()}
     if not gatings:
         raise ValueError(f"{type(model).__name__} has no TTT layer, so there is nothing to remember.")
     return gatings
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+def fast_weight_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All tensors of the streaming states of TTT layers, by the name of the gating and of the field: no copies."""
     tensors = {}
-    for name, gating in _gatings(model).items():
+    for name, gating in _gatings_by_stock_name(model).items():
         if gating._streaming_state is None:
             raise ValueError(f"{type(model).__name__} is not streaming: there are no fast weights outside of a stream.")
         fast = gating._streaming_state.fast
@@ -162,22 +162,22 @@ def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mappin
     names = sorted(saved["weights"].keys() | here["weights"].keys())
     differing = [name for name in names if saved["weights"].get(name) != here["weights"].get(name)]
     if differing:
-        reasons.append(f"weights differ: {_first(differing)} of {len(names)}")
+        reasons.append(f"weights differ: {_first_of(differing)} of {len(names)}")
     if reasons:
         raise ValueError(f"{path}: this memory was made with another model or other settings: {'; '.join(reasons)}.")
 
 
-def _first(names: list[str]) -> str:
+def _first_of(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _dtype_and_shape(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _describe(tensor: torch.Tensor) -> str:
+def _dtype_shape_checksum(tensor: torch.Tensor) -> str:
     """Dtype, shape and checksum."""
-    return f"{_kind(tensor)} {_checksum(tensor):016x}"
+    return f"{_dtype_and_shape(tensor)} {_checksum(tensor):016x}"
 
 
 def _checksum(tensor: torch.Tensor) -> int:
@@ -187,7 +187,7 @@ def _checksum(tensor: torch.Tensor) -> int:
     """
     total = 0
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    for piece in flat.split(PIECE):
+    for piece in flat.split(CHECKSUM_BLOCK_BYTES):
         words = F.pad(piece, (0, 16 - len(piece) % 8)).view(torch.int64)  # a copy, so that 8 bytes are aligned
         odd = torch.arange(1, 2 * len(words), 2, device=words.device)
         total = (total * 0x9E3779B97F4A7C15 + (words * odd).sum().item() + len(piece)) % (1 << 64)

@@ -21,10 +21,10 @@ from torch import nn
 
 from .model import require_gatings, ttt_stats
 
-STEPPED = ("step", "step_with_extra_heads", "forward_text")
+STEP_METHODS = ("step", "step_with_extra_heads", "forward_text")
 """Methods that move a stream on: those of `LMGen`, which replays a graph, or else that of `LMModel`."""
 
-CONTENT = {"start": "chunk_size", "read": "layers", "reset": "rows"}
+FIELD_OF_EVENT = {"start": "chunk_size", "read": "layers", "reset": "rows"}
 """What a line has besides its step, by its event."""
 
 
@@ -62,7 +62,7 @@ class Recorder:
         self._begin = time.monotonic()
         sizes = {name: gating.config.chunk_size for name, gating in self.gatings.items()}
         self._write("start", every=self.every, chunk_size=sizes)
-        names = [name for name in STEPPED[:2] if hasattr(self.model, name)] or [STEPPED[2]]
+        names = [name for name in STEP_METHODS[:2] if hasattr(self.model, name)] or [STEP_METHODS[2]]
         for name in names:
             self._wrap(name, self._stepping)
         self._wrap("reset_streaming", self._resetting)
@@ -144,7 +144,7 @@ def _record(line: str) -> dict[str, Any] | None:
     """A line of a recording; None for anything else."""
     try:
         record = json.loads(line)
-        return record if CONTENT[record["event"]] in record and isinstance(record["step"], int) else None
+        return record if FIELD_OF_EVENT[record["event"]] in record and isinstance(record["step"], int) else None
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .check import FAILED, OK, Check
-from .machine import environment
+from .finding import FAILED, OK, Finding
+from .machine import check_machine
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,19 +43,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def _checks(args: argparse.Namespace) -> Iterator[Check]:
+def _checks(args: argparse.Namespace) -> Iterator[Finding]:
     found = []
-    for check in environment(Path(args.checkpoint or ".")):
+    for check in check_machine(Path(args.checkpoint or ".")):
         found.append(check)
         yield check
     if args.checkpoint is None:
         return
     if any(check.status == FAILED for check in found):
-        yield Check("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
+        yield Finding("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
         return
-    from .checkpoint import checkpoint
+    from .checkpoint import check_checkpoint
 
-    yield from checkpoint(Path(args.checkpoint), args.base, args.device)
+    yield from check_checkpoint(Path(args.checkpoint), args.base, args.device)
 
 
 if __name__ == "__main__":

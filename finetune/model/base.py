@@ -32,7 +32,7 @@ def load_base(args: TrainArgs, ctx: Context) -> tuple[LMModel, CheckpointInfo]:
         ConfigError: when a file is damaged, or the base model and the settings do not go together; names the file.
     """
     paths = args.moshi_paths
-    info = find_checkpoint(paths, weights=ctx.rank == 0)
+    info = find_base_files(paths, weights=ctx.rank == 0)
     config_path = paths.config_path or f"{paths.hf_repo_id}/config.json"
     with reading(f"moshi_paths.config_path={config_path!r}: no model can be made from it"):
         _check_base(info, args)
@@ -46,7 +46,7 @@ def load_base(args: TrainArgs, ctx: Context) -> tuple[LMModel, CheckpointInfo]:
         return _make(info, args, info.moshi_weights, ctx.device if ctx.world_size == 1 else "cpu"), info
 
 
-def find_checkpoint(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
+def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
     """The files of the base model: a Hub repository, a folder laid out like one, or single files.
 
     Args:

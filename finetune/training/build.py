@@ -12,7 +12,7 @@ from torch import nn
 
 import moshi_patch
 
-from ..checkpoint.weights import load_finished_weights
+from ..checkpoint.weights import load_initial_weights
 from ..common.distributed import Context, on_all_ranks
 from ..model.adapters import add_adapters
 from ..model.base import lm_kwargs, load_base
@@ -54,7 +54,7 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     if args.lora.enable:
         add_adapters(model, args.lora.rank, args.lora.scaling)
     if args.init_from is not None:  # also when resuming: frozen weights are saved with no checkpoint
-        load_finished_weights(args.init_from, model, ctx)
+        load_initial_weights(args.init_from, model, ctx)
     start_targets(model, args.ttt.init_target)
     groups = parameter_groups(model, args)
     model.requires_grad_(False)

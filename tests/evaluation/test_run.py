@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import moshi_patch
-from finetune.checkpoint.saved import load_model, open_finished
+from example.make_pairs import make_benchmarks
+from finetune.checkpoint.saved import load_model, open_checkpoint
 from finetune.data.manifest import Entry
 from finetune.data.tokenize import SpeechTokenizer
 from finetune.evaluation.run import evaluate
@@ -19,8 +20,6 @@ from finetune.model.loss import LossParts, compute_loss
 from finetune.settings.schema import MoshiPaths
 from tests.support.evaluations import MODES, NAMES, command_line, make_runs, results, start, training
 from tests.support.tiny_repository import DATA
-
-from make_pairs import make_benchmarks  # isort: skip
 
 CPU = torch.device("cpu")
 
@@ -38,8 +37,8 @@ def words(made, tmp_path):
 
 def by_hand(made, name: str, updates: bool) -> LossParts:
     """The loss of all three dialogues from single passes over each of them."""
-    finished = open_finished(made / name)
-    model, info = load_model(finished, MoshiPaths(hf_repo_id=str(made / "repo")), CPU, torch.float32)
+    saved = open_checkpoint(made / name)
+    model, info = load_model(saved, MoshiPaths(hf_repo_id=str(made / "repo")), CPU, torch.float32)
     tokenizer = SpeechTokenizer.for_model(model, info.get_mimi(device=CPU), info.get_text_tokenizer(), 20)
     total = None
     for name in NAMES:

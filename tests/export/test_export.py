@@ -15,7 +15,7 @@ from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file
 
 from finetune.checkpoint.checkpointer import Checkpointer
-from finetune.checkpoint.saved import load_model, model_paths, open_finished
+from finetune.checkpoint.saved import load_model, model_paths, open_checkpoint
 from finetune.checkpoint.training_state import TrainState
 from finetune.common.errors import ConfigError
 from finetune.doctor.__main__ import main as doctor
@@ -26,7 +26,7 @@ from finetune.model.trainable import parameter_groups
 from finetune.settings.command_line import from_dict
 from finetune.training.build import build_model
 from finetune.training.optimizer import build_optimizer
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 from tests.export.test_model_card import RESULTS
 from tests.support.checkpoint_runs import CTX, Place, advance
 from tests.support.loading import assert_active, logits
@@ -73,8 +73,8 @@ def saved(repo, tmp_path):
 
 def answers(run: Path) -> torch.Tensor:
     """Logits of the checkpoint, loaded as an evaluation loads it."""
-    finished = open_finished(run)
-    model, _ = load_model(finished, model_paths(finished), torch.device("cpu"), torch.float32)
+    saved = open_checkpoint(run)
+    model, _ = load_model(saved, model_paths(saved), torch.device("cpu"), torch.float32)
     assert_active(model)
     return logits(model)
 

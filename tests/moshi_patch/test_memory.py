@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
-from moshi_patch.memory import _checksum, _state
+from moshi_patch.memory import _checksum, fast_weight_tensors
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
@@ -36,7 +36,7 @@ def hear(model, start: int, end: int, rows: int = 2) -> torch.Tensor:
 
 
 def snapshot(model) -> dict[str, torch.Tensor]:
-    return {key: tensor.clone() for key, tensor in _state(model).items()}
+    return {key: tensor.clone() for key, tensor in fast_weight_tensors(model).items()}
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -65,7 +65,7 @@ def test_a_stream_that_was_saved_and_loaded_goes_on_as_one_whose_attention_alone
     moshi_patch.load_memory(resumed, tmp_path / "memory")
     kept = snapshot(straight)
     straight.reset_streaming()
-    for key, tensor in _state(straight).items():
+    for key, tensor in fast_weight_tensors(straight).items():
         tensor.copy_(kept[key])
     torch.testing.assert_close(hear(resumed, STEPS, 2 * STEPS), hear(straight, STEPS, 2 * STEPS), rtol=0, atol=0)
     assert_same(snapshot(resumed), snapshot(straight))
@@ -77,9 +77,9 @@ def test_a_stream_that_was_saved_and_loaded_goes_on_as_one_whose_attention_alone
 def test_loading_writes_into_the_tensors_that_a_captured_graph_reads(tmp_path):
     model = streaming_model()
     moshi_patch.save_memory(model, tmp_path / "memory")
-    before = {key: tensor.data_ptr() for key, tensor in _state(model).items()}
+    before = {key: tensor.data_ptr() for key, tensor in fast_weight_tensors(model).items()}
     moshi_patch.load_memory(model, tmp_path / "memory")
-    assert {key: tensor.data_ptr() for key, tensor in _state(model).items()} == before
+    assert {key: tensor.data_ptr() for key, tensor in fast_weight_tensors(model).items()} == before
 
 
 def test_the_file_is_for_its_owner_alone_and_nothing_is_left_beside_it(tmp_path):
@@ -205,7 +205,7 @@ def test_fast_weights_that_are_not_finite_are_not_kept(tmp_path):
     path, model = tmp_path / "memory", streaming_model()
     moshi_patch.save_memory(model, path)
     content = path.read_bytes()
-    _state(model)["transformer.layers.3.gating.delta"][0, 0, 0] = float("nan")
+    fast_weight_tensors(model)["transformer.layers.3.gating.delta"][0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"transformer\.layers\.3\.gating\.delta of the fast weights is not finite"):
         moshi_patch.save_memory(model, path)
     assert path.read_bytes() == content
@@ -233,7 +233,7 @@ def test_a_checksum_tells_values_their_order_and_the_size_apart(dtype):
 WRITER = """
 import sys
 import moshi_patch
-from tests.test_memory import streaming_model
+from tests.moshi_patch.test_memory import streaming_model
 moshi_patch.install()
 models = [streaming_model(rows=8, steps=steps, ttt_chunk_size=500) for steps in (3, 6)]
 known = moshi_patch.fingerprint(models[0])
@@ -255,7 +255,7 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_file(tmp_path, d
         writer.send_signal(signal.SIGKILL)
     model = streaming_model(rows=8, steps=0, ttt_chunk_size=500)
     moshi_patch.load_memory(model, path)
-    positions = _state(model)["transformer.layers.1.gating.position"].tolist()
+    positions = fast_weight_tensors(model)["transformer.layers.1.gating.position"].tolist()
     assert positions in ([3] * 8, [6] * 8)
     expected = streaming_model(rows=8, steps=positions[0], ttt_chunk_size=500)
     assert_same(snapshot(model), snapshot(expected))

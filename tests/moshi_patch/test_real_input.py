@@ -14,7 +14,7 @@ from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
+from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
 DIALOGUES = ["boat", "sister", "train"]
@@ -81,7 +81,7 @@ def test_what_the_user_says_first_moshi_says_last(name):
 
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_the_fact_returns_after_what_all_attention_layers_together_reach(name):
-    from tiny_repo import LM
+    from example.tiny_repo import LM
 
     words = alignments(name)
     *_, (fact, (_, said), _) = takewhile(lambda word: word[2] == "SPEAKER_USER", words)
@@ -94,7 +94,7 @@ def test_the_fact_returns_after_what_all_attention_layers_together_reach(name):
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_the_speech_can_be_made_again(tmp_path):
-    from make_speech import make_speech
+    from example.make_speech import make_speech
 
     for folder in ("a", "b"):
         make_speech(tmp_path / folder)
@@ -158,7 +158,7 @@ def test_real_speech_makes_one_update_per_chunk_in_every_layer(model):
 
 
 def test_the_demos_control_is_the_same_until_the_first_update_and_another_after_it(model):
-    from demo import divergence, report, stream
+    from example.demo import divergence, report, stream
 
     lm, codes = model
     on = stream(lm, codes, "on")

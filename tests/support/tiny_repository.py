@@ -14,12 +14,10 @@ DATA = ROOT / "example" / "data"
 ENVIRONMENT = os.environ | {"NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 """For subprocesses. One thread: on layers this small several only wait for each other."""
 
-sys.path.insert(0, str(ROOT / "example"))
-
 
 def build_repo(folder: Path, **lm_overrides) -> Path:
     """The repository that `example/tiny_repo.py` makes, made with one thread."""
-    from tiny_repo import make_tiny_repo
+    from example.tiny_repo import make_tiny_repo
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """How far are the layer and the streaming step from what this machine can do? Bytes and operations against its rates.
 
-`python benchmarks/roofline.py [--device cuda] [--size small|7b] [--rows 1 8] [--threads 1] [--out FILE.json]`
+`python -m benchmarks.cost.roofline [--device cuda] [--size small|7b] [--rows 1 8] [--threads 1] [--out FILE.json]`
 
 Measured here, in one run: the machine's read bandwidth (products of a vector with matrices too large for its caches)
 and its rate of bfloat16 multiply-adds (a large matrix product); then the gated MLP and the streaming step, stock and
@@ -23,11 +23,11 @@ from moshi.modules.gating import ActivationGating
 from torch import nn
 
 import moshi_patch
-from common import add_threads, machine, set_threads, timed, write_json
-from layer import operations, run_once
+from benchmarks.cost.layer import operations, run_once
+from benchmarks.cost.step import COMMON, SIZES, Stream
+from benchmarks.measure import add_threads, machine, set_threads, timed, write_json
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.ops.step import rows_per_step
-from step import COMMON, SIZES, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """How the plateau benchmark is shown: the raw results in one file, tables and a plot.
 
-`python benchmarks/plateau_report.py FILE.jsonl [--out DIR]` writes `plateau.json` and `plateau.png`, prints the tables.
+`python -m benchmarks.evidence.plateau_report FILE.jsonl [--out DIR]` writes `plateau.json` and a plot, prints tables.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from common import write_json
+from benchmarks.measure import write_json
 
 CHANCE, BAG_OF_WORDS = 3.784, 3.494
 """Nats: ln 44, and the best that counting the tokens heard so far can do on the repeat at a gap of 36."""

@@ -1,6 +1,6 @@
 """What does TTT cost in one streaming step, and does any step stand out at a chunk's end?
 
-`python benchmarks/step.py [--device cuda] [--size small|7b] [--rows 1 8] [--out FILE.json]`
+`python -m benchmarks.cost.step [--device cuda] [--size small|7b] [--rows 1 8] [--out FILE.json]`
 
 Two models of the same size stream alternately in one process, step by step: stock, and TTT with the default layer
 selection. Reported per model: p50 and p99 of a step; beside each other: the median of per-step ratios, and TTT's p50
@@ -19,7 +19,7 @@ from moshi.utils.compile import CUDAGraphed
 from tqdm import trange
 
 import moshi_patch
-from common import add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import add_threads, machine, set_threads, timed, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The evidence suite: runs a grid of small trainings and makes the tables and plots of docs/evidence.md from them.
 
-`python benchmarks/suite.py [--grid FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
+`python -m benchmarks.evidence [--grid FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
 
 Every run adds one JSON line to the results as soon as it is over; a stopped suite, started again, goes on where it was.
 `--fresh` keeps the old results aside and begins anew. With `--budget` the runs are done in the order of the grid's
@@ -10,22 +10,22 @@ missing. A budget that outlasts the grid goes into further seeds of every cell.
 
 import argparse
 import logging
-import os
 import re
 from pathlib import Path
-
-os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported; compiling takes longer than training here
 
 import torch
 
 import moshi_patch
-from evidence.grid import read_grid
-from evidence.plots import draw_all
-from evidence.report import render
-from evidence.runner import run_all
-from evidence.store import Store
+
+from .grid import read_grid
+from .plots import draw_all
+from .report import render
+from .runner import run_all
+from .store import Store
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -44,11 +44,11 @@ def parse_budget(text: str) -> float:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grid", type=Path, default=HERE / "evidence.yaml")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "evidence.jsonl")
-    parser.add_argument("--doc", type=Path, default=HERE.parent / "docs" / "evidence.md")
-    parser.add_argument("--plots", type=Path, default=HERE / "results", metavar="DIR")
-    parser.add_argument("--cache", type=Path, default=HERE.parent / "runs" / "evidence", help="trained models")
+    parser.add_argument("--grid", type=Path, default=HERE / "grids" / "evidence.yaml")
+    parser.add_argument("--results", type=Path, default=RESULTS / "evidence.jsonl")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "evidence.md")
+    parser.add_argument("--plots", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "evidence", help="trained models")
     parser.add_argument("--budget", help="such as 1m, 30m or 4h; default: the whole grid once")
     parser.add_argument("--fresh", action="store_true", help="set the results aside and begin anew")
     parser.add_argument("--report-only", action="store_true", help="run nothing")

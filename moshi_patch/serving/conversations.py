@@ -16,22 +16,22 @@ import numpy as np
 from aiohttp import WSCloseCode, web
 from torch import nn
 
-from .memory import fingerprint, load_memory, save_memory
-from .model import ttt_gatings, ttt_stats
+from ..memory import fingerprint, load_memory, save_memory
+from ..model import ttt_gatings, ttt_stats
 
 logger = logging.getLogger(__name__)
 
-STATUS = "/api/ttt"
-SOCKET = "moshi_patch.socket"
+STATUS_PATH = "/api/ttt"
+WEBSOCKET_KEY = "moshi_patch.socket"
 """Key of a request under which its websocket can be found, once there is one."""
 
-GRACE_S = 3.0
+NEWCOMER_WAITS_S = 3.0
 """How long a newcomer waits for the one before to be gone, as when a page is reloaded, before it is sent away."""
 
-HANG_UP_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 """How long a client may take to read the close frame before the connection is cut."""
 
-STATUS_AGE_S = 1.0
+STATUS_KEPT_S = 1.0
 """A status this young is given again: reading one waits for the device and builds the delta of each layer."""
 
 RECENT_STEPS = 32_768
@@ -95,7 +95,7 @@ class Conversations:
         app.middlewares.append(self._middleware)
         app.on_response_prepare.append(self._remember_socket)
         app.on_shutdown.append(self._shut_down)
-        app.router.add_get(STATUS, self._get_status)
+        app.router.add_get(STATUS_PATH, self._get_status)
 
     def _wrap_step(self) -> None:
         stock_step, stock_send = self.server.lm_gen.step, self.server.decode_and_send
@@ -139,7 +139,7 @@ class Conversations:
         if request.match_info.handler != self.handle_chat:
             return await handler(request)
         try:
-            await asyncio.wait_for(self.slot.acquire(), GRACE_S)
+            await asyncio.wait_for(self.slot.acquire(), NEWCOMER_WAITS_S)
         except asyncio.TimeoutError:
             socket = web.WebSocketResponse()
             await socket.prepare(request)
@@ -150,8 +150,8 @@ class Conversations:
             code, reason = await self._converse(request, handler)
         finally:
             self.slot.release()
-        await hang_up(request, code, reason)
-        return request[SOCKET]
+        await close_or_cut(request, code, reason)
+        return request[WEBSOCKET_KEY]
 
     async def _converse(self, request: web.Request, handler: Any) -> tuple[int, str]:
         """One conversation from its beginning to its end, whatever ends it. Returns how to take leave."""
@@ -160,7 +160,7 @@ class Conversations:
         try:
             await handler(request)
         except Exception as error:
-            if SOCKET not in request:
+            if WEBSOCKET_KEY not in request:
                 raise  # it never became a conversation
             if isinstance(error, ConnectionError):
                 logger.info("The client vanished: %s", error)
@@ -194,19 +194,19 @@ class Conversations:
         while (left := connection.last + timeout - time.perf_counter()) > 0:
             await asyncio.sleep(left)
         logger.warning("The client said nothing for %g s and lost its place.", timeout)
-        await hang_up(connection.request, WSCloseCode.POLICY_VIOLATION, f"no audio for {timeout:g} s")
+        await close_or_cut(connection.request, WSCloseCode.POLICY_VIOLATION, f"no audio for {timeout:g} s")
 
     async def _remember_socket(self, request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.WebSocketResponse):
-            request[SOCKET] = response
+            request[WEBSOCKET_KEY] = response
 
     async def _shut_down(self, app: web.Application) -> None:
         if self.connection is not None:
-            await hang_up(self.connection.request, WSCloseCode.GOING_AWAY, "the server is shut down")
+            await close_or_cut(self.connection.request, WSCloseCode.GOING_AWAY, "the server is shut down")
 
     async def _get_status(self, request: web.Request) -> web.Response:
         async with self.reading:
-            if time.perf_counter() - self.status_read >= STATUS_AGE_S:
+            if time.perf_counter() - self.status_read >= STATUS_KEPT_S:
                 self.status = await self._read_status()
                 self.status_read = time.perf_counter()
         return web.json_response(self.status)
@@ -251,12 +251,12 @@ def percentiles(seconds: np.ndarray) -> dict[str, float | None]:
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
 
 
-async def hang_up(request: web.Request, code: int, reason: str) -> None:
+async def close_or_cut(request: web.Request, code: int, reason: str) -> None:
     """Close the websocket of `request` with a code and a reason of at most 123 bytes, or cut it."""
-    socket = request.get(SOCKET)
+    socket = request.get(WEBSOCKET_KEY)
     if socket is not None and socket.prepared:
         with contextlib.suppress(asyncio.TimeoutError):  # it does not read
-            await asyncio.wait_for(socket.close(code=code, message=reason.encode()[:123]), HANG_UP_S)
+            await asyncio.wait_for(socket.close(code=code, message=reason.encode()[:123]), CLOSE_TIMEOUT_S)
             return
     if request.transport is not None:
         request.transport.abort()

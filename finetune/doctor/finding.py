@@ -10,7 +10,7 @@ OK, WARNING, FAILED = "ok", "warning", "FAILED"
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One finding.
 
     Args:
@@ -36,12 +36,12 @@ class Check:
         return finite_or_none(asdict(self))
 
 
-def guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def guarded(name: str, checks: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """All of `checks`; an error that nobody foresaw becomes a failed check, so that the others still run."""
     try:
         yield from checks()
     except Exception as error:
-        yield Check(name, FAILED, f"{type(error).__name__}: {error}", "an error that this check did not foresee")
+        yield Finding(name, FAILED, f"{type(error).__name__}: {error}", "an error that this check did not foresee")
 
 
 def in_units(size: float) -> str:

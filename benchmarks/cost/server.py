@@ -1,6 +1,6 @@
 """Does the server leak, and does TTT make a step of a long conversation stand out?
 
-`python benchmarks/server.py [--cycles 1000] [--minutes 30] [--out FILE.json]`
+`python -m benchmarks.cost.server [--cycles 1000] [--minutes 30] [--out FILE.json]`
 
 Both with the real server in processes of its own and a tiny model on the CPU, over websockets.
 
@@ -32,12 +32,10 @@ import sphn
 import torch
 from tqdm import tqdm, trange
 
-from common import machine, write_json
+from benchmarks.measure import machine, write_json
+from example.tiny_repo import DATA, make_tiny_repo
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "example"))
-
-from tiny_repo import DATA, make_tiny_repo  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 RATE, FRAME, STEPS_PER_S = 24_000, 1920, 12.5
 WORDS = 8  # messages of 80 ms per cycle

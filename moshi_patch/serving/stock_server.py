@@ -17,11 +17,11 @@ import moshi
 from aiohttp import web
 from torch import nn
 
-from .conversations import STATUS, Conversations
+from .conversations import STATUS_PATH, Conversations
 
 logger = logging.getLogger(__name__)
 
-CHAT = "/api/chat"
+CHAT_PATH = "/api/chat"
 
 
 class Options(NamedTuple):
@@ -36,7 +36,7 @@ class Options(NamedTuple):
     idle_timeout: float = 30.0
 
 
-def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """The options among `arguments`, and the arguments without them.
 
     Raises:
@@ -61,7 +61,7 @@ def take_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 @contextlib.contextmanager
-def serving(options: Options) -> Iterator[None]:
+def add_conversations(options: Options) -> Iterator[None]:
     """Inside, an application that `aiohttp.web.run_app` is given is served with what this module adds.
 
     An application that is not as moshi's is served as it is, with a warning that says what is missing.
@@ -69,15 +69,15 @@ def serving(options: Options) -> Iterator[None]:
     stock = web.run_app
 
     def run_app(app: web.Application, *args: Any, **kwargs: Any) -> None:
-        missing = what_is_missing(app)
+        missing = missing_parts(app)
         if missing:
             problem = f"moshi {moshi.__version__} at {moshi.__path__[0]} has no {', no '.join(missing)}"
             if options.memory:
                 sys.exit(f"--memory {options.memory}: {problem}.")
-            logger.warning("%s. It is served as it is, without %s and the rest.", problem, STATUS)
+            logger.warning("%s. It is served as it is, without %s and the rest.", problem, STATUS_PATH)
         else:
             try:
-                Conversations(chat_handler(app), *options).attach(app)
+                Conversations(find_chat_handler(app), *options).attach(app)
             except (ValueError, OSError) as error:
                 sys.exit(f"--memory {options.memory}: {error}")
         stock(app, *args, **kwargs)
@@ -89,24 +89,24 @@ def serving(options: Options) -> Iterator[None]:
         web.run_app = stock
 
 
-def chat_handler(app: web.Application) -> Any:
+def find_chat_handler(app: web.Application) -> Any:
     """What answers `GET /api/chat` in `app`, or None."""
     routes = (route for route in app.router.routes() if route.method == "GET" and route.resource is not None)
-    return next((route.handler for route in routes if route.resource.canonical == CHAT), None)
+    return next((route.handler for route in routes if route.resource.canonical == CHAT_PATH), None)
 
 
-def what_is_missing(app: web.Application) -> list[str]:
+def missing_parts(app: web.Application) -> list[str]:
     """Which of the things that :class:`Conversations` builds on `app` lacks; in moshi 0.2.13 none."""
-    server = getattr(chat_handler(app), "__self__", None)
+    server = getattr(find_chat_handler(app), "__self__", None)
     lm_gen = getattr(server, "lm_gen", None)
     needs = {
-        f"method that answers GET {CHAT}": server is not None,
+        f"method that answers GET {CHAT_PATH}": server is not None,
         "coroutine method decode_and_send of the server": inspect.iscoroutinefunction(
             getattr(server, "decode_and_send", None)
         ),
         "method lm_gen.step of the server": callable(getattr(lm_gen, "step", None)),
         "method lm_gen.reset_streaming of the server": callable(getattr(lm_gen, "reset_streaming", None)),
         "model in lm_gen.lm_model of the server": isinstance(getattr(lm_gen, "lm_model", None), nn.Module),
-        f"free address {STATUS}": STATUS not in [resource.canonical for resource in app.router.resources()],
+        f"free address {STATUS_PATH}": STATUS_PATH not in [resource.canonical for resource in app.router.resources()],
     }
     return [name for name, there in needs.items() if not there]

@@ -11,10 +11,10 @@ from aiohttp import web
 from moshi.models import LMGen
 
 import moshi_patch
-from moshi_patch import conversations
 from moshi_patch.__main__ import main
-from moshi_patch.conversations import SOCKET, Conversations, hang_up, layer_status, percentiles
-from moshi_patch.stock_server import Options, serving, take_options, what_is_missing
+from moshi_patch.serving import conversations
+from moshi_patch.serving.conversations import WEBSOCKET_KEY, Conversations, close_or_cut, layer_status, percentiles
+from moshi_patch.serving.stock_server import Options, add_conversations, missing_parts, split_options
 from tests.support.models import TTT, randomise_targets, tiny_model
 
 TIMEOUT_S = 60
@@ -23,9 +23,9 @@ TIMEOUT_S = 60
 def test_the_options_are_taken_out_and_the_server_gets_the_rest(tmp_path):
     path = tmp_path / "memory"
     stock = ["--device", "cpu", "--half", "--hf-repo", "repo"]
-    assert take_options(stock) == (Options(None, 30.0), stock)
-    assert take_options(["--memory", str(path), *stock]) == (Options(path, 30.0), stock)
-    assert take_options([*stock[:2], f"--memory={path}", *stock[2:], "--idle-timeout", "0"]) == (
+    assert split_options(stock) == (Options(None, 30.0), stock)
+    assert split_options(["--memory", str(path), *stock]) == (Options(path, 30.0), stock)
+    assert split_options([*stock[:2], f"--memory={path}", *stock[2:], "--idle-timeout", "0"]) == (
         Options(path, 0),
         stock,
     )
@@ -44,7 +44,7 @@ def test_the_options_are_taken_out_and_the_server_gets_the_rest(tmp_path):
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_loaded(arguments, reason, capsys):
     with pytest.raises(SystemExit) as exit_:
-        take_options(arguments)
+        split_options(arguments)
     assert exit_.value.code == 2
     assert reason in capsys.readouterr().err
 
@@ -53,7 +53,7 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_loaded(argume
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, capsys):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit):
-        take_options(["--memory", str(tmp_path / "memory")])
+        split_options(["--memory", str(tmp_path / "memory")])
     assert "can be written to" in capsys.readouterr().err
 
 
@@ -70,13 +70,13 @@ async def another_answer(request: web.Request) -> web.Response:
     return web.Response(text="chat")
 
 
-def test_a_server_of_another_kind_is_served_as_it_is_and_a_warning_says_what_is_missing(monkeypatch, caplog):
+def test_a_server_of_another_kind_is_served_as_it_is_and_a_warning_says_missing_parts(monkeypatch, caplog):
     app = web.Application()
     app.router.add_get("/api/chat", another_answer)
     served = []
     monkeypatch.setattr(web, "run_app", lambda app, **options: served.append((app, options)))
     stock = web.run_app
-    with serving(Options()):
+    with add_conversations(Options()):
         web.run_app(app, port=1)
     assert web.run_app is stock
     assert served == [(app, {"port": 1})]
@@ -87,7 +87,7 @@ def test_a_server_of_another_kind_is_served_as_it_is_and_a_warning_says_what_is_
 
 
 def test_a_server_of_another_kind_does_not_start_with_a_memory_that_it_would_not_keep(tmp_path):
-    with serving(Options(tmp_path / "memory")), pytest.raises(SystemExit) as exit_:
+    with add_conversations(Options(tmp_path / "memory")), pytest.raises(SystemExit) as exit_:
         web.run_app(web.Application())
     assert "has no method that answers GET /api/chat" in str(exit_.value.code)
 
@@ -124,7 +124,7 @@ async def served(**options):
     """A `SmallServer` with what is added to it, listening; gives it and a client's session with its address."""
     app, server = web.Application(), SmallServer()
     app.router.add_get("/api/chat", server.handle_chat)
-    assert what_is_missing(app) == []
+    assert missing_parts(app) == []
     Conversations(server.handle_chat, **options).attach(app)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -181,7 +181,7 @@ def test_what_a_broken_conversation_learnt_is_not_kept(tmp_path, patched, end, c
 
 def test_a_client_that_does_not_read_is_cut_off(patched, monkeypatch):
     """Its answers fill every buffer on the way, so a close frame would never leave."""
-    monkeypatch.setattr(conversations, "HANG_UP_S", 0.5)
+    monkeypatch.setattr(conversations, "CLOSE_TIMEOUT_S", 0.5)
 
     async def clients():
         async with served(idle_timeout=1.0) as (_, session):
@@ -191,7 +191,7 @@ def test_a_client_that_does_not_read_is_cut_off(patched, monkeypatch):
             await asyncio.sleep(0)
             return await converse(session, *SPEECH)  # waits for its turn, and gets it
 
-    monkeypatch.setattr(conversations, "GRACE_S", TIMEOUT_S)
+    monkeypatch.setattr(conversations, "NEWCOMER_WAITS_S", TIMEOUT_S)
     assert run(clients()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
 
 
@@ -214,8 +214,8 @@ def test_a_request_without_a_websocket_is_cut(patched):
         app = web.Application()
 
         async def handler(request: web.Request) -> web.Response:
-            assert SOCKET not in request
-            await hang_up(request, 1000, "")
+            assert WEBSOCKET_KEY not in request
+            await close_or_cut(request, 1000, "")
             return web.Response()
 
         app.router.add_get("/", handler)
@@ -241,7 +241,7 @@ def test_several_who_ask_for_the_status_at_once_cost_one_reading_of_it(patched, 
         return layer_status(gating)
 
     monkeypatch.setattr(conversations, "layer_status", counted)
-    monkeypatch.setattr(conversations, "STATUS_AGE_S", TIMEOUT_S)
+    monkeypatch.setattr(conversations, "STATUS_KEPT_S", TIMEOUT_S)
 
     async def get(session):
         async with session.get("/api/ttt") as answer:

@@ -1,4 +1,4 @@
-"""Makes the tables of docs/performance.md from the committed results: `python benchmarks/performance.py`.
+"""Makes the tables of docs/performance.md from the committed results: `python -m benchmarks.cost.performance`.
 
 The page is written by hand around markers; what stands between `<!-- name -->` and `<!-- end name -->` is replaced.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import fill
+from benchmarks.measure import fill
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def result(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The plateau before memory sets in: how many training steps it takes, what it is made of, and what shortens it.
 
-`python benchmarks/plateau.py [--rows R ...] [--variant NAME ...] [--seed S ...] [--max-steps N] [--out FILE.jsonl]`
+`python -m benchmarks.evidence.plateau [--rows R ...] [--variant NAME ...] [--seed S ...] [--out FILE.jsonl]`
 
 The task is `recall.py`'s with R random audio rows beside the text row, which is what x0, the source of the targets, is
 made of: R = 0 is text alone, moshi has 8 or 16. The loss on what returns stays at chance, ln 44 = 3.78 nats, then
@@ -16,22 +16,20 @@ Shapes: `B` rows, `T` steps, `D` model width, `H` hidden width.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
-
 import torch
 from moshi.models.lm import LMModel
 
 import moshi_patch
-import recall
-from common import machine
+from benchmarks.measure import machine
 from finetune.model.initial_targets import start_targets
-from recall import Settings
+
+from . import recall
+from .recall import Settings
 
 ESCAPED = 2.5
 """Nats on the repeat, clearly below chance and above what is reached in the end."""

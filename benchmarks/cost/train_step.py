@@ -1,6 +1,6 @@
 """What does TTT cost in a training step, and how much host memory does starting one take?
 
-`python benchmarks/train_step.py [--device cuda] [--size small|7b] [--rounds N] [--out FILE.json]`
+`python -m benchmarks.cost.train_step [--device cuda] [--size small|7b] [--rounds N] [--out FILE.json]`
 
 Models with LoRA train alternately in one process, step by step, on the same random codes: without TTT, and with TTT in
 5 of 32 layers (the default selection) whose target generators and W_down train too, as `train.py` would train them. A
@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import trange
 
 import moshi_patch
-from common import PeakMemory, ResidentPeak, add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import PeakMemory, ResidentPeak, add_threads, machine, set_threads, timed, write_json
 from finetune.model.loss import compute_loss
 from finetune.model.trainable import parameter_groups
 from finetune.settings.schema import LoraArgs, OptimArgs, TrainArgs, TTTArgs

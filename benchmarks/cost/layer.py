@@ -1,6 +1,6 @@
 """What does TTT cost in one gated MLP of Moshi 7B? Time and peak memory beside stock and the materialised form.
 
-`python benchmarks/layer.py [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
+`python -m benchmarks.cost.layer [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
 
 Three variants run alternately in one process, so that a drift of the machine meets all of them: the stock
 `ActivationGating`, `TTTGating`, and the materialised form of the paper's Algorithm 1 (per-chunk deltas, cumulative sum,
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
-from common import PeakMemory, add_threads, machine, set_threads, synchronize, timed, write_json
+from benchmarks.measure import PeakMemory, add_threads, machine, set_threads, synchronize, timed, write_json
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.call import LayerCall, current_call
 

@@ -1,6 +1,6 @@
 """What scoring a stream in segments costs, against a plain forward pass of the same model, and what memory it takes.
 
-    python benchmarks/evaluation.py --threads 1 --out benchmarks/results/evaluation.json
+    python -m benchmarks.cost.evaluation --threads 1 --out benchmarks/results/evaluation.json
 
 Throughput: `score_stream`, TTT learning along the way and every loss computed, over `model(codes)` alone, alternating
 in one process, at a length that a single pass still manages. On a CPU also in processor time, which a busy machine
@@ -20,7 +20,7 @@ from moshi.models import LMModel, loaders
 from tqdm import trange
 
 import moshi_patch
-from common import PeakMemory, machine, timed, write_json
+from benchmarks.measure import PeakMemory, machine, timed, write_json
 from finetune.model.stream import SEGMENT_STEPS, score_stream
 
 logger = logging.getLogger(__name__)

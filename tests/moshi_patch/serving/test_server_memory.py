@@ -14,8 +14,8 @@ from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
-from moshi_patch.memory import _state
+from moshi_patch.memory import fast_weight_tensors
+from moshi_patch.repository import local_repositories
 from tests.support.servers import ANSWER_S, ANSWERS, FRAME, RATE, START_S, Server, speech
 from tests.support.tiny_repository import build_repo
 
@@ -74,7 +74,7 @@ class Listener:
 
     @property
     def fast_weights(self) -> dict[str, torch.Tensor]:
-        return _state(self.lm_gen.lm_model)
+        return fast_weight_tensors(self.lm_gen.lm_model)
 
     @torch.no_grad()
     def hear(self, messages: list[bytes], steps: int, fresh: bool = False) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Does it remember? The loss on something said before, when it returns after it has left the attention window.
 
-`python benchmarks/recall.py [--case easy|hard|both] [--steps N] [--seed S ...] [--out DIR] [--quick]`
+`python -m benchmarks.evidence.recall [--case easy|hard|both] [--steps N] [--seed S ...] [--out DIR] [--quick]`
 
 A sequence is a part of 32 random text tokens, a gap of other random tokens of the same vocabulary, and the part again.
 Every token is drawn anew for every step, so nothing can be memorised across sequences: the loss on a part heard for the
@@ -36,14 +36,11 @@ import argparse
 import dataclasses
 import logging
 import math
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported; compiling takes longer than training here
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +48,9 @@ from moshi.models.lm import LMModel
 from tqdm import tqdm
 
 import moshi_patch
-from common import machine, write_json
-from recall_report import CONDITIONS, plot, table
+from benchmarks.measure import machine, write_json
+
+from .recall_report import CONDITIONS, plot, table
 
 logger = logging.getLogger(__name__)
 
