@@ -7,7 +7,7 @@ from torch import nn
 import moshi_patch
 
 from ..common.distributed import Context, sum_over_ranks
-from ..data.items import BrokenData
+from ..data.broken import BrokenData
 from ..data.loader import Batch, EvalLoader
 from ..model.loss import LossParts, compute_loss, perplexity
 from ..settings.schema import TrainArgs

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import moshi_patch
 from finetune.common.errors import ConfigError
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line

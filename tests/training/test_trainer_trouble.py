@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.settings.command_line import from_dict
 from finetune.training.trainer import Trainer, TrainingDiverged, train
 from tests.support.tiny_repository import DATA, build_repo
