@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.training_state import TrainState
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup, sum_over_ranks
+from ..common.errors import UserError
 from ..model.loss import LossParts
 from ..model.trainable import parameter_groups
 from ..settings.schema import STEPS_PER_SECOND, TrainArgs
@@ -42,7 +43,7 @@ MAX_BAD_STEPS = 10
 """So many steps in a row with a non-finite loss or gradient stop the run."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """Loss or gradients were not finite for `MAX_BAD_STEPS` steps in a row; the last checkpoint is from before."""
 
 

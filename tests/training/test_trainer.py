@@ -250,5 +250,5 @@ def test_from_the_command_line(repo, tmp_path):
     for line in ("target_generators", "w_down", "adapters", "(frozen)"):
         assert f"\n{line}" in done.stderr
     refused = command("--config", file, "--ttt.chunk_sise", "8")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith("train.py: ttt.chunk_sise='8': unknown key; did you mean")
