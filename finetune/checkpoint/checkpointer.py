@@ -35,15 +35,23 @@ from ..common.versions import versions
 from ..settings.command_line import to_dict
 from ..settings.parsing import flat
 from ..settings.schema import TrainArgs
+from .best import read_best
 from .saved import NOT_ARCHITECTURE
 from .training_state import TrainState, is_resumable, load_training_state, save_training_state
-from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters
+from .weights import ADAPTERS, MERGED, checkpoint_name, collect_weights, list_checkpoints, relocate_adapters
 
 logger = logging.getLogger(__name__)
 
 LEFTOVER = re.compile(r"\.(tmp|old)-checkpoint_\d{6,}")
 
-FIXED_SETTINGS = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
+FIXED_SETTINGS = (
+    "full_finetuning",
+    "lora.enable",
+    "lora.ft_embed",
+    "ttt.train_w_down",
+    "ttt.as_control",
+    "param_dtype",
+)
 """Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
 
 SCHEDULE_SETTINGS = (
@@ -53,6 +61,8 @@ SCHEDULE_SETTINGS = (
     "optim.pct_start",
     "ttt.optim_lr",
     "ttt.text_emb_lr",
+    "ttt.stock_lr",
+    "ttt.first_steps",
 )
 NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
 """Settings that are compared elsewhere, or do not matter."""
@@ -88,7 +98,7 @@ class Checkpointer:
         """
         if not self.args.do_ckpt:
             return None
-        final = self.folder / f"checkpoint_{state.step:06d}"
+        final = self.folder / checkpoint_name(state.step)
         if final == self._current:
             return final
         temporary = self.folder / f".tmp-{final.name}"
@@ -202,8 +212,11 @@ class Checkpointer:
 
     def _prune(self) -> None:
         keep = self.args.num_ckpt_keep
+        best = read_best(self.folder) if self.args.keep_best else None
         complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
         for folder in complete[: -keep if keep else 0]:
+            if best is not None and folder.name == checkpoint_name(best.step):
+                continue
             going = self.folder / f".old-{folder.name}"
             folder.rename(going)
             shutil.rmtree(going)
@@ -227,7 +240,7 @@ class Checkpointer:
         return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
 
     def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
-        there, here = flat(recorded["training"]), flat(to_dict(self.args))
+        there, here = _with_defaults(recorded["training"]), flat(to_dict(self.args))
         before = recorded["lm_config"] | {key: there.get(key) for key in FIXED_SETTINGS}
         now = self.lm_config | {key: here[key] for key in FIXED_SETTINGS}
         for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
@@ -243,7 +256,7 @@ class Checkpointer:
 
     def _log_changes(self, before: dict[str, Any]) -> bool:
         """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
-        there, here = flat(before), flat(to_dict(self.args))
+        there, here = _with_defaults(before), flat(to_dict(self.args))
         changed = [key for key in here if here[key] != there.get(key)]
         schedule = [key for key in changed if key in SCHEDULE_SETTINGS]
         for key in changed:
@@ -257,6 +270,11 @@ class Checkpointer:
     def _log(self, level: int, message: str, *values: object) -> None:
         if self.ctx.rank == 0:
             logger.log(level, message, *values)
+
+
+def _with_defaults(training: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings by their dotted keys; keys that were added since have their defaults."""
+    return flat(to_dict(TrainArgs())) | flat(training)
 
 
 def _read_settings(checkpoint: Path) -> dict[str, Any]:

@@ -103,6 +103,11 @@ def relocate_adapters(folder: Path) -> None:
             write_json(path, config | {"lora_name": f"file://{adapters.resolve()}"})
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the complete checkpoint of `step` in `RUN_DIR/checkpoints`."""
+    return f"checkpoint_{step:06d}"
+
+
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in `RUN_DIR/checkpoints` by step, ascending; whole, but not all can be resumed.
 

@@ -21,6 +21,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def get_piece_size(self) -> int: ...
+
 
 def text_row(
     alignments: Iterable[Alignment],

@@ -104,12 +104,29 @@ class TTTArgs(TTTSettings):
         optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
         text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
         init_target: where W_target of new target generators begins, one of `INITIAL_TARGETS`.
+        first_steps: in so many first steps target generators and W_down alone train, then all else too.
+        stock_lr: learning rate of all but target generators, W_down and the text embedding; null: `optim.lr`.
+        as_control: with `enabled: false`: train all that a run with TTT trains beside its target generators.
     """
 
     train_w_down: bool = True
     optim_lr: float | None = None
     text_emb_lr: float | None = None
     init_target: str = "identity"
+    first_steps: int = 0
+    stock_lr: float | None = None
+    as_control: bool = False
+
+    def layer_indices(self, num_layers: int) -> list[int]:
+        """The layers of a model of `num_layers` that have TTT, or would have it if it were enabled.
+
+        Raises:
+            ConfigError: when there is no such layer; names the key.
+        """
+        try:
+            return TTTConfig.from_kwargs(self.lm_kwargs()).layer_indices(num_layers)
+        except ValueError as error:
+            raise ConfigError(str(error).replace("ttt_", "ttt.", 1)) from error
 
 
 @dataclass
@@ -141,8 +158,11 @@ class TrainArgs:
     save_adapters: bool = True
     do_ckpt: bool = True
     num_ckpt_keep: int | None = 3
+    keep_best: bool = True
     eval_freq: int = 0
     do_eval: bool = False
+    sample_freq: int = 1
+    control: bool = False
     gradient_checkpointing: bool = True
     wandb: WandbArgs = field(default_factory=WandbArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
