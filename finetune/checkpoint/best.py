@@ -1,4 +1,4 @@
-"""Which checkpoint of a run had the lowest held-out loss: `RUN_DIR/checkpoints/best.json`, `{"step": ..., "loss": ...}`."""
+"""Which checkpoint of a run has the lowest held-out loss: `RUN_DIR/checkpoints/best.json` says it."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -48,12 +48,9 @@ class FileLock:
                 return
             if _is_still(self.path, file):
                 self._file = file
+                _write_holder(file)
             else:  # it was released, and removed, in between
                 os.close(file)
-        content = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(self._file, 0)
-            os.write(self._file, json.dumps(content).encode())
 
     def release(self, moved_to: Path | None = None) -> None:
         """Gives the lock back; `moved_to` is where its file is now, if its folder was renamed."""
@@ -62,6 +59,13 @@ class FileLock:
         (moved_to or self.path).unlink(missing_ok=True)
         os.close(self._file)
         self._file = None
+
+
+def _write_holder(file: int) -> None:
+    content = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(content).encode(), 0)
 
 
 def _is_still(path: Path, file: int) -> bool:

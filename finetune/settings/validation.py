@@ -12,6 +12,9 @@ from ..common.files import is_file
 from .schema import INITIAL_TARGETS, PARAM_DTYPES, STEPS_PER_SECOND, MoshiPaths, TrainArgs
 from .sources import parse_sources
 
+OPTIONAL_NUMBERS = ("ttt.optim_lr", "ttt.text_emb_lr", "ttt.stock_lr", "num_ckpt_keep")
+"""Positive, or null."""
+
 
 def validate(args: TrainArgs) -> None:
     """Everything that can be known before a model is loaded; looks at files but opens none.
@@ -40,6 +43,9 @@ def unusual_settings(args: TrainArgs) -> list[str]:
         "lora.ft_embed=True: has no effect without lora.enable.": args.lora.ft_embed and not args.lora.enable,
         f"ttt.chunk_size={chunk} of {steps:g} steps (duration_sec={duration:g}): less than half of a sequence is "
         "read with an updated weight; lower the one or raise the other.": args.ttt.enabled and steps < 2 * chunk,
+        "control=True: without do_eval the two runs are not compared while they train.": (
+            args.control and not args.do_eval
+        ),
         "param_dtype='float16': no loss scaling is done and gradients may underflow; bfloat16 is safer.": (
             args.param_dtype == "float16"
         ),
@@ -85,10 +91,10 @@ def _require(holds: bool, args: TrainArgs, name: str, remedy: str) -> None:
 def _check_numbers(args: TrainArgs) -> None:
     positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
     adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep"]:
+    for name in [*positive.split(), *adapters, "optim.lr", *OPTIONAL_NUMBERS]:
         owner = getattr(args, name.split(".")[0]) if "." in name else args
         value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep")
+        optional = name in OPTIONAL_NUMBERS
         allowed = value is None if optional else False
         remedy = f"must be a positive finite number{', or null' * optional}."
         _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
@@ -97,6 +103,8 @@ def _check_numbers(args: TrainArgs) -> None:
         ("optim.weight_decay", args.optim.weight_decay),
     ):
         _require(math.isfinite(value) and value >= 0, args, name, "must be a finite number that is not negative.")
+    _require(args.sample_freq >= 0, args, "sample_freq", "must be a whole number that is not negative; 0: no samples.")
+    _require(args.ttt.first_steps >= 0, args, "ttt.first_steps", "must be a whole number that is not negative.")
     # torch takes 64 bits, and each rank adds its number.
     _require(0 <= args.seed < 2**63, args, "seed", "must be a whole number, not negative and below 2**63.")
     _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
@@ -111,11 +119,16 @@ def _check_numbers(args: TrainArgs) -> None:
 def _check_modes(args: TrainArgs) -> None:
     contradiction = args.full_finetuning and args.lora.enable
     _require(not contradiction, args, "full_finetuning", "contradicts lora.enable=True; set one of the two to false.")
-    trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
+    trains_w_down = args.ttt.as_control and args.ttt.train_w_down
+    trains = args.full_finetuning or args.lora.enable or args.ttt.enabled or trains_w_down
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
     _require(trains, args, "full_finetuning", remedy)
     remedy = f"must be one of {', '.join(INITIAL_TARGETS)}."
     _require(args.ttt.init_target in INITIAL_TARGETS, args, "ttt.init_target", remedy)
+    both = args.ttt.enabled and args.ttt.as_control
+    _require(not both, args, "ttt.as_control", "contradicts ttt.enabled=True; a control is trained without TTT.")
+    alone = args.control and not args.ttt.enabled
+    _require(not alone, args, "control", "there is nothing to control, as ttt.enabled is false; set it to false.")
     project = args.wandb.project
     _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None

@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint.weights import find_weights, list_checkpoints
 from ..common.errors import ConfigError
 from ..common.files import read_json
+from ..model.base import check_base, find_base_files
 from ..settings.schema import TrainArgs
 from ..settings.validation import validate
 from .held_out import Shares, difference
@@ -99,3 +100,15 @@ def _beginning(init_from: str) -> str:
         f"control=True: init_from={init_from!r} was trained with TTT, and {own}, where its control would be to begin "
         "from, is no checkpoint; train that first (control=true in that run), or set control to false."
     )
+
+
+def check_control(args: TrainArgs) -> None:
+    """That the base model can be trained with `args`, those of a control, as far as its files say; reads no weights.
+
+    Raises:
+        ConfigError: when it cannot, such as a base model that has TTT itself.
+    """
+    try:
+        check_base(find_base_files(args.moshi_paths, weights=False), args)
+    except ConfigError as error:
+        raise ConfigError(f"control=True: {error}") from error

@@ -77,7 +77,9 @@ def build_optimizer(groups: list[ParameterGroup], optim: OptimArgs, max_steps: i
 
 def learning_rates(optimizer: AdamW, ttt: TTTArgs, step: int) -> Iterator[tuple[str, float]]:
     """Name and learning rate of each group in the update after `step`; 0 while it waits."""
-    return ((group["name"], 0.0 if _waits(group, ttt, step) else float(group["lr"])) for group in optimizer.param_groups)
+    return (
+        (group["name"], 0.0 if _waits(group, ttt, step) else float(group["lr"])) for group in optimizer.param_groups
+    )
 
 
 def waiting_parameters(optimizer: AdamW, ttt: TTTArgs, step: int) -> Iterator[nn.Parameter]:

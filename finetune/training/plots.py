@@ -53,7 +53,7 @@ def draw_report(run_dir: Path) -> Path:
     if values and min(values) > 0:
         delta.set_yscale("log")
     for axes in panels:
-        if axes.get_lines():  # beside the axes, where it covers no curve
+        if axes.get_legend_handles_labels()[0]:  # beside the axes, where it covers no curve
             axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         else:
             axes.text(0.5, 0.5, "nothing was logged", ha="center", transform=axes.transAxes)

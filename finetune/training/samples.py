@@ -139,7 +139,7 @@ def _generate(model: LMModel, codes: torch.Tensor, conditions: Any, prompt: int,
         on_audio_hook=follow_audio,
     )
     with speaker.streaming(1):
-        for now in range(end + max(delays)):  # noqa: B007 the hooks read it
+        for now in range(end + max(delays)):
             speaker.step(codes[:, 1 + model.dep_q :, max(now - 1, 0)][..., None])
     return generated
 
@@ -147,4 +147,6 @@ def _generate(model: LMModel, codes: torch.Tensor, conditions: Any, prompt: int,
 def _text(tokenizer: SpeechTokenizer, tokens: torch.Tensor) -> str:
     silent = (tokenizer.padding_id, tokenizer.end_padding_id, tokenizer.zero_id)
     known = tokenizer.text_tokenizer.get_piece_size()
-    return tokenizer.text_tokenizer.decode([token for token in tokens.tolist() if token not in silent and token < known])
+    return tokenizer.text_tokenizer.decode(
+        [token for token in tokens.tolist() if token not in silent and token < known]
+    )

@@ -78,5 +78,7 @@ class StopSignals:
         self._number, self._time = number, time.monotonic()
         name = signal.Signals(number).name
         if not self.finishing:
+            if os.environ.get("RANK", "0") != "0":  # rank 0 says it
+                raise SystemExit(128 + number)
             raise Stopped(f"{name} while it was starting: nothing is lost; start it again as before.", number)
         logger.warning("%s: finishing this step, then saving. A second signal ends at once, without saving.", name)

@@ -2,10 +2,7 @@
 
 import contextlib
 import logging
-import resource
-import sys
 import time
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from ..checkpoint.training_state import TrainState
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..common.errors import UserError
 from ..model.trainable import parameter_groups
-from ..settings.schema import STEPS_PER_SECOND, TrainArgs
+from ..settings.schema import TrainArgs
 from ..settings.validation import unusual_settings, validate
 from .activity import Activity, InactivityWatch
 from .build_model import build_model
@@ -29,6 +26,7 @@ from .metrics import Monitor
 from .open_data import check_data, open_data
 from .optimizer import build_optimizer
 from .plots import draw_report
+from .progress import Progress, progress_line
 from .run_dir import RunDir
 from .signals import Stopped, StopSignals
 from .summary import resume_command, summary
@@ -69,7 +67,6 @@ def train(args: TrainArgs) -> str:
             _train(args, ctx, stop)
             if control is not None and not on_rank_0(ctx, lambda: is_finished(control)):
                 logger.info("The control: the same run without TTT, in %s.", control.run_dir)
-                stop.finishing = False
                 _train(control, ctx, stop)
                 on_rank_0(ctx, lambda: draw_report(Path(args.run_dir)))
         return summary(args, time.monotonic() - started, ctx.world_size) if ctx.rank == 0 else ""
@@ -82,6 +79,7 @@ def _train(args: TrainArgs, ctx: Context, stop: StopSignals) -> None:
     # On a CPU, compiling takes longer than what it saves.
     compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
     with compiling, contextlib.closing(RunDir(args)) as run_dir:
+        stop.finishing = False  # there is nothing to save while it starts
         on_rank_0(ctx, run_dir.check)
         check_data(args, ctx)
         with contextlib.closing(Trainer(args, ctx, run_dir, stop)) as trainer:
@@ -118,7 +116,7 @@ class Trainer:
         self.evaluations.resume(self.state.step)
         self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()
         self._bad_steps, self._save_owed = 0, False
-        self._clock = (time.monotonic(), self.state.step)
+        self._progress = Progress(args, ctx)
 
     def close(self) -> None:
         """Closes what was opened for logging."""
@@ -134,7 +132,7 @@ class Trainer:
         self._stop.finishing = True
         if state.step >= args.max_steps:
             logger.warning("max_steps=%d is reached already, at step %d.", args.max_steps, state.step)
-        self._clock = (time.monotonic(), state.step)
+        self._progress.start(state.step)
         progress = {"total": args.max_steps, "initial": state.step, "unit": "step"}
         hidden = True if self.ctx.rank != 0 else None  # None: hidden where there is no terminal
         with logging_redirect_tqdm(), tqdm(**progress, disable=hidden) as bar:
@@ -180,30 +178,13 @@ class Trainer:
         return result
 
     def _log(self, result: StepResult, in_lines: bool) -> None:
-        state, args, now = self.state, self.args, time.monotonic()
-        (before, first), self._clock = self._clock, (now, state.step)
-        rate = (state.step - first) / max(now - before, 1e-9)
-        items = args.batch_size * args.num_microbatches * self.ctx.world_size
-        steps = state.loader.tokenizer.steps
         activity = self.activity.values()
-        values = {
-            "loss": result.loss,
-            "text_loss": result.text,
-            "audio_loss": result.audio,
-            "grad_norm": result.grad_norm,
-            "skipped": float(not result.applied),
-            **{f"lr/{name}": lr for name, lr in result.rates.items()},
-            "steps_per_second": rate,
-            "tokens_per_second": rate * items * steps * (1 + self.model.n_q),
-            "audio_seconds_per_second": rate * items * steps / STEPS_PER_SECOND,
-            "peak_memory_gib": peak_memory(self.ctx.device) / 2**30,
-            **activity,
-        }
-        on_rank_0(self.ctx, lambda: self.monitor.train(state.step, values))  # a full disk ends all ranks
+        values = self._progress.values(self.state, result) | activity
+        on_rank_0(self.ctx, lambda: self.monitor.train(self.state.step, values))  # a full disk ends all ranks
         if self.ctx.rank == 0:
-            self._watch.observe(state.step, activity)
+            self._watch.observe(self.state.step, activity)
             if in_lines:
-                logger.info("%s", progress_line(state.step, args.max_steps, values))
+                logger.info("%s", progress_line(self.state.step, self.args.max_steps, values))
 
     def _evaluate(self) -> None:
         if not self.evaluations.run(self.state):
@@ -222,8 +203,10 @@ class Trainer:
         saved = self.checkpointer.save(self.state)
         if self.ctx.rank != 0:
             raise SystemExit(128 + signal)
-        how = f"saved {saved}. Continue with: {resume_command(self.args, self.ctx.world_size)}"
-        raise Stopped(f"stopped at step {self.state.step}, {how if saved else 'and nothing is saved (do_ckpt=false).'}", signal)
+        how = "nothing was saved, as do_ckpt is false."
+        if saved is not None:
+            how = f"saved as {saved}. Continue with: {resume_command(self.args, self.ctx.world_size)}"
+        raise Stopped(f"stopped by a signal at step {self.state.step}; {how}", signal)
 
     def _resume(self) -> None:
         """From the checkpoint that was asked for, if there is one."""
@@ -234,26 +217,3 @@ class Trainer:
             self.checkpointer.load(found, self.state)
         elif self.ctx.rank == 0:
             logger.warning("Nothing to resume in %s; training starts at step 0.", self.args.run_dir)
-
-
-def progress_line(step: int, last: int, values: dict[str, float]) -> str:
-    """One logged step in one line, for where there is no bar."""
-    remaining = (last - step) / values["steps_per_second"]
-    parts = {
-        "step": f"{step:06d}",
-        "done": f"{step / last:.1%}",
-        "loss": f"{values['loss']:.4f}",
-        "lr": f"{max((v for name, v in values.items() if name.startswith('lr/')), default=0.0):.1e}",
-        "grad_norm": f"{values['grad_norm']:.3g}",
-        "peak_memory": f"{values['peak_memory_gib']:.1f} GiB",
-        "audio seconds per second": f"{values['audio_seconds_per_second']:.1f}",
-        "ETA": f"{datetime.now() + timedelta(seconds=min(remaining, 1e9)):%Y-%m-%d %H:%M:%S}",
-    }
-    return " - ".join(f"{name}: {value}" for name, value in parts.items())
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: what tensors took at most on a GPU, what the process took on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
