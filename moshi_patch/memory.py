@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .config import TTTConfig
 from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
@@ -44,8 +45,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         ValueError: when `model` has no TTT layer.
     """
     gatings = _gatings_by_stock_name(model)
-    config = next(iter(gatings.values())).config
-    settings = {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
+    settings = _learning_settings(next(iter(gatings.values())).config)
     weights = {stock_name(name): _dtype_shape_checksum(tensor) for name, tensor in model.state_dict().items()}
     return {"settings": {"layers": list(gatings), **settings}, "weights": weights}
 
@@ -197,10 +197,11 @@ def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mappin
         if not isinstance(saved.get(section), dict):
             found = _shortened(repr(saved.get(section)))
             raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
+    # A setting that an older version did not know had its default.
+    settings = {**_learning_settings(TTTConfig()), **saved["settings"]}
     reasons = [
-        f"{name} is {_shortened(repr(saved['settings'].get(name)))} in the file and "
-        f"{here['settings'].get(name)!r} in the model"
-        for name in _differing(saved["settings"], here["settings"])
+        f"{name} is {_shortened(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
+        for name in _differing(settings, here["settings"])
     ]
     if names := _differing(saved["weights"], here["weights"]):
         number = len(saved["weights"].keys() | here["weights"])
@@ -208,6 +209,10 @@ def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mappin
     if reasons:
         told = _shortened("; ".join(reasons), 1000)
         raise ValueError(f"{path}: this memory was made with another model or other settings: {told}.")
+
+
+def _learning_settings(config: TTTConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

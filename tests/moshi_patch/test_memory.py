@@ -2,9 +2,11 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import moshi_patch
 from moshi_patch.memory import _checksum, fast_weight_tensors
@@ -128,6 +130,28 @@ def test_fast_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(ValueError, match=r"transformer\.layers\.3\.gating\.delta of the fast weights is not finite"):
         moshi_patch.save_memory(model, path)
     assert path.read_bytes() == content
+
+
+def test_a_memory_of_an_older_version_loads_as_it_was_saved():
+    """Made with commit 19e7289, with the weights it belongs to: random numbers differ between processors."""
+    folder = Path(__file__).parent / "memory_of_19e7289"
+    layers = {"num_layers": 2, "ttt_layers": [1], "depformer_num_layers": 1}
+    model = tiny_model(torch.bfloat16, **{**TTT, **layers, "ttt_chunk_size": 3})
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.streaming_forever(1)
+    moshi_patch.load_memory(model, folder / "memory.safetensors")
+    assert_same(snapshot(model), load_file(folder / "memory.safetensors"))
+    assert moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"] == [2]
+
+
+def test_a_setting_that_a_file_does_not_know_had_its_default(tmp_path):
+    model = streaming_model()
+    known = moshi_patch.fingerprint(model)
+    old = {**known, "settings": {key: value for key, value in known["settings"].items() if key != "ttt_decay"}}
+    moshi_patch.save_memory(model, tmp_path / "memory", old)
+    moshi_patch.load_memory(model, tmp_path / "memory")
+    with pytest.raises(ValueError, match=r"ttt_decay is 1\.0 in the file and 0\.9 in the model"):
+        moshi_patch.load_memory(streaming_model(ttt_decay=0.9), tmp_path / "memory")
 
 
 def test_models_without_fast_weights_are_named(tmp_path):
