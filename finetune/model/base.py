@@ -54,8 +54,8 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
         weights: False spares downloading the language model; its path is then a placeholder.
 
     Raises:
-        ConfigError: for a file that a local folder lacks, that cannot be fetched, a configuration that is not JSON, or a
-            text tokenizer of another model.
+        ConfigError: for a file that a local folder lacks or that cannot be fetched, a configuration that is not JSON,
+            or a text tokenizer of another model.
     """
     repo, config_path = paths.hf_repo_id, paths.config_path
     with reading(f"moshi_paths.hf_repo_id={repo!r}: its files cannot be found"):
