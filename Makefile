@@ -20,11 +20,11 @@ lint: setup
 	$(BIN)/ruff format --check
 
 demo: setup
-	$(BIN)/python example/demo.py --out $(DEMO_DIR)
+	$(BIN)/python -m example.demo --out $(DEMO_DIR)
 
 # Tables and plots of docs/evidence.md from the committed results; FRESH=1 runs everything anew, BUDGET=30m what fits.
 evidence: setup
-	$(BIN)/python benchmarks/suite.py $(if $(FRESH),--fresh) $(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH)$(BUDGET),,--report-only)
+	$(BIN)/python -m benchmarks.evidence $(if $(FRESH),--fresh) $(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH)$(BUDGET),,--report-only)
 
 clean:
 	rm -rf $(VENV) $(DEMO_DIR) *.egg-info

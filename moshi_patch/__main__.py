@@ -10,51 +10,49 @@ Two things the stock programs refuse work here: a machine without CUDA, and a lo
 import argparse
 import contextlib
 import importlib.util
-import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from huggingface_hub.utils import LocalEntryNotFoundError
-from moshi.models import loaders
-
-from .patch import install
 
 SERVER = "moshi.server"
 SERVER_OPTIONS = {"--memory", "--idle-timeout"}
 """Taken out of the server's arguments, as the stock server refuses what it does not know."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch") -> None:
     """Install the patch and run a module as `__main__`, with `argv[1:]` (or the command line's) as its arguments.
+
+    Args:
+        prog: how this program was called, for its messages.
 
     Raises:
         SystemExit: with code 2 for a missing or unknown module; and whatever the module itself raises.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m moshi_patch", description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
+        prog=prog, description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
     )
     parser.add_argument("module", metavar="MODULE", help="for example moshi.server or moshi.run_inference")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
     options = parser.parse_args(argv)
+    from .patch import install  # with torch and moshi, which take their time
+    from .repository import local_repositories
+    from .tokenizer import fitting_tokenizers
+
     install()
     if not is_runnable(options.module):
         parser.exit(2, f"{parser.prog}: error: no module named {options.module!r} that can be run\n")
     additions: contextlib.AbstractContextManager = contextlib.nullcontext()
     arguments = options.args
     if options.module == SERVER:
-        from .stock_server import serving, take_options
+        from .serving.stock_server import add_conversations, split_options
 
-        server_options, arguments = take_options(arguments)
-        additions = serving(server_options)
+        server_options, arguments = split_options(arguments)
+        additions = add_conversations(server_options)
     elif options.module.partition(".")[0] == "moshi":
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), additions:
+    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
         runpy.run_module(options.module, run_name="__main__", alter_sys=True)
 
 
@@ -84,6 +82,8 @@ def without_cuda() -> Iterator[None]:
     `moshi.server` calls it after its warm-up on every device, so `--device cpu` could not start without CUDA. There is
     nothing to wait for then: operations on the CPU are done when they return.
     """
+    import torch
+
     if torch.cuda.is_available():
         yield
         return
@@ -93,38 +93,6 @@ def without_cuda() -> Iterator[None]:
         yield
     finally:
         torch.cuda.synchronize = stock
-
-
-@contextlib.contextmanager
-def local_repositories() -> Iterator[None]:
-    """Inside, `CheckpointInfo.from_hf_repo` and so `--hf-repo` also take the path of a folder.
-
-    A folder that exists wins over a repository of the same name on the Hub.
-    """
-    stock = loaders.hf_hub_download
-
-    def download(repo_id: str | Path, filename: str, *args: Any, **kwargs: Any) -> str:
-        if os.path.isdir(repo_id):
-            return file_in_folder(repo_id, filename)
-        return stock(repo_id, filename, *args, **kwargs)
-
-    loaders.hf_hub_download = download
-    try:
-        yield
-    finally:
-        loaders.hf_hub_download = stock
-
-
-def file_in_folder(folder: str | Path, filename: str) -> str:
-    """The path of `filename` in `folder`.
-
-    Raises:
-        LocalEntryNotFoundError: naming both. It is a FileNotFoundError, and an EntryNotFoundError as the Hub gives.
-    """
-    path = Path(folder) / filename
-    if not path.is_file():
-        raise LocalEntryNotFoundError(f"The local folder {str(folder)!r} has no file {filename!r}.")
-    return str(path)
 
 
 if __name__ == "__main__":

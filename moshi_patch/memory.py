@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .model import WRAPPERS, ttt_gatings
+from .config import TTTConfig
+from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
-PIECE = 1 << 26
+CHECKSUM_BLOCK_BYTES = 1 << 26
 """Bytes that a checksum looks at in one go: what it allocates stays below a few of these."""
 
-SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
+LAYER_SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
 """Settings that say in several ways which layers have TTT; a fingerprint names the layers instead."""
 
 
@@ -42,10 +44,9 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    gatings = _gatings(model)
-    config = next(iter(gatings.values())).config
-    settings = {key: value for key, value in config.to_kwargs().items() if key not in SELECTION}
-    weights = {WRAPPERS.sub("", name): _describe(tensor) for name, tensor in model.state_dict().items()}
+    gatings = _gatings_by_stock_name(model)
+    settings = _learning_settings(next(iter(gatings.values())).config)
+    weights = {stock_name(name): _dtype_shape_checksum(tensor) for name, tensor in model.state_dict().items()}
     return {"settings": {"layers": list(gatings), **settings}, "weights": weights}
 
 
@@ -64,18 +65,21 @@ def save_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
     Raises:
         ValueError: when `model` has no TTT layer or is not streaming, or when a fast weight is not finite: what it
             would answer from then on is lost for good.
-        OSError: when the file cannot be written.
+        OSError: when the file cannot be written; one line with the path and what the system said.
     """
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(model).items()}
-    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"{path}: not saved, as {_first(broken)} of the fast weights is not finite.")
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in fast_weight_tensors(model).items()}
+    if broken := _not_finite(state):
+        raise ValueError(f"{path}: not saved, as {_first_of(broken)} of the fast weights is not finite.")
     metadata = {
         "format": FORMAT,
         "fingerprint": json.dumps(known if known is not None else fingerprint(model)),
-        "state": json.dumps({key: _describe(tensor) for key, tensor in state.items()}),
+        "state": json.dumps({key: _dtype_shape_checksum(tensor) for key, tensor in state.items()}),
     }
-    path = Path(path).resolve()  # a link stays one
+    with _words_of_the_system(path, "cannot be written"):
+        _write_whole(state, metadata, Path(path).resolve())  # a link stays one
+
+
+def _write_whole(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         # Nobody else may open it, not even while it is being written.
@@ -106,45 +110,80 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: naming the file and the reason: it is damaged or no memory at all, belongs to other weights or
-            settings (which), or to another number of rows; or `model` is not streaming.
+        ValueError: in one line that names the file and the reason: it is damaged or no memory at all, belongs to other
+            weights or settings (which), or to another number of rows; or `model` is not streaming.
+        OSError: when the file cannot be read.
     """
-    live = _state(model)
+    live = fast_weight_tensors(model)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
-        with safe_open(path, "pt") as file:
+        with _words_of_the_system(path, "cannot be read"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
-            owner, contents = json.loads(metadata["fingerprint"]), json.loads(metadata["state"])
+            owner, checksums = (_json_object(path, metadata, name) for name in ("fingerprint", "state"))
             _require_same_model(path, owner, known if known is not None else fingerprint(model))
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: the file is damaged or cut off: {error}") from error
-    if {key: _describe(tensor) for key, tensor in saved.items()} != contents or saved.keys() != live.keys():
+    except SafetensorError as error:
+        raise ValueError(f"{path}: the file is damaged or cut off: {_shortened(error)}") from error
+    if {
+        key: _dtype_shape_checksum(tensor) for key, tensor in saved.items()
+    } != checksums or saved.keys() != live.keys():
         raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
     for key, tensor in live.items():
         if tensor.shape != saved[key].shape or tensor.dtype != saved[key].dtype:
             raise ValueError(
-                f"{path}: {key} is {_kind(saved[key])} in the file and {_kind(tensor)} in the model: stream as many "
-                "rows as were saved."
+                f"{path}: {key} is {_dtype_and_shape(saved[key])} in the file and {_dtype_and_shape(tensor)} in the "
+                "model: stream as many rows as were saved."
             )
+    if broken := _not_finite(saved):
+        raise ValueError(f"{path}: {_first_of(broken)} in the file is not finite.")
     for key, tensor in live.items():
         tensor.copy_(saved[key])
 
 
-def _gatings(model: nn.Module) -> dict[str, nn.Module]:
-    gatings = {WRAPPERS.sub("", name): gating for name, gating in ttt_gatings(model).items()}
+@contextlib.contextmanager
+def _words_of_the_system(path: str | Path, problem: str) -> Iterator[None]:
+    """An OSError inside, also one that safetensors hides in its own, becomes one that names `path` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: {problem} ({error.strerror or _shortened(error)}).") from error
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(f"{path}: {problem} ({os.strerror(int(number[1]))}).") from error
+
+
+def _json_object(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """An object in the header of a memory.
+
+    Raises:
+        ValueError: when there is none, or it is anything else.
+    """
+    try:
+        content = json.loads(metadata[name])
+    except (KeyError, ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
+        reason = f"{type(error).__name__}: {_shortened(error)}"
+        raise ValueError(f"{path}: the file is damaged: its {name!r} is no JSON ({reason}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: the file is damaged: its {name!r} is no object but {_shortened(repr(content))}.")
+    return content
+
+
+def _gatings_by_stock_name(model: nn.Module) -> dict[str, nn.Module]:
+    gatings = {stock_name(name): gating for name, gating in ttt_gatings(model).items()}
     if not gatings:
         raise ValueError(f"{type(model).__name__} has no TTT layer, so there is nothing to remember.")
     return gatings
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+def fast_weight_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All tensors of the streaming states of TTT layers, by the name of the gating and of the field: no copies."""
     tensors = {}
-    for name, gating in _gatings(model).items():
+    for name, gating in _gatings_by_stock_name(model).items():
         if gating._streaming_state is None:
             raise ValueError(f"{type(model).__name__} is not streaming: there are no fast weights outside of a stream.")
         fast = gating._streaming_state.fast
@@ -154,30 +193,53 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(here))  # lists for tuples, as in the file
+    for section in here:
+        if not isinstance(saved.get(section), dict):
+            found = _shortened(repr(saved.get(section)))
+            raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
+    # A setting that an older version did not know had its default.
+    settings = {**_learning_settings(TTTConfig()), **saved["settings"]}
     reasons = [
-        f"{key} is {saved['settings'].get(key)!r} in the file and {here['settings'].get(key)!r} in the model"
-        for key in sorted(saved["settings"].keys() | here["settings"].keys())
-        if saved["settings"].get(key) != here["settings"].get(key)
+        f"{name} is {_shortened(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
+        for name in _differing(settings, here["settings"])
     ]
-    names = sorted(saved["weights"].keys() | here["weights"].keys())
-    differing = [name for name in names if saved["weights"].get(name) != here["weights"].get(name)]
-    if differing:
-        reasons.append(f"weights differ: {_first(differing)} of {len(names)}")
+    if names := _differing(saved["weights"], here["weights"]):
+        number = len(saved["weights"].keys() | here["weights"])
+        reasons.append(f"weights differ: {_first_of(names)} of {number}")
     if reasons:
-        raise ValueError(f"{path}: this memory was made with another model or other settings: {'; '.join(reasons)}.")
+        told = _shortened("; ".join(reasons), 1000)
+        raise ValueError(f"{path}: this memory was made with another model or other settings: {told}.")
 
 
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+def _learning_settings(config: TTTConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
+def _shortened(error: object, limit: int = 200) -> str:
+    """The text of `error` in one line, cut after `limit` characters."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _first_of(names: list[str]) -> str:
+    return _shortened(names[0]) + (f" (and {len(names) - 1} more)" if names[1:] else "")
+
+
+def _dtype_and_shape(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _describe(tensor: torch.Tensor) -> str:
+def _dtype_shape_checksum(tensor: torch.Tensor) -> str:
     """Dtype, shape and checksum."""
-    return f"{_kind(tensor)} {_checksum(tensor):016x}"
+    return f"{_dtype_and_shape(tensor)} {_checksum(tensor):016x}"
 
 
 def _checksum(tensor: torch.Tensor) -> int:
@@ -187,7 +249,7 @@ def _checksum(tensor: torch.Tensor) -> int:
     """
     total = 0
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    for piece in flat.split(PIECE):
+    for piece in flat.split(CHECKSUM_BLOCK_BYTES):
         words = F.pad(piece, (0, 16 - len(piece) % 8)).view(torch.int64)  # a copy, so that 8 bytes are aligned
         odd = torch.arange(1, 2 * len(words), 2, device=words.device)
         total = (total * 0x9E3779B97F4A7C15 + (words * odd).sum().item() + len(piece)) % (1 << 64)

@@ -5,3 +5,7 @@ a trained model run on for many windows. `grid` reads a YAML into runs, `runner`
 line for each. `results` finds them again; `tables`, `more_tables` and `plots` show them, and `report` puts the tables
 into `docs/evidence.md`.
 """
+
+import os
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported; compiling takes longer than training here

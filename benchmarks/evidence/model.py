@@ -17,9 +17,9 @@ from moshi.models.lm import LMModel
 from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 
 import moshi_patch
-from common import PeakMemory
-from recall import learning_rate_factor, make_optimizer
+from benchmarks.measure import PeakMemory
 
+from .recall import learning_rate_factor, make_optimizer
 from .settings import Settings
 from .speech import CODES, SPEECH_VARIATIONS, speech
 from .tasks import MAKE, Batch, variations

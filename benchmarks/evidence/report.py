@@ -6,7 +6,7 @@ The page is written by hand around markers. `render` replaces what stands betwee
 
 from functools import partial
 
-from common import fill
+from benchmarks.measure import fill
 
 from . import more_tables, tables  # noqa: F401  they register their blocks
 from .blocks import BLOCKS

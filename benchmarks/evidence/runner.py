@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common import machine
+from benchmarks.measure import machine
 
 from .grid import Cell, Run, more_seeds, ordered_runs
 from .model import Diverged, evaluate, trained

@@ -10,19 +10,17 @@ Shapes: `B` rows, `R` rows of codes (text, then audio), `T` steps of 80 ms.
 
 import functools
 import json
-import sys
 import tempfile
-from pathlib import Path
 
 import sphn
 import torch
 from moshi.models import loaders
 
+from example.tiny_repo import DATA, make_tiny_repo
+
 from .settings import Settings
 from .tasks import Batch
 
-ROOT = Path(__file__).parent.parent.parent
-DATA = ROOT / "example" / "data"
 CODES = 64
 """Codes per codebook of the tiny Mimi."""
 
@@ -34,9 +32,6 @@ PADDING = 3
 @torch.no_grad()
 def dialogues(held_out: bool) -> tuple[torch.Tensor, ...]:
     """Codes `[8, T]` of every channel of the training dialogues, or of the held-out one."""
-    sys.path.insert(0, str(ROOT / "example"))
-    from tiny_repo import make_tiny_repo
-
     manifest = DATA / ("eval.jsonl" if held_out else "train.jsonl")
     names = [json.loads(line)["path"] for line in manifest.read_text().splitlines()]
     with tempfile.TemporaryDirectory() as folder:

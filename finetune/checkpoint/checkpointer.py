@@ -43,11 +43,18 @@ logger = logging.getLogger(__name__)
 
 LEFTOVER = re.compile(r"\.(tmp|old)-checkpoint_\d{6,}")
 
-REFUSED = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
+FIXED_SETTINGS = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
 """Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
 
-SCHEDULE = ("max_steps", "optim.lr", "optim.weight_decay", "optim.pct_start", "ttt.optim_lr", "ttt.text_emb_lr")
-ELSEWHERE = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
+SCHEDULE_SETTINGS = (
+    "max_steps",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.pct_start",
+    "ttt.optim_lr",
+    "ttt.text_emb_lr",
+)
+NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
 """Settings that are compared elsewhere, or do not matter."""
 
 
@@ -221,8 +228,8 @@ class Checkpointer:
 
     def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
         there, here = flat(recorded["training"]), flat(to_dict(self.args))
-        before = recorded["lm_config"] | {key: there.get(key) for key in REFUSED}
-        now = self.lm_config | {key: here[key] for key in REFUSED}
+        before = recorded["lm_config"] | {key: there.get(key) for key in FIXED_SETTINGS}
+        now = self.lm_config | {key: here[key] for key in FIXED_SETTINGS}
         for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
             settings["ttt.text_emb_lr is set"] = keys.get("ttt.text_emb_lr") is not None
         keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
@@ -238,12 +245,12 @@ class Checkpointer:
         """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
         there, here = flat(before), flat(to_dict(self.args))
         changed = [key for key in here if here[key] != there.get(key)]
-        schedule = [key for key in changed if key in SCHEDULE]
+        schedule = [key for key in changed if key in SCHEDULE_SETTINGS]
         for key in changed:
             now, was = here[key], there.get(key)
             if key in schedule:
                 self._log(logging.WARNING, "%s is %r, was %r: a new schedule from here.", key, now, was)
-            elif not key.startswith(ELSEWHERE):
+            elif not key.startswith(NOT_LOGGED):
                 self._log(logging.INFO, "%s is %r, was %r in the checkpoint.", key, now, was)
         return bool(schedule)
 

@@ -13,10 +13,11 @@ import moshi_patch
 
 from ..common.errors import ConfigError
 from ..common.files import read_json
-from ..model.base import find_checkpoint
+from ..data.text_tokenizer import load_text_tokenizer
+from ..model.base import find_base_files
 from ..settings.parsing import build
 from ..settings.schema import MoshiPaths
-from .weights import find_finished
+from .weights import find_weights
 
 NAMES = ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "model_id")
 GENERATION = ("lm_gen_config", "tts_config", "stt_config")
@@ -27,7 +28,7 @@ NOT_ARCHITECTURE = frozenset({*NAMES, *GENERATION, "gradient_checkpointing"})
 
 
 @dataclass(frozen=True)
-class Finished:
+class SavedCheckpoint:
     """The files of a checkpoint, read but for the weights.
 
     Attributes:
@@ -55,21 +56,21 @@ class Finished:
         return {key: value for key, value in self.config.items() if key not in (*NAMES, *GENERATION)}
 
 
-def open_finished(path: str | Path, key: str = "checkpoint_dir") -> Finished:
+def open_checkpoint(path: str | Path, key: str = "checkpoint_dir") -> SavedCheckpoint:
     """Finds the checkpoint in a run's folder (its newest), in a checkpoint's or in its `consolidated`.
 
     Raises:
         ConfigError: when there is none, or its config.json or training_config.json cannot be read; names `key`.
     """
-    weights = find_finished(Path(path), key)
+    weights = find_weights(Path(path), key)
     config = weights.with_name("config.json")
     if not config.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no config.json beside {weights}; it says what the weights are.")
     training = weights.with_name("training_config.json")
-    return Finished(weights, read_json(config), read_json(training) if training.is_file() else None)
+    return SavedCheckpoint(weights, read_json(config), read_json(training) if training.is_file() else None)
 
 
-def model_paths(finished: Finished, base: str | None = None) -> MoshiPaths:
+def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
     """Where the base model, Mimi and the tokenizer of a checkpoint are: `base`, its own folder, or as it was trained.
 
     Args:
@@ -80,14 +81,14 @@ def model_paths(finished: Finished, base: str | None = None) -> MoshiPaths:
     """
     if base is not None and not base.endswith(".safetensors"):
         return MoshiPaths(hf_repo_id=base)
-    config, folder = finished.config, finished.folder
+    config, folder = saved.config, saved.folder
     names = {key: config.get(key) for key in ("moshi_name", "mimi_name", "tokenizer_name")}
     places = {key: _place(folder, name) for key, name in names.items() if name is not None}
     if len(places) == 3 and None not in places.values():  # an exported folder
         paths = MoshiPaths(None, places["mimi_name"], places["moshi_name"], places["tokenizer_name"])
         paths.config_path = str(folder / "config.json")
-    elif finished.training is not None and isinstance(finished.training.get("training"), dict):
-        paths = build(MoshiPaths, finished.training["training"].get("moshi_paths"), "moshi_paths")
+    elif saved.training is not None and isinstance(saved.training.get("training"), dict):
+        paths = build(MoshiPaths, saved.training["training"].get("moshi_paths"), "moshi_paths")
     elif base is None:
         raise ConfigError(f"{folder}: no training_config.json, so its base model is unknown; give it with --base.")
     else:
@@ -103,7 +104,7 @@ def _place(folder: Path, name: str) -> str | None:
 
 
 def load_model(
-    finished: Finished, paths: MoshiPaths, device: torch.device, dtype: torch.dtype
+    saved: SavedCheckpoint, paths: MoshiPaths, device: torch.device, dtype: torch.dtype
 ) -> tuple[LMModel, CheckpointInfo]:
     """The model of a checkpoint in eval mode, as a server would load it, and the files of Mimi and the tokenizer.
 
@@ -111,36 +112,50 @@ def load_model(
         paths: as the run was trained: of the base model, which adapters need, of Mimi and of the tokenizer.
 
     Raises:
-        ConfigError: as `find_base`.
+        ConfigError: as `find_files`.
     """
-    info = find_base(finished, paths) if finished.adapters else find_checkpoint(paths, weights=False)
-    return load_lm(finished, info.moshi_weights if finished.adapters else None, device, dtype), info
+    info = find_files(saved, paths, weights=saved.adapters)
+    return load_language_model(saved, info.moshi_weights if saved.adapters else None, device, dtype), info
 
 
-def find_base(finished: Finished, paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
-    """The base model of the adapters in `finished`, as `find_checkpoint` finds it.
+def find_files(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool) -> CheckpointInfo:
+    """The files that a checkpoint needs beside its own: Mimi, the tokenizer and, for adapters, the base model.
+
+    Args:
+        weights: False spares downloading the base model.
 
     Raises:
-        ConfigError: as `find_checkpoint`; or when that model has adapters of its own. Training merges those, and no
+        ConfigError: as `find_adapter_base`; or when the tokenizer does not fit the checkpoint's own settings.
+    """
+    info = find_adapter_base(saved, paths, weights=weights) if saved.adapters else find_base_files(paths, weights=False)
+    load_text_tokenizer(info.tokenizer, saved.lm_kwargs)
+    return info
+
+
+def find_adapter_base(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
+    """The base model of the adapters in `saved`, as `find_base_files` finds it.
+
+    Raises:
+        ConfigError: as `find_base_files`; or when that model has adapters of its own. Training merges those, and no
             program that is given the others loads them too: they would silently be missing.
     """
-    info = find_checkpoint(paths, weights=weights)
+    info = find_base_files(paths, weights=weights)
     own = info.lora_weights
-    if own is not None and (info.lm_config or {}).get("lora") and own.resolve() != finished.weights.resolve():
+    if own is not None and (info.lm_config or {}).get("lora") and own.resolve() != saved.weights.resolve():
         raise ConfigError(
             f"moshi_paths: the base model has adapters of its own, {own}, which would be missing beneath those of "
-            f"{finished.folder}. Train again on an export of that base model made with --merge."
+            f"{saved.folder}. Train again on an export of that base model made with --merge."
         )
     return info
 
 
-def load_lm(finished: Finished, base: Path | None, device: torch.device, dtype: torch.dtype) -> LMModel:
+def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch.device, dtype: torch.dtype) -> LMModel:
     """The model of a checkpoint in eval mode; `base` is the base model's weights for adapters, None otherwise."""
     moshi_patch.install()
     return loaders.get_moshi_lm(
-        finished.weights if base is None else base,
-        copy.deepcopy(finished.lm_kwargs),  # moshi writes into nested dictionaries
+        saved.weights if base is None else base,
+        copy.deepcopy(saved.lm_kwargs),  # moshi writes into nested dictionaries
         device=device,
         dtype=dtype,
-        lora_weights=None if base is None else finished.weights,
+        lora_weights=None if base is None else saved.weights,
     )

@@ -39,7 +39,7 @@ from ..common.errors import ConfigError, in_one_line
 from ..data.loader import TrainLoader
 from ..model.adapters import lora_parameters
 
-MOVING = frozenset({"lr", "betas", "params"})
+CHANGED_BY_STEPS = frozenset({"lr", "betas", "params"})
 """What changes in an optimizer's group from step to step; the rest is a setting."""
 
 
@@ -119,7 +119,10 @@ def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_s
         _check_schedule(state.scheduler, progress["scheduler"], keep_schedule)
         state.loader.load_state_dict(progress["loader"])
 
-        settings = [{key: value for key, value in g.items() if key not in MOVING} for g in state.optimizer.param_groups]
+        settings = [
+            {key: value for key, value in g.items() if key not in CHANGED_BY_STEPS}
+            for g in state.optimizer.param_groups
+        ]
         content = {"model": {name: weights[name] for name in own}, "rng": {}}
         if f"rng.{ctx.rank}.torch" in saved:  # not when there were fewer ranks
             here = _random_state(ctx)

@@ -20,7 +20,7 @@ from ..common.errors import ConfigError
 from ..model.base import TTT_KEY
 from ..model.trainable import parameter_groups
 from ..settings.command_line import from_dict
-from .saved import NOT_ARCHITECTURE, Finished
+from .saved import NOT_ARCHITECTURE, SavedCheckpoint
 from .weights import saved_tensors
 
 TARGET = re.compile(TTT_KEY.pattern + "(.+)")
@@ -56,7 +56,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise ConfigError(f"{path}: {_damage(path, error)}") from error
 
 
-def contradictions(finished: Finished) -> list[str]:
+def contradictions(saved: SavedCheckpoint) -> list[str]:
     """What the weights and the settings of a checkpoint say against each other, one sentence each; empty is good.
 
     Compared are `config.json` with what was trained, in `training_config.json`, and names, shapes and dtypes of all
@@ -65,38 +65,38 @@ def contradictions(finished: Finished) -> list[str]:
     Raises:
         ConfigError: when the file of weights cannot be read.
     """
-    stored = read_header(finished.weights)
-    found = _other_than_trained(finished)
+    stored = read_header(saved.weights)
+    found = _other_than_trained(saved)
     try:
         with patched():
-            model = described_model(finished)
+            model = described_model(saved)
             layers = [int(name.split(".")[2]) for name in moshi_patch.ttt_gatings(model)]
     except Exception as error:  # whatever moshi's constructors raise: KeyError, TypeError, AssertionError, ...
         return [*found, f"config.json: no model can be built from it: {type(error).__name__}: {error}"]
-    found += _other_adapters(finished, stored)
-    found += _other_targets(finished, stored, layers)
-    return found + _other_tensors(finished, stored, model)
+    found += _other_adapters(saved, stored)
+    found += _other_targets(saved, stored, layers)
+    return found + _other_tensors(saved, stored, model)
 
 
-def described_model(finished: Finished) -> LMModel:
+def described_model(saved: SavedCheckpoint) -> LMModel:
     """The model that `config.json` describes, adapters included, on the meta device; needs the patch installed.
 
     What trains in it is what `training_config.json` says, nothing if there is none.
     """
     # a copy: moshi's constructors write into nested dictionaries
-    model = loaders.get_moshi_lm(None, copy.deepcopy(finished.lm_kwargs), device="meta", dtype=torch.bfloat16)
+    model = loaders.get_moshi_lm(None, copy.deepcopy(saved.lm_kwargs), device="meta", dtype=torch.bfloat16)
     model.requires_grad_(False)
-    if finished.training is not None:
+    if saved.training is not None:
         with contextlib.suppress(ConfigError):  # settings of another version: then what serving needs is compared
-            for group in parameter_groups(model, from_dict(finished.training["training"])):
+            for group in parameter_groups(model, from_dict(saved.training["training"])):
                 for parameter in group.parameters.values():
                     parameter.requires_grad_(True)
     return model
 
 
-def stored_dtype(finished: Finished) -> torch.dtype:
+def stored_dtype(saved: SavedCheckpoint) -> torch.dtype:
     """The precision of most of its tensors."""
-    most = Counter(one.dtype for one in read_header(finished.weights).values()).most_common(1)
+    most = Counter(one.dtype for one in read_header(saved.weights).values()).most_common(1)
     names = {short: name for name, short in DTYPES.items()}
     return getattr(torch, names.get(most[0][0] if most else "", "bfloat16"))
 
@@ -140,37 +140,36 @@ def _damage(path: Path, error: Exception) -> str:
     return f"is damaged: {error}."
 
 
-def _other_than_trained(finished: Finished) -> list[str]:
+def _other_than_trained(saved: SavedCheckpoint) -> list[str]:
     """`config.json` against `training_config.json`; names of files and settings of generation may differ."""
-    if finished.training is None:
+    if saved.training is None:
         return []
-    trained = finished.training.get("lm_config")
-    if not isinstance(trained, dict) or not isinstance(finished.training.get("training"), dict):
+    trained = saved.training.get("lm_config")
+    if not isinstance(trained, dict) or not isinstance(saved.training.get("training"), dict):
         return ["training_config.json: has no lm_config and training; it is not one that train.py wrote."]
-    merged = () if finished.adapters else LORA  # they are in the weights then, and config.json rightly has none
+    merged = () if saved.adapters else LORA  # they are in the weights then, and config.json rightly has none
     ignored = {*NOT_ARCHITECTURE, *merged}
     return [
-        f"{key}={finished.config.get(key)!r} in config.json, and {trained.get(key)!r} was trained "
-        "(training_config.json)."
-        for key in sorted((finished.config.keys() | trained.keys()) - ignored)
-        if finished.config.get(key) != trained.get(key)
+        f"{key}={saved.config.get(key)!r} in config.json, and {trained.get(key)!r} was trained (training_config.json)."
+        for key in sorted((saved.config.keys() | trained.keys()) - ignored)
+        if saved.config.get(key) != trained.get(key)
     ]
 
 
-def _other_adapters(finished: Finished, stored: dict[str, Stored]) -> list[str]:
-    name, lora = finished.weights.name, finished.config.get("lora", False)
+def _other_adapters(saved: SavedCheckpoint, stored: dict[str, Stored]) -> list[str]:
+    name, lora = saved.weights.name, saved.config.get("lora", False)
     ranks = {value.shape[0] for key, value in stored.items() if key.endswith(".lora_A.weight") and value.shape}
-    rank = finished.config.get("lora_rank", 128)  # moshi's default
-    if finished.adapters and not ranks:
+    rank = saved.config.get("lora_rank", 128)  # moshi's default
+    if saved.adapters and not ranks:
         return [f"lora=True in config.json, and {name} has no adapters."]
-    if not finished.adapters and ranks:
+    if not saved.adapters and ranks:
         return [f"lora={lora!r} in config.json, and {name} has adapters."]
-    if finished.adapters and ranks != {rank}:
+    if saved.adapters and ranks != {rank}:
         return [f"lora_rank={rank!r} in config.json, and the adapters have rank {', '.join(map(str, sorted(ranks)))}."]
     return []
 
 
-def _other_targets(finished: Finished, stored: dict[str, Stored], layers: list[int]) -> list[str]:
+def _other_targets(saved: SavedCheckpoint, stored: dict[str, Stored], layers: list[int]) -> list[str]:
     """Which layers have target generators, complete ones, and with which convolution."""
     keys: dict[int, set[str]] = {}
     convolutions: dict[tuple[int, ...], set[int]] = {}
@@ -179,10 +178,10 @@ def _other_targets(finished: Finished, stored: dict[str, Stored], layers: list[i
             keys.setdefault(int(match[1]), set()).add(match[2])
             if match[2] == CONV:
                 convolutions.setdefault(value.shape, set()).add(int(match[1]))
-    config, found = finished.config, []
+    config, found = saved.config, []
     if set(layers) != keys.keys():
         found.append(
-            f"{_selection(config)} selects {listed(layers)}, and {finished.weights.name} has target generators in "
+            f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has target generators in "
             f"{listed(keys.keys())}."
         )
     for shape, members in sorted(convolutions.items()):
@@ -205,13 +204,13 @@ def _selection(config: dict[str, Any]) -> str:
     return f"ttt_start_layer={start!r} with ttt_layer_frequency={frequency!r}"
 
 
-def _other_tensors(finished: Finished, stored: dict[str, Stored], model: LMModel) -> list[str]:
+def _other_tensors(saved: SavedCheckpoint, stored: dict[str, Stored], model: LMModel) -> list[str]:
     """Names, shapes and dtypes against those of `model`."""
-    wanted = {name: tuple(value.shape) for name, value in saved_tensors(model, adapters=finished.adapters).items()}
+    wanted = {name: tuple(value.shape) for name, value in saved_tensors(model, adapters=saved.adapters).items()}
     possible = wanted
-    if finished.adapters and finished.training is None:  # who knows what else was trained
+    if saved.adapters and saved.training is None:  # who knows what else was trained
         possible = wanted | {name: tuple(value.shape) for name, value in saved_tensors(model, adapters=False).items()}
-    dtypes = _dtypes(finished, stored)
+    dtypes = _dtypes(saved, stored)
     problems = {
         "missing": [name for name in wanted if name not in stored],
         "not of the model that config.json describes": [name for name in stored if name not in possible],
@@ -227,19 +226,19 @@ def _other_tensors(finished: Finished, stored: dict[str, Stored], model: LMModel
         ],
     }
     layers = {int(match[1]) for name in stored if (match := LAYER.match(name))}
-    count, found = finished.config.get("num_layers"), []
+    count, found = saved.config.get("num_layers"), []
     if layers and len(layers) != count:
-        found = [f"num_layers={count!r} in config.json, and {finished.weights.name} has {len(layers)} layers."]
+        found = [f"num_layers={count!r} in config.json, and {saved.weights.name} has {len(layers)} layers."]
     return found + [
-        f"{finished.weights.name}: {len(names)} tensor{'s' * (len(names) > 1)} {what}: {_some(names)}."
+        f"{saved.weights.name}: {len(names)} tensor{'s' * (len(names) > 1)} {what}: {_some(names)}."
         for what, names in problems.items()
         if names
     ]
 
 
-def _dtypes(finished: Finished, stored: dict[str, Stored]) -> dict[str, str]:
+def _dtypes(saved: SavedCheckpoint, stored: dict[str, Stored]) -> dict[str, str]:
     """What each tensor is to be: the precision of the training, or else of most tensors; conditioners float32."""
-    trained = (finished.training or {}).get("training", {}).get("param_dtype")
+    trained = (saved.training or {}).get("training", {}).get("param_dtype")
     most = Counter(value.dtype for value in stored.values()).most_common(1)
     usual = DTYPES.get(str(trained)) or (most[0][0] if most else "")
     floats = DTYPES.values()

@@ -25,7 +25,7 @@ from .training_state import quiet
 logger = logging.getLogger(__name__)
 
 ADAPTERS, MERGED = "lora.safetensors", "consolidated.safetensors"
-FINISHED = re.compile(r"checkpoint_(\d{6,})")
+CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{6,})")
 """The name of a complete checkpoint in `RUN_DIR/checkpoints`."""
 
 
@@ -71,7 +71,7 @@ def saved_tensors(model: nn.Module, *, adapters: bool) -> dict[str, torch.Tensor
     return {to_file.get(name, name): value for name, value in state.items() if name in chosen}
 
 
-def load_finished_weights(path: str | Path, model: nn.Module, ctx: Context) -> None:
+def load_initial_weights(path: str | Path, model: nn.Module, ctx: Context) -> None:
     """`init_from`: the weights of a finished run as the beginning of a new one. Collective; rank 0 reads.
 
     Adapters go into a model with adapters of the same rank, over the same base model. A merged model goes into a model
@@ -84,7 +84,7 @@ def load_finished_weights(path: str | Path, model: nn.Module, ctx: Context) -> N
     Raises:
         ValueError: when there is no finished checkpoint in `path`, or its weights do not fit; nothing is changed then.
     """
-    on_rank_0(ctx, lambda: _load_finished(Path(path), model))
+    on_rank_0(ctx, lambda: _load_initial(Path(path), model))
 
 
 def relocate_adapters(folder: Path) -> None:
@@ -109,11 +109,11 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     Their names say that they were written to the end. To be served, or the start of a new run, is all that one needs
     whose training state was removed; `Checkpointer.find` asks for the training state too.
     """
-    found = [(FINISHED.fullmatch(item.name), item) for item in folder.iterdir()] if folder.is_dir() else []
+    found = [(CHECKPOINT_NAME.fullmatch(item.name), item) for item in folder.iterdir()] if folder.is_dir() else []
     return dict(sorted((int(match[1]), item) for match, item in found if match))
 
 
-def find_finished(path: Path, key: str = "init_from") -> Path:
+def find_weights(path: Path, key: str = "init_from") -> Path:
     """The weights file in a run's folder, a checkpoint's or its `consolidated`, or the file itself.
 
     Raises:
@@ -162,10 +162,10 @@ def _cast(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.detach().to(value.dtype if own else dtype).contiguous()
 
 
-def _load_finished(path: Path, model: nn.Module) -> None:
+def _load_initial(path: Path, model: nn.Module) -> None:
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise RuntimeError("init_from is loaded before the model is wrapped.")
-    file = find_finished(path)
+    file = find_weights(path)
     config_path = file.parent / "config.json"
     if not config_path.is_file():
         raise ConfigError(f"init_from={str(path)!r}: no config.json beside {file}; it says what the weights are.")

@@ -3,19 +3,23 @@
 Each finding is a line that begins with ok, warning or FAILED. Exits with 1 if anything failed, else with 0.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .check import FAILED, OK, Check
-from .machine import environment
+from ..common.program import program
+from .finding import FAILED, OK, Finding
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m finetune.doctor", description=__doc__.splitlines()[0])
+@program("python -m finetune.doctor", logging.WARNING)
+def main(argv: list[str], prog: str) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run, a checkpoint of it, or an export")
     parser.add_argument(
         "--base",
@@ -43,19 +47,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def _checks(args: argparse.Namespace) -> Iterator[Check]:
+def _checks(args: argparse.Namespace) -> Iterator[Finding]:
+    from .machine import check_machine
+
     found = []
-    for check in environment(Path(args.checkpoint or ".")):
+    for check in check_machine(Path(args.checkpoint or ".")):
         found.append(check)
         yield check
     if args.checkpoint is None:
         return
     if any(check.status == FAILED for check in found):
-        yield Check("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
+        yield Finding("checkpoint", FAILED, "not looked at, as this machine is not ready", "first what failed above")
         return
-    from .checkpoint import checkpoint
+    from .checkpoint import check_checkpoint
 
-    yield from checkpoint(Path(args.checkpoint), args.base, args.device)
+    yield from check_checkpoint(Path(args.checkpoint), args.base, args.device)
 
 
 if __name__ == "__main__":

@@ -10,70 +10,72 @@ from moshi.utils.compile import no_compile
 
 import moshi_patch
 
-from ..checkpoint.saved import Finished, find_base, load_lm, model_paths
+from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths
 from ..checkpoint.verify import patched, stored_dtype
-from ..model.conditions import absent_conditions
-from .check import FAILED, OK, WARNING, Check, in_units
+from ..model.conditions import absent_conditions, fused_conditions
+from .finding import FAILED, OK, WARNING, Finding, in_units
 from .machine import available_memory
 
-BEYOND = 32
+STEPS_AFTER_CHUNK = 32
 """Steps after the first chunk, the first that its update can change."""
 
-HARDLY = 1e-4
+NOTICEABLE_CHANGE = 1e-4
 """A largest change of a logit that no one would notice."""
 
 
-def running(finished: Finished, base: str | None, device: torch.device) -> Iterator[Check]:
+def check_answers(saved: SavedCheckpoint, base: str | None, device: torch.device) -> Iterator[Finding]:
     """Loads the model and compares its answers with updates on and off."""
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        yield Check("model", FAILED, f"not loaded: there is no {device} here", "leave out --device, for the CPU")
+        yield Finding("model", FAILED, f"not loaded: there is no {device} here", "leave out --device, for the CPU")
         return
     try:
-        weights = _base_weights(finished, base)
+        weights = _base_weights(saved, base)
     except (OSError, ValueError) as error:  # a ConfigError is a ValueError
-        yield Check(
+        yield Finding(
             "base model",
             FAILED,
             f"not found: {error}",
             "give it with --base: a Hub repository, a folder like one, or its .safetensors file",
         )
         return
-    needed = sum(path.stat().st_size for path in (weights, finished.weights) if path is not None)
+    needed = sum(path.stat().st_size for path in (weights, saved.weights) if path is not None)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if free is not None and free < needed:
         text = f"not loaded: it takes {in_units(needed)}, and {in_units(free)} are free"
-        yield Check("model", WARNING, text, "check it on a larger machine, or with --device cuda")
+        yield Finding("model", WARNING, text, "check it on a larger machine, or with --device cuda")
         return
     with patched(), no_compile():
         try:
-            model = load_lm(finished, weights, device, stored_dtype(finished))
+            model = load_language_model(saved, weights, device, stored_dtype(saved))
         except Exception as error:  # whatever moshi and torch raise for weights that do not fit
             remedy = "give the base model that these adapters were trained on, with --base" if weights else ""
-            yield Check("model", FAILED, f"does not load: {type(error).__name__}: {error}", remedy)
+            yield Finding("model", FAILED, f"does not load: {type(error).__name__}: {error}", remedy)
             return
         count = sum(parameter.numel() for parameter in model.parameters())
         over = f" over {weights}" if weights is not None else ""
-        yield Check("model", OK, f"loads{over}: {count:,} parameters", details={"parameters": count})
+        yield Finding("model", OK, f"loads{over}: {count:,} parameters", details={"parameters": count})
         if moshi_patch.ttt_gatings(model):
             yield _active(model)
 
 
-def _base_weights(finished: Finished, base: str | None) -> Path | None:
+def _base_weights(saved: SavedCheckpoint, base: str | None) -> Path | None:
     """The weights that adapters need; None for a whole model."""
-    if not finished.adapters:
+    if not saved.adapters:
         return None
-    paths = model_paths(finished, base)
-    weights = find_base(finished, paths).moshi_weights if paths.moshi_path is None else loaders.hf_get(paths.moshi_path)
+    paths = model_paths(saved, base)
+    weights = (
+        find_adapter_base(saved, paths).moshi_weights if paths.moshi_path is None else loaders.hf_get(paths.moshi_path)
+    )
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file")
     return weights
 
 
 @torch.no_grad()
-def _active(model: LMModel) -> Check:
+def _active(model: LMModel) -> Finding:
     """Random codes, long enough for one update to be heard in the answer."""
     chunk = model.ttt_config.chunk_size
-    steps = chunk + BEYOND
+    steps = chunk + STEPS_AFTER_CHUNK
     generator = torch.Generator().manual_seed(0)
     cards = [model.text_card, *[model.card] * model.num_audio_codebooks]
     codes = torch.stack([torch.randint(card, (1, steps), generator=generator) for card in cards], 1).to(model.device)
@@ -86,19 +88,17 @@ def _active(model: LMModel) -> Check:
     text = f"updates change the text logits of {steps} random steps by up to {change:.3g}, {nats:.3g} nats on average"
     details = {"steps": steps, "largest_logit_change": change, "nats": nats}
     if not math.isfinite(change):
-        return Check("TTT active", FAILED, "the answers are not finite", "take an earlier checkpoint", details)
+        return Finding("TTT active", FAILED, "the answers are not finite", "take an earlier checkpoint", details)
     if change == 0:
         remedy = "it never learnt: train longer, raise ttt.optim_lr, or check that the trainer logged no warning"
-        return Check("TTT active", FAILED, f"no: {text}", remedy, details)
-    if change < HARDLY:
+        return Finding("TTT active", FAILED, f"no: {text}", remedy, details)
+    if change < NOTICEABLE_CHANGE:
         remedy = "raise ttt.learning_rate or ttt.optim_lr, or train longer"
-        return Check("TTT active", WARNING, f"hardly: {text}", remedy, details)
-    return Check("TTT active", OK, text, details=details)
+        return Finding("TTT active", WARNING, f"hardly: {text}", remedy, details)
+    return Finding("TTT active", OK, text, details=details)
 
 
 def _text_logits(model: LMModel, codes: torch.Tensor) -> torch.Tensor:
     """`[1, T, card]` float32, of a model that may take conditions; they are left empty."""
-    conditions, fused, source = absent_conditions(model, 1), None, None
-    if conditions is not None:
-        fused, source = model.fuser.get_sum(conditions), model.fuser.get_cross(conditions)
-    return model.forward_text(codes, fused, source)[1][:, 0].float()
+    fused = fused_conditions(model, absent_conditions(model, 1))
+    return model.forward_text(codes, *fused)[1][:, 0].float()

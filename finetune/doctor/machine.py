@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .check import FAILED, OK, WARNING, Check, guarded, in_units
+from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
 
 SUPPORTED = {"python": ((3, 10), (3, 15)), "moshi": ((0, 2, 13), (0, 3)), "torch": ((2, 9, 1), (2, 13, 1))}
 """First version that is tested or, for Python, required, and the first one that is not."""
@@ -24,11 +24,11 @@ PACKAGES = (
     "tensorboard",
     "tqdm",
 )
-ROOM = 2**30
+SCARCE = 2**30
 """Bytes of memory or disk below which hardly anything works."""
 
 
-def environment(folder: Path) -> Iterator[Check]:
+def check_machine(folder: Path) -> Iterator[Finding]:
     """Checks of this machine; the disk is that of `folder`."""
     yield _version("python", platform.python_version())
     yield _package("torch")
@@ -52,26 +52,26 @@ def available_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _version(name: str, version: str) -> Check:
+def _version(name: str, version: str) -> Finding:
     first, end = SUPPORTED[name]
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdecimal())
     if first <= numbers < end:
-        return Check(name, OK, version, details={"version": version})
+        return Finding(name, OK, version, details={"version": version})
     allowed = f"tested from {'.'.join(map(str, first))} up to, not including, {'.'.join(map(str, end))}"
-    return Check(name, WARNING, version, f"{allowed}; install one of these if anything fails", {"version": version})
+    return Finding(name, WARNING, version, f"{allowed}; install one of these if anything fails", {"version": version})
 
 
-def _package(name: str) -> Check:
+def _package(name: str) -> Finding:
     try:
         module = importlib.import_module(name)
         version = importlib.metadata.version(name)
     except Exception as error:  # a broken installation raises anything, not ImportError alone
-        return Check(name, FAILED, f"cannot be imported: {type(error).__name__}: {error}", "pip install .")
+        return Finding(name, FAILED, f"cannot be imported: {type(error).__name__}: {error}", "pip install .")
     check = _version(name, version)
-    return Check(name, check.status, f"{version} in {Path(module.__file__).parent}", check.remedy, check.details)
+    return Finding(name, check.status, f"{version} in {Path(module.__file__).parent}", check.remedy, check.details)
 
 
-def _packages() -> Iterator[Check]:
+def _packages() -> Iterator[Finding]:
     missing = []
     for name in PACKAGES:
         try:
@@ -79,16 +79,16 @@ def _packages() -> Iterator[Check]:
         except Exception as error:
             missing.append(f"{name} ({type(error).__name__}: {error})")
     if missing:
-        yield Check("packages", FAILED, f"cannot be imported: {', '.join(missing)}", "pip install .")
+        yield Finding("packages", FAILED, f"cannot be imported: {', '.join(missing)}", "pip install .")
     else:
-        yield Check("packages", OK, "all there")
+        yield Finding("packages", OK, "all there")
 
 
-def _patch() -> Iterator[Check]:
+def _patch() -> Iterator[Finding]:
     try:
         import moshi_patch
     except ImportError as error:
-        yield Check("patch", FAILED, f"moshi_patch cannot be imported: {error}", 'pip install "moshi>=0.2.13,<0.3"')
+        yield Finding("patch", FAILED, f"moshi_patch cannot be imported: {error}", 'pip install "moshi>=0.2.13,<0.3"')
         return
     before = moshi_patch.is_installed()
     try:
@@ -97,51 +97,51 @@ def _patch() -> Iterator[Check]:
         if not before:
             moshi_patch.uninstall()
     except RuntimeError as error:
-        yield Check("patch", FAILED, str(error), 'pip install "moshi>=0.2.13,<0.3"')
+        yield Finding("patch", FAILED, str(error), 'pip install "moshi>=0.2.13,<0.3"')
         return
     restored = moshi_patch.is_installed() == before
     if applies and restored:
-        yield Check("patch", OK, f"moshi_patch {moshi_patch.__version__} applies and can be taken back")
+        yield Finding("patch", OK, f"moshi_patch {moshi_patch.__version__} applies and can be taken back")
     else:
-        yield Check("patch", FAILED, "LMModel.__init__ was replaced by something else", "install moshi_patch last")
+        yield Finding("patch", FAILED, "LMModel.__init__ was replaced by something else", "install moshi_patch last")
 
 
-def _cuda() -> Iterator[Check]:
+def _cuda() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
         if torch.version.cuda is None and Path("/proc/driver/nvidia").exists():
             remedy = "install the build of torch for your CUDA version"
-            yield Check("cuda", WARNING, "there is an NVIDIA driver, and this torch is built without CUDA", remedy)
+            yield Finding("cuda", WARNING, "there is an NVIDIA driver, and this torch is built without CUDA", remedy)
         else:
-            yield Check("cuda", OK, "not available: the CPU is used", details={"devices": []})
+            yield Finding("cuda", OK, "not available: the CPU is used", details={"devices": []})
         return
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         details = {"device": name, "free_bytes": free, "total_bytes": total}
         text = f"{name}, CUDA {torch.version.cuda}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        low = free < ROOM
+        low = free < SCARCE
         remedy = "another process fills it; nvidia-smi names it" if low else ""
-        yield Check(f"cuda:{index}", WARNING if low else OK, text, remedy, details)
+        yield Finding(f"cuda:{index}", WARNING if low else OK, text, remedy, details)
 
 
-def _memory() -> Iterator[Check]:
+def _memory() -> Iterator[Finding]:
     free = available_memory()
     if free is None:
-        yield Check("memory", WARNING, "this system does not say how much is free")
+        yield Finding("memory", WARNING, "this system does not say how much is free")
         return
-    low = free < ROOM
+    low = free < SCARCE
     remedy = "close something: loading takes the size of the weights" if low else ""
-    yield Check("memory", WARNING if low else OK, f"{in_units(free)} free", remedy, {"free_bytes": free})
+    yield Finding("memory", WARNING if low else OK, f"{in_units(free)} free", remedy, {"free_bytes": free})
 
 
-def _disk(folder: Path) -> Iterator[Check]:
+def _disk(folder: Path) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    low = free < ROOM
+    low = free < SCARCE
     remedy = "make room: a checkpoint that does not fit is not saved" if low else ""
-    yield Check(
+    yield Finding(
         "disk", WARNING if low else OK, f"{in_units(free)} free at {folder.resolve()}", remedy, {"free_bytes": free}
     )

@@ -9,11 +9,11 @@ from moshi.models import LMModel, loaders
 
 import moshi_patch
 
-from ..checkpoint.saved import Finished, load_model, model_paths, open_finished
+from ..checkpoint.saved import SavedCheckpoint, load_model, model_paths, open_checkpoint
 from ..checkpoint.verify import contradictions
 from ..common.errors import ConfigError
 from ..common.files import read_json
-from ..model.base import find_checkpoint
+from ..model.base import find_base_files
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
 from .results import file_identity
@@ -30,46 +30,46 @@ SHARED = ("n_q", "dep_q", "card", "text_card", "delays")
 class Baseline:
     """What is to be loaded: a checkpoint over the base model of `paths`, or that base model itself."""
 
-    finished: Finished | None
+    checkpoint: SavedCheckpoint | None
     paths: MoshiPaths
 
     def identity(self) -> list[Any]:
         """What the results depend on, for a fingerprint."""
-        files = [] if self.finished is None else [file_identity(self.finished.weights), self.finished.config]
-        if self.finished is None or self.finished.adapters:
-            info = find_checkpoint(self.paths)
+        files = [] if self.checkpoint is None else [file_identity(self.checkpoint.weights), self.checkpoint.config]
+        if self.checkpoint is None or self.checkpoint.adapters:
+            info = find_base_files(self.paths)
             files += [file_identity(info.moshi_weights), info.lm_config]
         return files
 
 
-def open_baseline(args: EvalArgs, finished: Finished) -> Baseline:
+def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     """Finds `args.baseline`; reads no weights.
 
     Args:
-        finished: the checkpoint that it is compared with.
+        saved: the checkpoint that it is compared with.
 
     Raises:
         ConfigError: when it is neither a checkpoint nor a base model, is damaged, or is about other codes.
     """
     baseline = _find(args)
-    check_moshi_paths(baseline.paths, weights=baseline.finished is None or baseline.finished.adapters)
-    if baseline.finished is not None:
-        found, config = contradictions(baseline.finished), baseline.finished.config
+    check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.adapters)
+    if baseline.checkpoint is not None:
+        found, config = contradictions(baseline.checkpoint), baseline.checkpoint.config
         if found:
             raise ConfigError(f"baseline={args.baseline!r}: weights and settings contradict: {' '.join(found)}")
     else:
-        info = find_checkpoint(baseline.paths, weights=_local(baseline.paths))
-        own = finished.weights.resolve()
+        info = find_base_files(baseline.paths, weights=_local(baseline.paths))
+        own = saved.weights.resolve()
         if own in [path.resolve() for path in (info.moshi_weights, info.lora_weights) if path is not None]:
             raise ConfigError(
-                f"baseline={args.baseline!r}: {finished.weights} is the checkpoint itself, which would be compared "
+                f"baseline={args.baseline!r}: {saved.weights} is the checkpoint itself, which would be compared "
                 "with itself; give the folder of the model that it was trained from."
             )
         config = info.lm_config or loaders._lm_kwargs
     differing = [
-        f"{key}={config.get(key)!r}, not {finished.config.get(key)!r}"
+        f"{key}={config.get(key)!r}, not {saved.config.get(key)!r}"
         for key in SHARED
-        if config.get(key) != finished.config.get(key)
+        if config.get(key) != saved.config.get(key)
     ]
     if differing:
         raise ConfigError(f"baseline={args.baseline!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
@@ -78,10 +78,10 @@ def open_baseline(args: EvalArgs, finished: Finished) -> Baseline:
 
 def load_baseline(baseline: Baseline, device: torch.device, dtype: torch.dtype) -> LMModel:
     """The model in eval mode, TTT as it was trained or none."""
-    if baseline.finished is not None:
-        return load_model(baseline.finished, baseline.paths, device, dtype)[0]
+    if baseline.checkpoint is not None:
+        return load_model(baseline.checkpoint, baseline.paths, device, dtype)[0]
     moshi_patch.install()
-    return find_checkpoint(baseline.paths).get_moshi(device=device, dtype=dtype)
+    return find_base_files(baseline.paths).get_moshi(device=device, dtype=dtype)
 
 
 def _local(paths: MoshiPaths) -> bool:
@@ -96,7 +96,7 @@ def _find(args: EvalArgs) -> Baseline:
         return Baseline(None, args.moshi_paths)
     path = Path(args.baseline)
     try:
-        finished = open_finished(path, "baseline")
+        saved = open_checkpoint(path, "baseline")
     except ConfigError as error:
         if not (path / "config.json").is_file():
             raise ConfigError(
@@ -104,4 +104,4 @@ def _find(args: EvalArgs) -> Baseline:
             ) from error
         read_json(path / "config.json")
         return Baseline(None, MoshiPaths(hf_repo_id=str(path)))
-    return Baseline(finished, args.moshi_paths if finished.training is None else model_paths(finished))
+    return Baseline(saved, args.moshi_paths if saved.training is None else model_paths(saved))

@@ -17,14 +17,14 @@ from moshi.utils.compile import no_compile
 from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..checkpoint.saved import Finished, load_model
+from ..checkpoint.saved import SavedCheckpoint, load_model
 from ..checkpoint.verify import contradictions
 from ..common.checksums import changed_files, read_checksums
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..common.errors import ConfigError, in_one_line
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
-from ..data.tokenize import load_tokenizer
+from ..data.tokenize import load_speech_tokenizer
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .published.evaluate import evaluate_paper
@@ -50,14 +50,14 @@ def evaluate(settings: Settings) -> str:
         BrokenData: for data that cannot be read.
     """
     args = settings.args
-    refuse_contradictions(settings.finished, "checkpoint_dir")
-    check_moshi_paths(args.moshi_paths, weights=settings.finished.adapters)
-    baseline = None if args.baseline is None else open_baseline(args, settings.finished)
+    refuse_contradictions(settings.checkpoint, "checkpoint_dir")
+    check_moshi_paths(args.moshi_paths, weights=settings.checkpoint.adapters)
+    baseline = None if args.baseline is None else open_baseline(args, settings.checkpoint)
     ctx = setup()
     try:
-        on_rank_0(ctx, lambda: refuse_changed(settings.finished, "checkpoint_dir"))
-        if baseline is not None and baseline.finished is not None:
-            on_rank_0(ctx, lambda: refuse_changed(baseline.finished, "baseline"))
+        on_rank_0(ctx, lambda: refuse_changed(settings.checkpoint, "checkpoint_dir"))
+        if baseline is not None and baseline.checkpoint is not None:
+            on_rank_0(ctx, lambda: refuse_changed(baseline.checkpoint, "baseline"))
         if ctx.rank == 0:
             logger.info("Settings in force:\n%s", settings_table(settings))
             for message in settings.warnings:
@@ -69,20 +69,20 @@ def evaluate(settings: Settings) -> str:
         cleanup()
 
 
-def refuse_contradictions(finished: Finished, key: str) -> None:
+def refuse_contradictions(saved: SavedCheckpoint, key: str) -> None:
     """Raises a ConfigError that names what the weights and the settings of a checkpoint say against each other."""
-    found = contradictions(finished)
+    found = contradictions(saved)
     if found:
-        raise ConfigError(f"{key}={str(finished.folder)!r}: weights and settings contradict: {' '.join(found)}")
+        raise ConfigError(f"{key}={str(saved.folder)!r}: weights and settings contradict: {' '.join(found)}")
 
 
-def refuse_changed(finished: Finished, key: str) -> None:
+def refuse_changed(saved: SavedCheckpoint, key: str) -> None:
     """Raises a ConfigError when the weights of a checkpoint are not those whose checksum was saved, if one was."""
-    name = finished.weights.name
-    recorded = {file: value for file, value in (read_checksums(finished.folder) or {}).items() if file == name}
-    if changed_files(finished.folder, recorded):
+    name = saved.weights.name
+    recorded = {file: value for file, value in (read_checksums(saved.folder) or {}).items() if file == name}
+    if changed_files(saved.folder, recorded):
         raise ConfigError(
-            f"{key}={str(finished.folder)!r}: {name} is not what was saved (SHA-256). Copy it again from where it was "
+            f"{key}={str(saved.folder)!r}: {name} is not what was saved (SHA-256). Copy it again from where it was "
             "made; `python -m finetune.doctor` says more."
         )
 
@@ -91,7 +91,7 @@ def out_dir(settings: Settings) -> Path:
     """Where results go: `RUN/eval/checkpoint_000500` for `RUN/checkpoints/checkpoint_000500`, if not set."""
     if settings.args.out_dir is not None:
         return Path(settings.args.out_dir)
-    folder = settings.finished.folder.resolve()
+    folder = settings.checkpoint.folder.resolve()
     checkpoint = folder.parent if folder.name == "consolidated" else folder
     if checkpoint.parent.name == "checkpoints":
         return checkpoint.parent.parent / "eval" / checkpoint.name
@@ -110,14 +110,14 @@ class Evaluation:
         self.settings, self.args, self.ctx = settings, settings.args, ctx
         self.baseline, self.out = baseline, out_dir(settings)
         self.dtype = getattr(torch, self.args.param_dtype)
-        self.finished = with_overrides(settings)
+        self.checkpoint = with_overrides(settings)
         on_rank_0(ctx, self._make_out)
 
     def run(self) -> str:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
         model, info = on_all_ranks(ctx, self._load)
-        tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
+        tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)
@@ -150,9 +150,9 @@ class Evaluation:
             raise ConfigError(f"out_dir={str(self.out)!r}: no folder can be made there: {error.strerror}.") from error
 
     def _load(self) -> tuple[LMModel, CheckpointInfo]:
-        base = " over its base model in moshi_paths" if self.finished.adapters else ""
+        base = " over its base model in moshi_paths" if self.checkpoint.adapters else ""
         with loading(f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}"):
-            return load_model(self.finished, self.args.moshi_paths, self.ctx.device, self.dtype)
+            return load_model(self.checkpoint, self.args.moshi_paths, self.ctx.device, self.dtype)
 
     def _load_baseline(self) -> LMModel:
         with loading(f"baseline={self.args.baseline!r}: cannot be loaded"):
@@ -185,10 +185,10 @@ class Evaluation:
         """What was found before with everything as it is now, `data` too. Collective."""
         args = self.args
         content = {
-            "weights": file_identity(self.finished.weights),
-            "base": file_identity(info.moshi_weights) if self.finished.adapters else None,
+            "weights": file_identity(self.checkpoint.weights),
+            "base": file_identity(info.moshi_weights) if self.checkpoint.adapters else None,
             "files": [file_identity(info.mimi_weights), file_identity(info.tokenizer)],
-            "config": self.finished.config,
+            "config": self.checkpoint.config,
             "precision": args.param_dtype,
             "weighting": [args.text_padding_weight, args.first_codebook_weight_multiplier],
             "max_minutes": args.max_minutes,
@@ -200,12 +200,12 @@ class Evaluation:
         return on_all_ranks(self.ctx, lambda: ResultStore(self.out / "items", name, self.ctx.rank))
 
     def _heading(self) -> dict[str, Any]:
-        finished = self.settings.finished
+        saved = self.settings.checkpoint
         return {
-            "checkpoint": str(finished.weights.resolve()),
-            "step": (finished.training or {}).get("step"),
-            "sha256": (read_checksums(finished.folder) or {}).get(finished.weights.name),
-            "adapters": finished.adapters,
+            "checkpoint": str(saved.weights.resolve()),
+            "step": (saved.training or {}).get("step"),
+            "sha256": (read_checksums(saved.folder) or {}).get(saved.weights.name),
+            "adapters": saved.adapters,
             "settings": self.settings.table(),
             "versions": versions(),
             "device": torch.cuda.get_device_name(self.ctx.device) if self.ctx.device.type == "cuda" else "cpu",
@@ -230,14 +230,14 @@ def kinds_of(model: LMModel) -> dict[str, str]:
     return {condition: f"standard/{condition}" for condition in conditions_of(model)}
 
 
-def with_overrides(settings: Settings) -> Finished:
+def with_overrides(settings: Settings) -> SavedCheckpoint:
     """The checkpoint with those settings of TTT that the command line replaces."""
-    config = copy.deepcopy(settings.finished.config)
+    config = copy.deepcopy(settings.checkpoint.config)
     for key in FREE:
         if settings.sources[key] == COMMAND_LINE:
             name = key.removeprefix("ttt.")
             config[f"ttt_{name}"] = getattr(settings.args.ttt, name)
-    return dataclasses.replace(settings.finished, config=config)
+    return dataclasses.replace(settings.checkpoint, config=config)
 
 
 def release() -> None:

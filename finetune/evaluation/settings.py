@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.saved import Finished, model_paths, open_finished
+from ..checkpoint.saved import SavedCheckpoint, model_paths, open_checkpoint
 from ..common.errors import ConfigError
 from ..model.stream import SEGMENT_STEPS
 from ..settings.parsing import build, flat, override, read_options, read_yaml
@@ -128,7 +128,7 @@ class Settings:
 
     args: EvalArgs
     sources: dict[str, str]
-    finished: Finished
+    checkpoint: SavedCheckpoint
     warnings: list[str]
 
     def table(self) -> dict[str, dict[str, Any]]:
@@ -164,14 +164,14 @@ def load_settings(given: dict[str, Any], config: Path | None = None) -> Settings
         ConfigError: as `parse_command_line`.
     """
     yaml = {} if config is None else _read_config(config)
-    finished = open_finished(given["checkpoint_dir"])
-    trained, own = _trained(finished), _own_files(finished)
+    saved = open_checkpoint(given["checkpoint_dir"])
+    trained, own = _trained(saved), _own_files(saved)
     if trained is None and not own and config is None and "moshi_paths" not in given:
         raise ConfigError(
             f"checkpoint_dir={given['checkpoint_dir']!r}: has no training_config.json; give the YAML file of its "
             "training as --config FILE, or its base model as --moshi_paths.hf_repo_id FOLDER."
         )
-    command, fixed = flat(given), _architecture(finished)
+    command, fixed = flat(given), _architecture(saved)
     layers = [(COMMAND_LINE, command), (OWN, own), (TRAINING, trained or {}), (f"{config}", yaml)]
     values, sources = {}, {}
     for key, default in flat(dataclasses.asdict(EvalArgs())).items():
@@ -189,7 +189,7 @@ def load_settings(given: dict[str, Any], config: Path | None = None) -> Settings
     args = build(EvalArgs, _nested(values))
     warnings = _compare_with_training(command, fixed)
     args.validate()
-    return Settings(args, sources, finished, warnings)
+    return Settings(args, sources, saved, warnings)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -202,31 +202,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     return flat({key: value for key, value in content.items() if value is not None})
 
 
-def _own_files(finished: Finished) -> dict[str, Any]:
+def _own_files(saved: SavedCheckpoint) -> dict[str, Any]:
     """Where an exported folder holds Mimi and the tokenizer, by dotted key; nothing for a checkpoint without them."""
     try:
-        paths = model_paths(finished)
+        paths = model_paths(saved)
     except ConfigError:
         return {}
-    own = paths.config_path == str(finished.folder / CONFIG)
+    own = paths.config_path == str(saved.folder / CONFIG)
     return flat({"moshi_paths": dataclasses.asdict(paths)}) if own else {}
 
 
-def _trained(finished: Finished) -> dict[str, Any] | None:
+def _trained(saved: SavedCheckpoint) -> dict[str, Any] | None:
     """The settings of the training by dotted key."""
-    if finished.training is None:
+    if saved.training is None:
         return None
-    content = finished.training.get("training")
+    content = saved.training.get("training")
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{finished.folder / TRAINING}: has no section 'training'; it is not one that train.py wrote."
-        )
+        raise ConfigError(f"{saved.folder / TRAINING}: has no section 'training'; it is not one that train.py wrote.")
     return flat(content)
 
 
-def _architecture(finished: Finished) -> dict[str, Any]:
+def _architecture(saved: SavedCheckpoint) -> dict[str, Any]:
     """`ttt.` and `lora.` settings that the checkpoint's config.json holds, by dotted key."""
-    config = finished.config
+    config = saved.config
     names = {"lora": "lora.enable", "lora_rank": "lora.rank", "lora_scaling": "lora.scaling"}
     names |= {key: re.sub("^ttt_", "ttt.", key) for key in config if key.startswith("ttt_")}
     return {name: config[key] for key, name in names.items() if key in config}

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.tokenize import Segment
+from ..data.segments import Segment
 from ..settings.schema import STEPS_PER_SECOND
-from .recordings import MINUTES, Streams, finished, item_id
+from .recordings import MINUTES, Streams, item_id, scored_streams
 from .results import ResultStore
 from .settings import EvalArgs
 from .statistics import MEASURES, Sums, intervals, means, summary
@@ -27,7 +27,7 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
     Raises:
         BrokenData: when more than 5 % of the streams could not be read.
     """
-    segments = finished(streams, kinds, store)
+    segments = scored_streams(streams, kinds, store)
     values = {name: [store.get(kind, item_id(one)) for one in segments] for name, kind in kinds.items()}
     skipped = [str(one) for one in streams.segments if one not in set(segments)]
     steps = [one["steps"] for one in next(iter(values.values()))]

@@ -22,14 +22,20 @@ import torch
 from moshi.models import loaders
 from safetensors.torch import save_file
 
-from ..checkpoint.saved import Finished, find_base, load_lm, model_paths, open_finished
+from ..checkpoint.saved import (
+    SavedCheckpoint,
+    find_adapter_base,
+    find_files,
+    load_language_model,
+    model_paths,
+    open_checkpoint,
+)
 from ..checkpoint.verify import contradictions, stored_dtype
 from ..checkpoint.weights import ADAPTERS, MERGED, collect_weights
 from ..common.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import read_json, write_json
-from ..model.base import find_checkpoint
 from ..settings.schema import MoshiPaths
 from .model_card import model_card
 
@@ -38,13 +44,13 @@ logger = logging.getLogger(__name__)
 FILES = {"mimi_name": "mimi", "mimi_config_name": "mimi_config", "tokenizer_name": "tokenizer", "moshi_name": "model"}
 """Keys of config.json that name a file, and what it is called in the folder; it keeps its suffix."""
 
-DEFAULTS = {
+DEFAULT_NAMES = {
     "mimi_name": loaders.MIMI_NAME,
     "tokenizer_name": loaders.TEXT_TOKENIZER_NAME,
     "moshi_name": loaders.MOSHI_NAME,
 }
 HUB = "hf://"
-OF_THE_MACHINE = ("run_dir", "data", "moshi_paths", "wandb", "init_from", "checkpoint", "overwrite_run_dir")
+PRIVATE_SETTINGS = ("run_dir", "data", "moshi_paths", "wandb", "init_from", "checkpoint", "overwrite_run_dir")
 """Settings of a training that mean nothing elsewhere, or that name what is nobody else's business."""
 
 
@@ -55,7 +61,7 @@ class Options:
     Args:
         merge: adapters are merged into the base model.
         with_base: the base model of adapters goes into the folder too.
-        base: where the base model is, as `finished.model_paths` takes it; None: as it was trained.
+        base: where the base model is, as `saved.model_paths` takes it; None: as it was trained.
         name: of the model card; None: the folder's.
         results: an `eval.json` for the model card; None: that of this checkpoint, if there is one.
     """
@@ -77,12 +83,12 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT={str(out)!r}: exists, and nothing is overwritten; choose another name.")
-    finished = open_finished(checkpoint, "CHECKPOINT")
-    _refuse_broken(finished)
-    results = _find_results(finished, options.results)
-    paths = model_paths(finished, options.base)
-    adapters = finished.adapters and not options.merge
-    sources = _sources(finished, paths, ["moshi_name"] if adapters else [])
+    saved = open_checkpoint(checkpoint, "CHECKPOINT")
+    _refuse_broken(saved)
+    results = _find_results(saved, options.results)
+    paths = model_paths(saved, options.base)
+    adapters = saved.adapters and not options.merge
+    sources = _sources(saved, paths, ["moshi_name"] if adapters else [])
     if adapters and isinstance(sources["moshi_name"], Path) and not options.with_base:
         raise ConfigError(
             f"CHECKPOINT={str(checkpoint)!r}: holds adapters, and their base model {sources['moshi_name']} is a file "
@@ -92,13 +98,13 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
     try:
         names = {key: _place(folder, key, source, options) for key, source in sources.items()}
-        names |= _write_weights(folder, finished, paths, adapters)
-        write_json(folder / "config.json", _config(finished, names, adapters))
-        if finished.training is not None:
-            write_json(folder / "training_config.json", _public(finished.training))
+        names |= _write_weights(folder, saved, paths, adapters)
+        write_json(folder / "config.json", _config(saved, names, adapters))
+        if saved.training is not None:
+            write_json(folder / "training_config.json", _public(saved.training))
         write_checksums(folder, sorted({path.name for path in folder.iterdir()} - {"config.json"}))
         of = {"adapters": adapters, "base": _hub_of(paths), "results": results}
-        (folder / "README.md").write_text(model_card(options.name or out.name, finished, **of))
+        (folder / "README.md").write_text(model_card(options.name or out.name, saved, **of))
         folder.chmod(0o755)  # a temporary folder is nobody else's
         folder.rename(out)
     except BaseException:  # also when it is interrupted
@@ -107,34 +113,34 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
     return out
 
 
-def _refuse_broken(finished: Finished) -> None:
-    recorded = read_checksums(finished.folder)
+def _refuse_broken(saved: SavedCheckpoint) -> None:
+    recorded = read_checksums(saved.folder)
     if recorded is None:
-        logger.warning("%s: no %s; a flipped bit in its weights would not be seen.", finished.folder, CHECKSUMS)
-    changed = changed_files(finished.folder, recorded or {})
-    problems = [f"{name} is not what was saved (SHA-256)." for name in changed] or contradictions(finished)
+        logger.warning("%s: no %s; a flipped bit in its weights would not be seen.", saved.folder, CHECKSUMS)
+    changed = changed_files(saved.folder, recorded or {})
+    problems = [f"{name} is not what was saved (SHA-256)." for name in changed] or contradictions(saved)
     if problems:
         raise ConfigError(
-            f"CHECKPOINT={str(finished.folder)!r}: is not exported, as it is broken: {' '.join(problems)} "
+            f"CHECKPOINT={str(saved.folder)!r}: is not exported, as it is broken: {' '.join(problems)} "
             "`python -m finetune.doctor` says more."
         )
 
 
-def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | None:
+def _find_results(saved: SavedCheckpoint, given: Path | None) -> dict[str, Any] | None:
     """The `eval.json` that was given, or that an evaluation of this checkpoint wrote where it does by default."""
-    checkpoint = finished.folder.resolve().parent
+    checkpoint = saved.folder.resolve().parent
     path = given or checkpoint.parent.parent / "eval" / checkpoint.name / "eval.json"
     if given is None and (checkpoint.parent.name != "checkpoints" or not path.is_file()):
         return None
     if not path.is_file():
         raise ConfigError(f"eval={str(given)!r}: no such file.")
-    results, step = read_json(path), (finished.training or {}).get("step")
+    results, step = read_json(path), (saved.training or {}).get("step")
     if None not in (step, results.get("step")) and results["step"] != step:
         raise ConfigError(
             f"eval={str(path)!r}: was measured at step {results['step']}, and this checkpoint is of {step}."
         )
-    saved = (read_checksums(finished.folder) or {}).get(finished.weights.name)
-    if None not in (saved, results.get("sha256")) and results["sha256"] != saved:
+    recorded = (read_checksums(saved.folder) or {}).get(saved.weights.name)
+    if None not in (recorded, results.get("sha256")) and results["sha256"] != recorded:
         raise ConfigError(
             f"eval={str(path)!r}: was measured with other weights (SHA-256), as of a run that went back to an earlier "
             "step. Evaluate this checkpoint, or move that file away."
@@ -142,17 +148,17 @@ def _find_results(finished: Finished, given: Path | None) -> dict[str, Any] | No
     return results
 
 
-def _sources(finished: Finished, paths: MoshiPaths, more: list[str]) -> dict[str, str | Path]:
+def _sources(saved: SavedCheckpoint, paths: MoshiPaths, more: list[str]) -> dict[str, str | Path]:
     """For each key of `FILES` that is needed: a file of this machine, or `hf://owner/name/file`.
 
     Args:
         more: keys that are needed besides those of Mimi and of the tokenizer.
     """
-    info = find_base(finished, paths, weights=False) if finished.adapters else find_checkpoint(paths, weights=False)
+    info = find_files(saved, paths, weights=False)
     given = {"moshi_name": paths.moshi_path, "mimi_name": paths.mimi_path, "tokenizer_name": paths.tokenizer_path}
     sources = {}
     for key in ("mimi_name", "mimi_config_name", "tokenizer_name", *more):
-        named = (info.raw_config or {}).get(key, DEFAULTS.get(key))
+        named = (info.raw_config or {}).get(key, DEFAULT_NAMES.get(key))
         if given.get(key) is not None:
             sources[key] = given[key] if given[key].startswith(HUB) else loaders.hf_get(given[key])
         elif named is not None:
@@ -186,23 +192,23 @@ def _place(folder: Path, key: str, source: str | Path, options: Options) -> str:
     return name
 
 
-def _write_weights(folder: Path, finished: Finished, paths: MoshiPaths, adapters: bool) -> dict[str, str]:
+def _write_weights(folder: Path, saved: SavedCheckpoint, paths: MoshiPaths, adapters: bool) -> dict[str, str]:
     """Writes the weights; the keys of config.json that name them."""
     if adapters:
-        shutil.copyfile(finished.weights, folder / ADAPTERS)
+        shutil.copyfile(saved.weights, folder / ADAPTERS)
         return {"lora_name": ADAPTERS}
-    if finished.adapters:
-        base, dtype = find_base(finished, paths).moshi_weights, stored_dtype(finished)
-        model = load_lm(finished, base, torch.device("cpu"), dtype)
+    if saved.adapters:
+        base, dtype = find_adapter_base(saved, paths).moshi_weights, stored_dtype(saved)
+        model = load_language_model(saved, base, torch.device("cpu"), dtype)
         weights = collect_weights(model, Context(0, 1, 0, torch.device("cpu")), adapters=False, dtype=dtype)
         save_file(weights, folder / MERGED, {"format": "pt"})
     else:
-        shutil.copyfile(finished.weights, folder / MERGED)
+        shutil.copyfile(saved.weights, folder / MERGED)
     return {"moshi_name": MERGED}
 
 
-def _config(finished: Finished, names: dict[str, str], adapters: bool) -> dict[str, Any]:
-    config = {key: value for key, value in finished.config.items() if key not in (*FILES, "lora_name")}
+def _config(saved: SavedCheckpoint, names: dict[str, str], adapters: bool) -> dict[str, Any]:
+    config = {key: value for key, value in saved.config.items() if key not in (*FILES, "lora_name")}
     if not adapters:  # with `lora: true` moshi would add random ones
         config = {key: value for key, value in config.items() if key not in ("lora_rank", "lora_scaling")}
         config["lora"] = False
@@ -211,14 +217,14 @@ def _config(finished: Finished, names: dict[str, str], adapters: bool) -> dict[s
 
 def _public(training: dict[str, Any]) -> dict[str, Any]:
     """`training_config.json` without what is of the machine."""
-    settings = {key: value for key, value in training["training"].items() if key not in OF_THE_MACHINE}
+    settings = {key: value for key, value in training["training"].items() if key not in PRIVATE_SETTINGS}
     trained = {key: value for key, value in training["lm_config"].items() if key not in (*FILES, "lora_name")}
     return training | {"training": settings, "lm_config": trained}
 
 
 def _hub_of(paths: MoshiPaths) -> str | None:
     """The Hub repository of the base model's weights, `owner/name`; None when they are a file."""
-    weights = paths.moshi_path or _in_repository(DEFAULTS["moshi_name"], paths)
+    weights = paths.moshi_path or _in_repository(DEFAULT_NAMES["moshi_name"], paths)
     if not str(weights).startswith(HUB):
         return None
     return "/".join(str(weights).removeprefix(HUB).split("/")[:2])

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoint.saved import Finished
+from ..checkpoint.saved import SavedCheckpoint
 from ..evaluation.published.report import notes, table
 
 TAGS = ["moshi", "test-time-training", "speech-to-speech"]
@@ -16,7 +16,7 @@ LOSSES = ("loss", "text_loss", "audio_loss", "perplexity")
 NOT_MEASURED = "Not measured. `eval_from_checkpoint.py` measures, and an export after it shows its results here."
 
 
-def model_card(name: str, finished: Finished, *, adapters: bool, base: str | None, results: Mapping | None) -> str:
+def model_card(name: str, saved: SavedCheckpoint, *, adapters: bool, base: str | None, results: Mapping | None) -> str:
     """Markdown with the Hub's YAML heading.
 
     Args:
@@ -30,7 +30,7 @@ def model_card(name: str, finished: Finished, *, adapters: bool, base: str | Non
     front = yaml.safe_dump(heading, sort_keys=False) + "# license: say which; that of the base model goes with it\n"
     of = f"[{base}](https://huggingface.co/{base})" if base else "a base model that is not on the Hub"
     what = "Adapters (LoRA) for" if adapters else "A model fine-tuned from"
-    config = finished.config
+    config = saved.config
     lines = [
         f"---\n{front}---",
         f"# {name}",
@@ -46,7 +46,7 @@ def model_card(name: str, finished: Finished, *, adapters: bool, base: str | Non
         "## Settings",
         _table(["setting", "value"], [[f"`{key}`", f"`{value!r}`"] for key, value in _settings(config).items()]),
         "## Training",
-        _training(finished),
+        _training(saved),
         "## Results",
         _results(results, config),
     ]
@@ -67,15 +67,15 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in (*shown, *sorted(config)) if key in config and (key in shown or "ttt_" in key)}
 
 
-def _training(finished: Finished) -> str:
+def _training(saved: SavedCheckpoint) -> str:
     """Without names of files and folders, which belong to the machine it was done on."""
-    if finished.training is None:
+    if saved.training is None:
         return "Not recorded."
-    settings, versions = finished.training["training"], finished.training.get("versions", {})
-    batch = settings.get("batch_size", 1) * settings.get("num_microbatches", 1) * finished.training.get("world_size", 1)
+    settings, versions = saved.training["training"], saved.training.get("versions", {})
+    batch = settings.get("batch_size", 1) * settings.get("num_microbatches", 1) * saved.training.get("world_size", 1)
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{finished.training.get('step')} steps of {batch} segments of {settings.get('duration_sec')} s, in "
+        f"{saved.training.get('step')} steps of {batch} segments of {settings.get('duration_sec')} s, in "
         f"{settings.get('param_dtype')}; learning rate {settings.get('optim', {}).get('lr')}. Made with {made}."
     )
 

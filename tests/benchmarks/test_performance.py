@@ -1,25 +1,19 @@
 """docs/performance.md says what the committed results say."""
 
-import sys
-
 import pytest
-
-from tests.support.tiny_repository import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def test_every_table_is_made_of_the_committed_results():
-    from common import fill
-    from performance import PAGE, PARTS
+    from benchmarks.cost.performance import PAGE, PARTS
+    from benchmarks.measure import fill
 
     page = PAGE.read_text()
     assert all(f"<!-- {name} -->" in page for name in PARTS)
-    assert fill(page, PARTS) == page, "run python benchmarks/performance.py"
+    assert fill(page, PARTS) == page, "run python -m benchmarks.cost.performance"
 
 
 def test_markers_that_do_not_fit_are_refused():
-    from common import fill
+    from benchmarks.measure import fill
 
     parts = {"one": lambda: "1"}
     assert fill("a <!-- one -->\nold\n<!-- end one --> b", parts) == "a <!-- one -->\n1\n<!-- end one --> b"

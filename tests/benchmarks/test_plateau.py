@@ -1,18 +1,12 @@
 """The plateau benchmark: what its variants change, when a run ends, and what counts as a sign."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import moshi_patch
-import plateau
-import plateau_report
-import recall
+from benchmarks.evidence import plateau, plateau_report, recall
 
 pytestmark = pytest.mark.usefixtures("patched")
 

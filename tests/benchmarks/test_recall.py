@@ -1,16 +1,12 @@
 """The recall benchmark: what it feeds the model, that attention alone cannot solve it, and that a short run learns."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import moshi_patch
-import recall
+from benchmarks.evidence import recall
 
 pytestmark = pytest.mark.usefixtures("patched")
 

@@ -3,25 +3,21 @@
 import dataclasses
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import suite
-from evidence import report, results, runner
-from evidence.grid import Cell, Run, ordered_runs, read_grid
-from evidence.settings import Settings
-from evidence.store import Store
+from benchmarks.evidence import report, results, runner, suite
+from benchmarks.evidence.grid import Cell, Run, ordered_runs, read_grid
+from benchmarks.evidence.settings import Settings
+from benchmarks.evidence.store import Store
 
 pytestmark = pytest.mark.usefixtures("patched")
 
 ROOT = Path(__file__).parents[2]
 GRID, RESULTS, PAGE = (
-    ROOT / "benchmarks" / "evidence.yaml",
+    ROOT / "benchmarks" / "evidence" / "grids" / "evidence.yaml",
     ROOT / "benchmarks" / "results" / "evidence.jsonl",
     ROOT / "docs" / "evidence.md",
 )
@@ -248,7 +244,7 @@ def test_the_whole_command_runs_reports_and_resumes(tmp_path):
 
 
 def test_the_state_that_the_longer_window_is_measured_against_is_what_a_stream_allocates():
-    from evidence.model import build_model
+    from benchmarks.evidence.model import build_model
 
     settings = Settings(chunk=8)
     model = build_model(settings)

@@ -1,19 +1,15 @@
 """The suite's tasks: what is marked can be known in the way its mark says and in no other; guessing is at chance."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import moshi_patch
-from evidence import model as models
-from evidence import stream
-from evidence.settings import Settings
-from evidence.speech import dialogues
+from benchmarks.evidence import model as models
+from benchmarks.evidence import stream
+from benchmarks.evidence.settings import Settings
+from benchmarks.evidence.speech import dialogues
 
 pytestmark = pytest.mark.usefixtures("patched")
 

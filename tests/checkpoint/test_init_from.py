@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune.checkpoint.weights import load_finished_weights
+from finetune.checkpoint.weights import load_initial_weights
 from tests.support.checkpoint_runs import CTX, LORA, MODES, TTT, advance, arguments, same, served, snapshot, tiny_run
 from tests.support.loading import logits
 from tests.support.models import relative
@@ -23,7 +23,7 @@ def test_init_from_continues_adapters(tmp_path, point):
     folder = path / "consolidated"
     start = {"run": tmp_path / "run", "checkpoint": path, "consolidated": folder, "file": folder / "lora.safetensors"}
     _, new = tiny_run(args, seed=5)
-    load_finished_weights(start[point], new.model, CTX)
+    load_initial_weights(start[point], new.model, CTX)
     assert same(new.model.state_dict(), state.model.state_dict())
 
 
@@ -34,7 +34,7 @@ def test_init_from_a_merged_model_begins_with_its_answers(tmp_path, lora, caplog
     path = checkpointer.save(state)
     args = arguments(tmp_path / "next", ttt=TTT | {"chunk_size": 6}, **(MODES["adapter"] if lora else MODES["full"]))
     _, new = tiny_run(args, seed=5)
-    load_finished_weights(path, new.model, CTX)
+    load_initial_weights(path, new.model, CTX)
     assert relative(logits(new.model, steps=5), logits(served(path, None), steps=5)) < 1e-6  # float32, no update yet
     assert "ttt_chunk_size is 6, was 5" in caplog.text
     assert ("serve them with it" in caplog.text) == lora
@@ -59,6 +59,6 @@ def test_init_from_says_what_does_not_fit_and_changes_nothing(tmp_path):
         _, new = tiny_run(arguments(tmp_path / "new", **settings))
         before = snapshot(new)
         with pytest.raises(ValueError, match=message) as error:
-            load_finished_weights(path, new.model, CTX)
+            load_initial_weights(path, new.model, CTX)
         assert "init_from=" in str(error.value)
         assert same(snapshot(new), before)

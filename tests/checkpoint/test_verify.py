@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
-from finetune.checkpoint.saved import open_finished
+from finetune.checkpoint.saved import open_checkpoint
 from finetune.checkpoint.verify import contradictions, read_header
 from finetune.common.errors import ConfigError
 from tests.support.checkpoint_runs import MODES, arguments, tiny_run
@@ -33,7 +33,7 @@ def saved(tmp_path):
 
 
 def found(folder) -> str:
-    return "\n".join(contradictions(open_finished(folder)))
+    return "\n".join(contradictions(open_checkpoint(folder)))
 
 
 def rewrite_weights(folder, change):
@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_read_is_named_with_what_is_wrong(saved, damage, n
     content = path.read_bytes()
     path.write_bytes(damage(content))
     with pytest.raises(ConfigError) as error:
-        contradictions(open_finished(path))
+        contradictions(open_checkpoint(path))
     assert str(path) in str(error.value)
     assert named.format(less=len(content) - 1, size=len(content)) in str(error.value)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.common.checksums import CHECKSUMS, write_checksums
 from finetune.doctor.__main__ import main
-from finetune.doctor.check import FAILED, OK, WARNING
+from finetune.doctor.finding import FAILED, OK, WARNING
 from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
 from tests.support.loading import KEYS, save
 from tests.support.models import tiny_model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from finetune.checkpoint.saved import Finished
+from finetune.checkpoint.saved import SavedCheckpoint
 from finetune.export.model_card import model_card
 
 RESULTS = {
@@ -37,8 +37,8 @@ TRAINING = {
 
 
 def card(results=None, training=TRAINING, config=CONFIG, adapters=False, base=None) -> str:
-    finished = Finished(Path("consolidated.safetensors"), config, training)
-    return model_card("My Moshi", finished, adapters=adapters, base=base, results=results)
+    saved = SavedCheckpoint(Path("consolidated.safetensors"), config, training)
+    return model_card("My Moshi", saved, adapters=adapters, base=base, results=results)
 
 
 def test_results_are_a_table_with_every_condition_and_its_difference():

@@ -13,12 +13,12 @@ import moshi_patch
 from finetune.common.distributed import Context
 from finetune.common.errors import ConfigError
 from finetune.model.adapters import add_adapters
-from finetune.model.base import find_checkpoint
+from finetune.model.base import find_base_files
 from finetune.model.trainable import describe, parameter_groups
 from finetune.settings.command_line import from_dict, load_args
 from finetune.settings.schema import TrainArgs
 from finetune.settings.validation import unusual_settings
-from finetune.training.build import build_model, trained_config
+from finetune.training.build_model import build_model, trained_config
 from finetune.training.optimizer import MasterAdamW, build_optimizer
 from tests.support.loading import KEYS
 from tests.support.models import TTT, random_codes, tiny_model
@@ -188,7 +188,7 @@ def test_a_loaded_optimizer_continues_bit_for_bit(through):
 
 @pytest.fixture(scope="module")
 def stock_repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 def args_for(repo: Path, **settings) -> TrainArgs:
@@ -214,17 +214,17 @@ def test_single_files_do_as_well_as_the_folder(stock_repo):
     names = {"moshi": "model.safetensors", "mimi": "mimi.safetensors", "tokenizer": "tokenizer.model"}
     paths = {f"{kind}_path": str(stock_repo / name) for kind, name in names.items()}
     paths |= {"config_path": str(stock_repo / "config.json"), "hf_repo_id": None}
-    single = find_checkpoint(from_dict({"moshi_paths": paths}).moshi_paths)
-    assert single == find_checkpoint(args_for(stock_repo).moshi_paths)
+    single = find_base_files(from_dict({"moshi_paths": paths}).moshi_paths)
+    assert single == find_base_files(args_for(stock_repo).moshi_paths)
 
 
 def test_a_base_that_does_not_fit_is_refused_by_name(stock_repo, tmp_path):
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        find_checkpoint(args_for(tmp_path).moshi_paths)
+        find_base_files(args_for(tmp_path).moshi_paths)
     config = json.loads((stock_repo / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ttt_enabled": True}))
     with pytest.raises(ConfigError, match=r"names 'model.safetensors'.*no such file"):
-        find_checkpoint(args_for(tmp_path).moshi_paths)
+        find_base_files(args_for(tmp_path).moshi_paths)
     for file in stock_repo.glob("*[!n]"):
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)

@@ -10,7 +10,8 @@ from huggingface_hub.utils import EntryNotFoundError
 from moshi.models import loaders
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories, main, without_cuda
+from moshi_patch.__main__ import main, without_cuda
+from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")

@@ -14,7 +14,8 @@ from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
 
 import moshi_patch
-from moshi_patch.__main__ import local_repositories
+from example.tiny_repo import main
+from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
 DIALOGUES = ["boat", "sister", "train"]
@@ -81,7 +82,7 @@ def test_what_the_user_says_first_moshi_says_last(name):
 
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_the_fact_returns_after_what_all_attention_layers_together_reach(name):
-    from tiny_repo import LM
+    from example.tiny_repo import LM
 
     words = alignments(name)
     *_, (fact, (_, said), _) = takewhile(lambda word: word[2] == "SPEAKER_USER", words)
@@ -94,7 +95,7 @@ def test_the_fact_returns_after_what_all_attention_layers_together_reach(name):
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_the_speech_can_be_made_again(tmp_path):
-    from make_speech import make_speech
+    from example.make_speech import make_speech
 
     for folder in ("a", "b"):
         make_speech(tmp_path / folder)
@@ -124,6 +125,18 @@ def test_the_same_seed_makes_the_same_repository(tiny_repo, tmp_path):
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in tiny_repo.iterdir())
     for path in again.iterdir():
         assert path.read_bytes() == (tiny_repo / path.name).read_bytes(), path.name
+
+
+def test_a_stock_repository_has_the_same_weights_and_knows_nothing_of_ttt(tiny_repo, tmp_path):
+    main([str(tmp_path / "stock")])
+    stock, with_ttt = load_file(tmp_path / "stock" / "model.safetensors"), load_file(tiny_repo / "model.safetensors")
+    assert stock.keys() == {name for name in with_ttt if "target_generator" not in name}
+    assert all(torch.equal(tensor, with_ttt[name]) for name, tensor in stock.items())
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert not [key for key in config if key.startswith("ttt")]
+    assert (tmp_path / "stock" / "mimi.safetensors").read_bytes() == (tiny_repo / "mimi.safetensors").read_bytes()
+    main([str(tmp_path / "ttt"), "--ttt"])
+    assert (tmp_path / "ttt" / "model.safetensors").read_bytes() == (tiny_repo / "model.safetensors").read_bytes()
 
 
 def test_overrides_reach_the_model(tmp_path, patched, one_thread):
@@ -158,7 +171,7 @@ def test_real_speech_makes_one_update_per_chunk_in_every_layer(model):
 
 
 def test_the_demos_control_is_the_same_until_the_first_update_and_another_after_it(model):
-    from demo import divergence, report, stream
+    from example.demo import divergence, report, stream
 
     lm, codes = model
     on = stream(lm, codes, "on")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from moshi.models import LMModel, MimiModel, loaders
 
+from example.tiny_repo import LM
 from finetune.common.distributed import Context
 from finetune.evaluation.published.args import PaperArgs
 from finetune.evaluation.published.evaluate import evaluate_paper
@@ -13,8 +14,6 @@ from finetune.evaluation.results import ResultStore
 from finetune.evaluation.settings import EvalArgs
 from tests.support.models import randomise_targets
 from tests.support.tiny_repository import build_repo
-
-from tiny_repo import LM  # isort: skip
 
 TINY = LM | {"text_card": 96, "dim": 32, "num_layers": 2, "num_heads": 2, "context": 24}
 CHUNK = 8

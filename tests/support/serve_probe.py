@@ -15,7 +15,7 @@ import torch
 from moshi.models import LMGen
 
 import moshi_patch
-from moshi_patch.stock_server import serving, take_options
+from moshi_patch.serving.stock_server import add_conversations, split_options
 
 
 class ObservedLMGen(LMGen):
@@ -62,8 +62,8 @@ def is_fresh(gating: moshi_patch.TTTGating) -> bool:
 
 if __name__ == "__main__":
     ObservedLMGen.log = sys.argv[1]
-    options, arguments = take_options(sys.argv[2:])
+    options, arguments = split_options(sys.argv[2:])
     sys.argv = ["moshi.server", *arguments]
     moshi.models.LMGen = ObservedLMGen
-    with serving(options):
+    with add_conversations(options):
         runpy.run_module("moshi.server", run_name="__main__", alter_sys=True)

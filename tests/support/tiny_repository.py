@@ -14,17 +14,15 @@ DATA = ROOT / "example" / "data"
 ENVIRONMENT = os.environ | {"NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 """For subprocesses. One thread: on layers this small several only wait for each other."""
 
-sys.path.insert(0, str(ROOT / "example"))
 
-
-def build_repo(folder: Path, **lm_overrides) -> Path:
-    """The repository that `example/tiny_repo.py` makes, made with one thread."""
-    from tiny_repo import make_tiny_repo
+def build_repo(folder: Path, ttt: bool = True, **lm_overrides) -> Path:
+    """The repository that `example/tiny_repo.py` makes, with TTT unless told otherwise, made with one thread."""
+    from example.tiny_repo import make_tiny_repo
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return make_tiny_repo(folder, **lm_overrides)
+        return make_tiny_repo(folder, ttt=ttt, **lm_overrides)
     finally:
         torch.set_num_threads(threads)
 

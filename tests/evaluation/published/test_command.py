@@ -7,13 +7,12 @@ import shlex
 import pytest
 
 import moshi_patch
+from example.make_pairs import make_benchmarks
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
 from finetune.settings.command_line import from_dict
 from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA, ROOT, build_repo
-
-from make_pairs import make_benchmarks  # isort: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import sphn
 import torch
 from moshi.models import LMModel
 
+from example.make_pairs import VOICES, make_benchmarks, make_list, play
 from finetune.evaluation.published.audio import MonoTokenizer
 from finetune.evaluation.published.likelihood import Likelihood
 from finetune.evaluation.published.stats import mean_interval
 from finetune.evaluation.recordings import OFF, ON, PLAIN
 from finetune.model.loss import compute_loss
 from tests.support.published import evaluate, model_of, settings
-
-from make_pairs import VOICES, make_benchmarks, make_list, play  # isort: skip
 
 PAIRS = 60
 BINOMIAL = 0.5 - 3.29 * math.sqrt(0.25 / PAIRS), 0.5 + 3.29 * math.sqrt(0.25 / PAIRS)

@@ -4,14 +4,13 @@ import json
 
 import pytest
 
+from example.make_pairs import make_benchmarks
 from finetune.common.errors import ConfigError
 from finetune.evaluation.published.args import PaperArgs
 from finetune.evaluation.published.sets import load_files, load_pairs
 from finetune.evaluation.settings import EvalArgs
 from finetune.settings.parsing import build
 from tests.support.tiny_repository import ROOT as REPOSITORY
-
-from make_pairs import make_benchmarks  # isort: skip
 
 ROOT = str(REPOSITORY)
 

@@ -1,0 +1,140 @@
+"""Makes the tables of docs/performance.md from the committed results: `python -m benchmarks.cost.performance`.
+
+The page is written by hand around markers; what stands between `<!-- name -->` and `<!-- end name -->` is replaced.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import fill
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def result(name: str) -> dict[str, Any]:
+    """What `benchmarks/NAME.py` committed."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def ratios(row: dict[str, Any], *keys: str) -> list[str]:
+    """Numbers of a result, with two digits behind the point."""
+    return [f"{row[key]:.2f}" for key in keys]
+
+
+def machines() -> str:
+    names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
+    rows = []
+    for name in names:
+        machine = result(name)["machine"]
+        rows.append([f"`{name}.json`", *(machine[key] for key in ("cpu", "threads", "torch", "moshi", "date"))])
+    return table(["result", "processor", "threads", "torch", "moshi", "date"], rows)
+
+
+def layer() -> str:
+    rows = [row for row in result("layer")["rows"] if row["variant"] != "stock"]
+    return table(
+        ["T", "", "form", "time", "range over rounds", "by operations", "peak memory"],
+        [
+            [
+                row["steps"],
+                row["direction"],
+                {"ttt": "this one", "materialised": "materialised (Algorithm 1)"}[row["variant"]],
+                f"{row['time_ratio']:.2f}",
+                "–".join(f"{value:.2f}" for value in row["time_ratio_range"]),
+                f"{row['operations_ratio']:.2f}",
+                f"{row['memory_ratio']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def layer_scaling() -> str:
+    rows = [row for row in result("layer_scaling")["rows"] if row["variant"] == "ttt"]
+    return table(
+        ["T", "", "time", "by operations", "peak memory"],
+        [
+            [row["steps"], row["direction"], *ratios(row, "time_ratio", "operations_ratio", "memory_ratio")]
+            for row in rows
+        ],
+    )
+
+
+def step() -> str:
+    keys = ("ratio_p50", "stock_p99_over_p50", "ttt_p99_over_p50", "chunk_end_over_p50", "slowest_phase_over_p50")
+    return table(
+        ["rows", "TTT / stock", "stock p99 / p50", "TTT p99 / p50", "end of a chunk / p50", "slowest phase / p50"],
+        [[row["rows"], *ratios(row, *keys)] for row in result("step")["results"]],
+    )
+
+
+def train_step() -> str:
+    found = result("train_step")["results"]
+    return table(
+        ["32 layers, rank 64, 625 steps", "time", "range over rounds", "peak memory"],
+        [
+            [
+                name,
+                f"{row['time_ratio']:.2f}",
+                "–".join(f"{value:.2f}" for value in row["time_ratio_range"]),
+                f"{row['memory_ratio']:.2f}",
+            ]
+            for name, row in found.items()
+        ],
+    )
+
+
+def roofline() -> str:
+    found = result("roofline")
+    rates = found["rates"]
+    steps = table(
+        ["streaming step, rows", "TTT / stock", "by bytes", "share of bandwidth: stock", "with TTT"],
+        [
+            [row["rows"], *ratios(row, "ratio", "ratio_by_bytes", "bandwidth_share_stock", "bandwidth_share_ttt")]
+            for row in found["step"]
+        ],
+    )
+    layers = table(
+        ["gated MLP, D 4096", "TTT / stock", "by operations", "share of the rate: stock", "with TTT"],
+        [
+            [row["direction"], *ratios(row, "ratio", "ratio_by_operations", "rate_share_stock", "rate_share_ttt")]
+            for row in found["layer"]
+        ],
+    )
+    measured = (
+        f"Measured: {rates['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s read, "
+        f"{rates['bf16_multiply_adds_per_second'] / 1e9:.0f} G multiply-adds/s in bfloat16."
+    )
+    return f"{measured}\n\n{steps}\n\n{layers}"
+
+
+def moshi_7b() -> str:
+    rows = []
+    for row in result("roofline")["moshi_7b"]:
+        parts = [f"{row['bytes'][key] / 1e9:.2f}" for key in ("stock", "delta", "fold", "rings", "target")]
+        rows.append([row["rows"], *parts, f"{row['ratio_by_bytes']:.2f}"])
+    return table(["rows", "stock, GB", "delta", "fold", "rings", "W_target", "TTT / stock by bytes"], rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b)
+}
+
+
+def main() -> None:
+    PAGE.write_text(fill(PAGE.read_text(), PARTS))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.evidence`: see `suite`."""
+
+from .suite import main
+
+raise SystemExit(main())
