@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model import finite_rows, stock_name, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
     from .patch import install, is_installed, uninstall
     from .repository import load_checkpoint_info
+    from .tokenizer import load_text_tokenizer
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _MODULES = {
     "model": ("finite_rows", "stock_name", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
     "patch": ("install", "is_installed", "uninstall"),
     "repository": ("load_checkpoint_info",),
+    "tokenizer": ("load_text_tokenizer",),
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "is_installed",
     "load_checkpoint_info",
     "load_memory",
+    "load_text_tokenizer",
     "save_memory",
     "stock_name",
     "ttt_gatings",

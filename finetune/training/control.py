@@ -5,6 +5,7 @@ of the same layers in full, adapters or all weights as set, at the same rates.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def control_args(args: TrainArgs) -> TrainArgs:
     """
     own = copy.deepcopy(args)
     own.control, own.run_dir, own.overwrite_run_dir = False, str(Path(args.run_dir) / FOLDER), False
-    own.ttt.enabled, own.ttt.as_control = False, True
+    own.ttt = replace(args.ttt, enabled=False, as_control=True)
     own.checkpoint.resume, own.checkpoint.resume_step = bool(list_checkpoints(Path(own.run_dir) / "checkpoints")), -1
     if own.wandb.run_name is not None:
         own.wandb.run_name += "-control"

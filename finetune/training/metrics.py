@@ -12,7 +12,7 @@ from ..common.disk import writing
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import parse_object, read_json_lines, write_whole
-from ..settings.command_line import to_dict
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .samples import Sample, write_sample
 

@@ -13,7 +13,7 @@ from ..common.disk import writing
 from ..common.errors import ConfigError
 from ..common.files import write_whole
 from ..common.locks import FileLock
-from ..settings.command_line import to_dict
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from ..settings.sources import parse_sources
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.settings.command_line import from_dict, parse_command_line
+from finetune.settings.command_line import parse_command_line
+from finetune.settings.record import from_dict
 from finetune.training import evaluations, trainer
 from finetune.training.signals import Stopped, StopSignals
 from finetune.training.trainer import train
