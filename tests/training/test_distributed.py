@@ -154,7 +154,7 @@ def test_two_ranks_evaluate_as_one(runs):
     evaluations = [metrics(runs[0] / f"{number}-lora+ttt", "eval")[0] for number in ("one", "two")]
     assert evaluations[0].keys() == evaluations[1].keys()
     for name in evaluations[0].keys() - {"time"}:
-        size = evaluations[0]["loss" if name.startswith("ttt_gain") else name]  # a difference of two losses
+        size = evaluations[0]["loss" if name.startswith("ttt_reliance") else name]  # a difference of two losses
         assert evaluations[1][name] == pytest.approx(evaluations[0][name], abs=1e-5 * size)
 
 
