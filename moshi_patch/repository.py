@@ -122,7 +122,7 @@ def named_file(repository: str | Path, config_folder: Path, name: str) -> Path |
 
     Raises:
         RepositoryError: when the name leads out of the repository.
-        LocalEntryNotFoundError: when the folder has no such file.
+        LocalEntryNotFoundError: when there is no such file in it.
     """
     if name.startswith(HUB):
         if not HUB_FILE.fullmatch(name):
@@ -131,7 +131,7 @@ def named_file(repository: str | Path, config_folder: Path, name: str) -> Path |
     if name.startswith(LOCAL):
         beside = config_folder / Path(name).name
         if not beside.is_file():
-            raise RepositoryError(f"{name!r}: must be a file of its own folder, and {beside} does not exist.")
+            raise LocalEntryNotFoundError(f"a file {LOCAL} has to lie beside its config.json, and {beside} does not.")
         return file_in_folder(config_folder, beside.name)
     if os.path.isdir(repository):
         return file_in_folder(repository, name)

@@ -42,11 +42,14 @@ def load_base(args: TrainArgs, ctx: Context) -> tuple[LMModel, CheckpointInfo]:
         _check_ttt_layers(info, args)
         # With several processes FSDP moves one layer at a time to the GPU, which never holds the whole model.
         model = _make(info, args, info.moshi_weights, ctx.device if ctx.world_size == 1 else "cpu")
-    if broken := not_finite(model.state_dict().items()):
-        raise ConfigError(
-            f"moshi_paths.moshi_path={str(info.moshi_weights)!r}: NaN or infinity in {broken}. Copy the file anew."
-        )
+    refuse_not_finite(model, f"moshi_paths.moshi_path={str(info.moshi_weights)!r}")
     return model, info
+
+
+def refuse_not_finite(model: LMModel, what: str) -> None:
+    """Raises a ConfigError that begins with `what` when any weight of a loaded model is NaN or infinite."""
+    if broken := not_finite(model.state_dict().items()):
+        raise ConfigError(f"{what}: NaN or infinity in {broken}. Copy the file anew.")
 
 
 def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:

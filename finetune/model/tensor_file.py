@@ -18,6 +18,9 @@ DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 
 VALUES_AT_A_TIME = 1 << 20
 
+HUGE = 1e6
+"""No trained weight is as large; one flipped bit of an exponent makes it so (1e-2 becomes 1e36)."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -70,6 +73,15 @@ def measure(path: Path) -> Iterator[tuple[str, Size]]:
         raise ConfigError(f"{path}: {_damage(path, error)}") from error
 
 
+def broken_values(sizes: dict[str, Size]) -> list[str]:
+    """What is wrong with values of these sizes, one sentence each; empty is good."""
+    kinds = {
+        "NaN or infinity": [name for name, one in sizes.items() if not math.isfinite(one.norm)],
+        f"values above {HUGE:g}": [name for name, one in sizes.items() if one.largest > HUGE],
+    }
+    return [f"{what} in {some(names)}." for what, names in kinds.items() if names]
+
+
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """The names of the first few tensors that hold NaN or infinity, and how many more; empty when none does."""
     return some([name for name, tensor in tensors if not math.isfinite(_size(tensor).norm)])
@@ -93,7 +105,7 @@ def _size(tensor: torch.Tensor) -> Size:
             return Size(math.nan, math.nan, tensor.nbytes)
         largest = max(largest, top)
         # of large values the squares would not fit into float32
-        squares += (wide.double() if top > 1e6 else wide).norm().item() ** 2
+        squares += (wide.double() if top > HUGE else wide).norm().item() ** 2
     return Size(math.sqrt(squares), largest, tensor.nbytes)
 
 
