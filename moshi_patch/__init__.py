@@ -12,9 +12,18 @@ from .config import TTTConfig
 
 if TYPE_CHECKING:
     from .gating import TTTGating
-    from .memory import fingerprint, load_memory, save_memory
     from .json_object import parse_json, parse_object, read_object
-    from .model import TARGET_KEYS, stock_name, target_key, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
+    from .memory import fingerprint, load_memory, save_memory
+    from .model import (
+        TARGET_KEYS,
+        finite_rows,
+        stock_name,
+        target_key,
+        ttt_gatings,
+        ttt_parameters,
+        ttt_stats,
+        ttt_updates,
+    )
     from .model_config import FILE_KEYS, LORA_KEYS, NOT_ARGUMENTS, read_model_config
     from .patch import install, is_installed, uninstall
     from .repository import DEFAULT_NAMES, HUB, RepositoryError, load_checkpoint_info, named_file
@@ -25,7 +34,16 @@ _MODULES = {
     "gating": ("TTTGating",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
-    "model": ("TARGET_KEYS", "stock_name", "target_key", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
+    "model": (
+        "TARGET_KEYS",
+        "finite_rows",
+        "stock_name",
+        "target_key",
+        "ttt_gatings",
+        "ttt_parameters",
+        "ttt_stats",
+        "ttt_updates",
+    ),
     "model_config": ("FILE_KEYS", "LORA_KEYS", "NOT_ARGUMENTS", "read_model_config"),
     "patch": ("install", "is_installed", "uninstall"),
     "repository": ("DEFAULT_NAMES", "HUB", "RepositoryError", "load_checkpoint_info", "named_file"),
@@ -42,6 +60,7 @@ __all__ = [
     "TTTConfig",
     "TTTGating",
     "fingerprint",
+    "finite_rows",
     "install",
     "is_installed",
     "load_checkpoint_info",

@@ -103,7 +103,9 @@ def _check_lists(config: Mapping[str, Any]) -> None:
     feedforward = config.get("depformer_dim_feedforward")
     for key, low, high in (("delays", 0, 1 << 10), ("depformer_weights_per_step_schedule", 0, max(dep_q - 1, 0))):
         value = config.get(key)
-        fits = value is None or (isinstance(value, list) and all(_is_whole(one) and low <= one <= high for one in value))
+        fits = value is None or (
+            isinstance(value, list) and all(_is_whole(one) and low <= one <= high for one in value)
+        )
         _require(fits, key, value, f"a list of whole numbers from {low} to {high}")
     widths = feedforward if isinstance(feedforward, list) else [] if feedforward is None else [feedforward]
     fits = all(_is_whole(one) and 1 <= one <= 1 << 20 for one in widths)

@@ -6,6 +6,7 @@ copies a file of this machine.
 
 import contextlib
 import functools
+import inspect
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from moshi.models import loaders
 
-from .model_config import FILE_KEYS, read_model_config
+from .model_config import read_model_config
 
 HUB, LOCAL = "hf://", "file://"
 HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
@@ -28,7 +29,13 @@ DEFAULT_NAMES = {
 }
 """What moshi looks for where a config.json does not say."""
 
-ARGUMENTS = dict(zip(FILE_KEYS, ("moshi_weights", "mimi_weights", "mimi_config_path", "tokenizer", "lora_weights")))
+ARGUMENTS = {
+    "moshi_name": "moshi_weights",
+    "mimi_name": "mimi_weights",
+    "mimi_config_name": "mimi_config_path",
+    "tokenizer_name": "tokenizer",
+    "lora_name": "lora_weights",
+}
 """For each key of a config.json that names a file, the argument of `CheckpointInfo.from_hf_repo` that replaces it."""
 
 
@@ -67,8 +74,8 @@ def local_repositories() -> Iterator[None]:
 
     @functools.wraps(stock_find)
     def find(hf_repo: str, *args: Any, **kwargs: Any) -> loaders.CheckpointInfo:
-        given = dict(zip(("moshi_weights", "mimi_weights", "tokenizer", "config_path"), args)) | kwargs
-        given = {name: value for name, value in given.items() if value is not None}
+        bound = inspect.signature(stock_find).bind(hf_repo, *args, **kwargs).arguments
+        given = {name: value for name, value in bound.items() if value is not None and name != "hf_repo"}
         if "config_path" not in given:
             try:
                 given["config_path"] = loaders.hf_hub_download(hf_repo, "config.json", revision=given.get("revision"))
@@ -106,7 +113,9 @@ def named_files(repository: str | Path, config_path: str | Path, given: Collecti
         try:
             place = named_file(repository, Path(config_path).parent, name)
         except LocalEntryNotFoundError as error:
-            raise LocalEntryNotFoundError(f"{config_path} names {name!r}, and there is no such file: {error}") from error
+            raise LocalEntryNotFoundError(
+                f"{config_path} names {name!r}, and there is no such file: {error}"
+            ) from error
         except RepositoryError as error:
             raise RepositoryError(f"{config_path}: {key}={error}") from error
         if place is not None:
@@ -156,7 +165,7 @@ def file_in_folder(folder: str | Path, filename: str) -> Path:
         roots.append(root.parent.parent / "blobs")
     if not any(target.is_relative_to(one) for one in roots):
         raise RepositoryError(
-            f"{filename!r}: is a link out of {folder}, to {target}; copy that file into the folder, or name it yourself."
+            f"{filename!r}: is a link out of {folder}, to {target}; copy that file there, or name it yourself."
         )
     return path
 

@@ -64,6 +64,18 @@ def described_model(saved: SavedCheckpoint) -> LMModel:
     return model
 
 
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """The patch is installed inside; afterwards it is what it was."""
+    before = moshi_patch.is_installed()
+    moshi_patch.install()
+    try:
+        yield
+    finally:
+        if not before:
+            moshi_patch.uninstall()
+
+
 def listed(layers: Collection[int]) -> str:
     """`layers 1, 3`, or `no layer`."""
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}" if layers else "no layer"
@@ -76,7 +88,9 @@ def _other_than_trained(saved: SavedCheckpoint) -> list[str]:
     trained = saved.training.get("lm_config")
     if not isinstance(trained, dict) or not isinstance(saved.training.get("training"), dict):
         return ["training_config.json: has no lm_config and training; it is not one that train.py wrote."]
-    merged = () if saved.adapters else moshi_patch.LORA_KEYS  # they are in the weights then, and config.json rightly has none
+    merged = (
+        () if saved.adapters else moshi_patch.LORA_KEYS
+    )  # they are in the weights then, and config.json rightly has none
     keys = (saved.config.keys() | trained.keys()) - {*NOT_ARCHITECTURE, *merged}
     wording = "{key}={one!r} in config.json, and {other!r} was trained (training_config.json)."
     return differences(saved.config, trained, wording, keys)

@@ -8,12 +8,10 @@ from moshi_patch import TTTConfig
 
 from ..common.differences import differences, differing_keys
 from ..common.errors import ConfigError
-from ..common.files import read_json
 from ..settings.command_line import to_dict
 from ..settings.parsing import flat
 from ..settings.schema import TrainArgs
-from .folders import find_weights
-from .saved import NOT_ARCHITECTURE, SavedCheckpoint, open_checkpoint, read_training
+from .saved import NOT_ARCHITECTURE, SavedCheckpoint, open_checkpoint
 from .state_files import has_state_checksums, state_problems
 from .verify import refuse_broken
 
@@ -37,7 +35,7 @@ REMEDY = "Resume another step with --resume STEP, or begin a new run from other 
 
 
 def open_resumable(checkpoint: Path) -> SavedCheckpoint:
-    """The checkpoint that a run goes on from, when all that is read of it, and served from beside it, is as it was saved.
+    """The checkpoint that a run goes on from, when its weights and its training state are as they were saved.
 
     Raises:
         ConfigError: when a file is damaged or missing, or belongs to another step.
@@ -52,7 +50,7 @@ def open_resumable(checkpoint: Path) -> SavedCheckpoint:
     except ConfigError as error:
         raise ConfigError(f"{error} It cannot be resumed. {REMEDY}") from error
     if not has_state_checksums(checkpoint):
-        logger.warning("%s: saved without checksums of its training state; a flipped bit would not be seen.", checkpoint)
+        logger.warning("%s: has no checksums of its training state; a flipped bit would not be seen.", checkpoint)
     return saved
 
 

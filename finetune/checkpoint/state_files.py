@@ -1,7 +1,7 @@
 """The files of a training state: are they whole, and those that were saved? Found out without reading a pickle.
 
-    RUN_DIR/checkpoints/checkpoint_000500/SHA256SUMS        of all files in training_state
-    RUN_DIR/checkpoints/checkpoint_000500/training_state/   .metadata, the index, and __0_0.distcp, ... of each rank
+RUN_DIR/checkpoints/checkpoint_000500/SHA256SUMS        of all files in training_state
+RUN_DIR/checkpoints/checkpoint_000500/training_state/   .metadata, the index, and __0_0.distcp, ... of each rank
 """
 
 import pickletools

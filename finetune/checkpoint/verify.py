@@ -7,14 +7,14 @@ from ..common.checksums import CHECKSUMS, changed_files, read_checksums
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.mimi import mimi_problems
-from ..model.tensor_file import HUGE, Size, broken_values, measure, read_header
+from ..model.tensor_file import Size, broken_values, measure, read_header
 from .contradictions import contradictions
 from .folders import step_of
 from .saved import SavedCheckpoint, own_files
 
 logger = logging.getLogger(__name__)
 
-HEADER, SETTINGS, CHECKED, VALUES, CODEC = "weights", "settings", "checksums", "values", "codec"
+HEADER, SETTINGS, CHECKED, VALUES, CODEC = "weights", "settings", "checksums", "finite", "codec"
 """What the answer consists of, each part looked at when those before it are good."""
 
 
@@ -48,8 +48,8 @@ def refuse_broken(saved: SavedCheckpoint, key: str) -> None:
     for _, problems in examine(saved):
         if problems:
             raise ConfigError(
-                f"{key}={str(saved.folder)!r}: is broken: {' '.join(problems)} Take another checkpoint, or copy it again "
-                "from where it was made; `python -m finetune.doctor` says more."
+                f"{key}={str(saved.folder)!r}: is broken: {' '.join(problems)} Take another checkpoint, or copy it "
+                "again from where it was made; `python -m finetune.doctor` says more."
             )
     if read_checksums(saved.folder) is None:
         logger.warning("%s: no %s; a flipped bit in its weights would not be seen.", saved.folder, CHECKSUMS)

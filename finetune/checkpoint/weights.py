@@ -12,6 +12,7 @@ from ..common.distributed import Context
 from ..model.adapters import lora_layers, lora_parameters
 from .training_state import quiet
 
+
 @torch.no_grad()
 def collect_weights(
     model: nn.Module, ctx: Context, *, adapters: bool, dtype: torch.dtype

@@ -21,6 +21,4 @@ def differences(
     keys: Iterable[str] | None = None,
 ) -> list[str]:
     """A text for each of :func:`differing_keys`, made from `wording` with `key` and the values `one` and `other`."""
-    return [
-        wording.format(key=key, one=one.get(key), other=other.get(key)) for key in differing_keys(one, other, keys)
-    ]
+    return [wording.format(key=key, one=one.get(key), other=other.get(key)) for key in differing_keys(one, other, keys)]

@@ -27,7 +27,8 @@ def mimi_problems(weights: Path, config: dict[str, Any] | None) -> list[str]:
         with torch.device("meta"):
             model = loaders.get_mimi(None, copy.deepcopy(config), device="meta", num_codebooks=1)
     except Exception as error:  # whatever moshi's constructors raise: KeyError, TypeError, AssertionError, ...
-        return [f"{weights}: no codec can be built from its configuration ({type(error).__name__}: {in_one_line(error)})."]
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        return [f"{weights}: no codec can be built from its configuration ({reason})."]
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
     if differing:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
 from torch import nn
 
