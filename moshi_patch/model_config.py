@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import PREFIX, TTTConfig
 from .json_object import read_object
 
 FILE_KEYS = ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name")
@@ -66,7 +65,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_model_config(config: Mapping[str, Any]) -> None:
-    """That `config` could be of a model: kinds and sizes of its values. Keys that moshi does not know are not its task.
+    """That `config` could be of a model: kinds and sizes of its values. Unknown keys are left to moshi, TTT to its config.
 
     Raises:
         ValueError: naming the key, its value and what is allowed.
@@ -76,7 +75,6 @@ def check_model_config(config: Mapping[str, Any]) -> None:
             _check_value(key, value)
     _check_lists(config)
     _check_sizes(config)
-    TTTConfig.from_kwargs({key: value for key, value in config.items() if key.startswith(PREFIX)})
 
 
 def _check_value(key: str, value: Any) -> None:
