@@ -30,6 +30,7 @@ def examine(saved: SavedCheckpoint, sizes: dict[str, Size] | None = None) -> Ite
         read_header(saved.weights)
     except ConfigError as error:
         yield HEADER, [str(error)]
+        yield CHECKED, _changed(saved)
         return
     yield HEADER, []
     yield SETTINGS, _other_step(saved) + contradictions(saved)

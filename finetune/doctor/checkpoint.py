@@ -11,7 +11,7 @@ from ..checkpoint.saved import SavedCheckpoint, open_checkpoint
 from ..checkpoint.state_files import STATE, has_state_checksums, is_resumable, state_problems
 from ..common.checksums import CHECKSUMS, read_checksums
 from ..common.errors import ConfigError
-from ..model.tensor_file import Size, read_header
+from ..model.tensor_file import HUGE, Size, read_header
 from .answers import check_answers
 from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
 from .tensors import describe_tensors
@@ -125,7 +125,7 @@ def _praise(part: str, saved: SavedCheckpoint, sizes: dict[str, Size]) -> Iterat
     elif part == verify.SETTINGS:
         yield Finding(part, OK, "config.json describes these weights")
     elif part == verify.VALUES:
-        yield Finding(part, OK, f"all values of {len(sizes)} tensors are finite and below {verify.HUGE:g}")
+        yield Finding(part, OK, f"all values of {len(sizes)} tensors are finite and below {HUGE:g}")
     elif part == verify.CHECKED:
         yield _checksums(saved)
 
