@@ -24,9 +24,10 @@ if TYPE_CHECKING:
         ttt_stats,
         ttt_updates,
     )
-    from .model_config import FILE_KEYS, LORA_KEYS, NOT_ARGUMENTS, read_model_config
+    from .model_config import FILE_KEYS, LORA_KEYS, NOT_ARGUMENTS, check_mimi_config, read_model_config
     from .patch import install, is_installed, uninstall
     from .repository import DEFAULT_NAMES, HUB, RepositoryError, load_checkpoint_info, named_file
+    from .tokenizer import load_text_tokenizer
 
 __version__ = "0.1.0"
 
@@ -44,9 +45,10 @@ _MODULES = {
         "ttt_stats",
         "ttt_updates",
     ),
-    "model_config": ("FILE_KEYS", "LORA_KEYS", "NOT_ARGUMENTS", "read_model_config"),
+    "model_config": ("FILE_KEYS", "LORA_KEYS", "NOT_ARGUMENTS", "check_mimi_config", "read_model_config"),
     "patch": ("install", "is_installed", "uninstall"),
     "repository": ("DEFAULT_NAMES", "HUB", "RepositoryError", "load_checkpoint_info", "named_file"),
+    "tokenizer": ("load_text_tokenizer",),
 }
 
 __all__ = [
@@ -59,12 +61,14 @@ __all__ = [
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
+    "check_mimi_config",
     "fingerprint",
     "finite_rows",
     "install",
     "is_installed",
     "load_checkpoint_info",
     "load_memory",
+    "load_text_tokenizer",
     "named_file",
     "parse_json",
     "parse_object",

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     options = parser.parse_args(argv)
     from .patch import install  # with torch and moshi, which take their time
     from .repository import local_repositories
+    from .tokenizer import fitting_tokenizers
 
     install()
     if not is_runnable(options.module):
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), additions:
+    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
         runpy.run_module(options.module, run_name="__main__", alter_sys=True)
 
 

@@ -39,6 +39,19 @@ WHOLE = {
 }
 """Smallest and largest value: generous for any model, and built in seconds."""
 
+MIMI_WHOLE = {
+    "num_layers": 64,
+    "n_residual_layers": 64,
+    "n_filters": 1 << 12,
+    "dimension": 1 << 14,
+    "d_model": 1 << 14,
+    "num_heads": 1 << 10,
+    "dim_feedforward": 1 << 17,
+    "n_q": 256,
+    "bins": 1 << 20,
+}
+"""The same for Mimi, in any of its sections."""
+
 NUMBERS = {"hidden_scale": 1 << 10, "max_period": math.inf, "lora_scaling": math.inf}
 """Positive numbers and their largest value."""
 
@@ -65,7 +78,7 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_model_config(config: Mapping[str, Any]) -> None:
-    """That `config` could be of a model: kinds and sizes of its values. Unknown keys are left to moshi, TTT to its config.
+    """That `config` could be of a model: kinds and sizes of its values, TTT aside. Keys may be unknown.
 
     Raises:
         ValueError: naming the key, its value and what is allowed.
@@ -75,6 +88,28 @@ def check_model_config(config: Mapping[str, Any]) -> None:
             _check_value(key, value)
     _check_lists(config)
     _check_sizes(config)
+
+
+def check_mimi_config(config: Mapping[str, Any]) -> None:
+    """That `config` could be of a Mimi, of a size that is built in seconds.
+
+    Raises:
+        ValueError: naming the key, its value and what is allowed.
+    """
+    for section in ("seanet", "transformer", "quantizer"):
+        _require(isinstance(config.get(section), dict), section, config.get(section), "an object")
+        for key, value in config[section].items():
+            high = MIMI_WHOLE.get(key)
+            fits = high is None or (_is_whole(value) and 0 <= value <= high)
+            _require(fits, f"{section}.{key}", value, f"a whole number from 0 to {high}")
+    ratios = config["seanet"].get("ratios", [])
+    fits = isinstance(ratios, list) and len(ratios) <= 16 and all(_is_whole(one) and 1 <= one <= 64 for one in ratios)
+    _require(fits, "seanet.ratios", ratios, "a list of at most 16 whole numbers from 1 to 64")
+    for number in _numbers(dict(config)):
+        fits = abs(number) <= LARGEST if isinstance(number, int) else math.isfinite(number)
+        _require(fits, "a number", number, f"finite and at most {LARGEST}")
+    for key in ("sample_rate", "frame_rate", "channels"):
+        _require(_is_number(config.get(key)) and config[key] > 0, key, config.get(key), "a positive number")
 
 
 def _check_value(key: str, value: Any) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from moshi.models import loaders
 
-from .model_config import read_model_config
+from .json_object import read_object
+from .model_config import check_mimi_config, read_model_config
 
 HUB, LOCAL = "hf://", "file://"
 HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
@@ -120,6 +121,12 @@ def named_files(repository: str | Path, config_path: str | Path, given: Collecti
             raise RepositoryError(f"{config_path}: {key}={error}") from error
         if place is not None:
             files[argument] = place
+    codec = files.get("mimi_config_path")
+    if isinstance(codec, Path):
+        try:
+            check_mimi_config(read_object(codec))
+        except ValueError as error:
+            raise RepositoryError(f"{codec}: {error}") from error
     return files
 
 

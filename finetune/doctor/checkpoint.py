@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import verify
-from ..checkpoint.saved import SavedCheckpoint, open_checkpoint
+from ..checkpoint.saved import SavedCheckpoint, find_files, model_paths, open_checkpoint
 from ..checkpoint.state_files import STATE, has_state_checksums, is_resumable, state_problems
 from ..common.checksums import CHECKSUMS, read_checksums
 from ..common.errors import ConfigError
+from ..data.text_tokenizer import UnfitTokenizer
 from ..model.tensor_file import HUGE, Size, read_header
 from .answers import check_answers
 from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
@@ -40,6 +41,7 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
         ("files", lambda: _files(saved)),
         ("training state", lambda: _training_state(saved.folder.parent)),
         ("weights", lambda: _parts(saved)),
+        ("tokenizer", lambda: _tokenizer(saved, base)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED
@@ -139,3 +141,16 @@ def _checksums(saved: SavedCheckpoint) -> Finding:
         text = f"{CHECKSUMS} has no line for {saved.weights.name}: a flipped bit in it cannot be seen"
         return Finding("checksums", WARNING, text, RESTORE)
     return Finding("checksums", OK, f"{', '.join(recorded)} {'are' if len(recorded) > 1 else 'is'} as saved")
+
+
+def _tokenizer(saved: SavedCheckpoint, base: str | None) -> Iterator[Finding]:
+    """Whether the text tokenizer that is served with these weights is theirs."""
+    try:
+        info = find_files(saved, model_paths(saved, base), weights=False)
+    except UnfitTokenizer as error:
+        remedy = "serve it with the tokenizer of its base model (--tokenizer), and train with that one"
+        yield Finding("tokenizer", FAILED, str(error), remedy)
+    except ConfigError as error:
+        yield Finding("tokenizer", WARNING, f"not looked at: {error}", "name the base model with --base")
+    else:
+        yield Finding("tokenizer", OK, f"{info.tokenizer} fits the model", details={"tokenizer": str(info.tokenizer)})

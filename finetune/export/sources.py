@@ -5,16 +5,12 @@ from pathlib import Path
 
 from huggingface_hub.utils import LocalEntryNotFoundError
 from moshi.models import loaders
-from moshi.models.loaders import CheckpointInfo
 
 import moshi_patch
 from moshi_patch import HUB
 
-from ..checkpoint.saved import SavedCheckpoint, find_adapter_base
+from ..checkpoint.saved import SavedCheckpoint, find_files
 from ..common.errors import ConfigError
-from ..common.files import read_json
-from ..model.base import find_base_files
-from ..model.mimi import mimi_problems
 from ..model.tensor_file import broken_values, measure
 from ..settings.schema import MoshiPaths
 
@@ -31,7 +27,7 @@ def find_sources(saved: SavedCheckpoint, paths: MoshiPaths, *, base: bool) -> di
     Raises:
         ConfigError: when a file is not there, or is not what it is called: nothing else of this machine is exported.
     """
-    info = find_adapter_base(saved, paths, weights=False) if saved.adapters else find_base_files(paths, weights=False)
+    info = find_files(saved, paths, weights=False)
     given = {"moshi_name": paths.moshi_path, "mimi_name": paths.mimi_path, "tokenizer_name": paths.tokenizer_path}
     sources: dict[str, str | Path] = {}
     for key in NAMES if base else [key for key in NAMES if key != "moshi_name"]:
@@ -43,7 +39,7 @@ def find_sources(saved: SavedCheckpoint, paths: MoshiPaths, *, base: bool) -> di
     for key, source in sources.items():
         if isinstance(source, Path) and not source.is_file():
             raise ConfigError(f"moshi_paths: {source}, the {key} of this model, is not there; name it with --base.")
-    _refuse_other_files(sources, info)
+    _refuse_broken_base(sources)
     return sources
 
 
@@ -77,13 +73,9 @@ def _in_repository(name: str, paths: MoshiPaths) -> str | Path:
     return f"{HUB}{repository}/{name}" if place is None else place
 
 
-def _refuse_other_files(sources: dict[str, str | Path], info: CheckpointInfo) -> None:
-    """Raises a ConfigError for a Mimi or base model that is damaged, or something else."""
-    problems = []
-    if isinstance(mimi := sources["mimi_name"], Path):
-        config = sources.get("mimi_config_name")
-        problems = mimi_problems(mimi, read_json(config) if isinstance(config, Path) else info.mimi_config)
-    if isinstance(model := sources.get("moshi_name"), Path) and model.suffix == ".safetensors":
-        problems += [f"{model}: {text}" for text in broken_values(dict(measure(model)))]
+def _refuse_broken_base(sources: dict[str, str | Path]) -> None:
+    """Raises a ConfigError for a base model of this machine that is damaged, or something else."""
+    model = sources.get("moshi_name")
+    problems = broken_values(dict(measure(model))) if isinstance(model, Path) and model.suffix == ".safetensors" else []
     if problems:
-        raise ConfigError(f"moshi_paths: what belongs to the model is broken: {' '.join(problems)}")
+        raise ConfigError(f"moshi_paths: the base model {model} is broken: {' '.join(problems)}")

@@ -14,7 +14,9 @@ import moshi_patch
 from ..common.disk import reading
 from ..common.distributed import Context
 from ..common.errors import ConfigError, in_one_line
+from ..data.text_tokenizer import load_text_tokenizer
 from ..settings.schema import MoshiPaths, TrainArgs
+from .mimi import mimi_problems
 from .tensor_file import not_finite, read_header
 
 NOT_READ = "weights-are-read-by-rank-0-alone"
@@ -59,7 +61,8 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
         weights: False spares downloading the language model; its path is then a placeholder.
 
     Raises:
-        ConfigError: for a file that a local folder lacks, that cannot be fetched, or a configuration that is not JSON.
+        ConfigError: for a file that a local folder lacks or that cannot be fetched, a configuration that is not JSON,
+            or a Mimi or text tokenizer that is broken or of another model.
     """
     repo, config_path = paths.hf_repo_id, paths.config_path
     with reading(f"moshi_paths.hf_repo_id={repo!r}: its files cannot be found"):
@@ -74,10 +77,14 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
         if "config_path" not in files and folder.is_dir() and not (folder / "config.json").is_file():
             raise ConfigError(f"moshi_paths.hf_repo_id={str(folder)!r}: the folder has no config.json.")
         try:
-            return moshi_patch.load_checkpoint_info(folder if repo is None else repo, **files)
+            info = moshi_patch.load_checkpoint_info(folder if repo is None else repo, **files)
         except (moshi_patch.RepositoryError, LocalEntryNotFoundError) as error:
             remedy = "Copy what is missing or damaged anew, or name other files in moshi_paths."
             raise ConfigError(f"moshi_paths: {in_one_line(error, 600)}. {remedy}") from error
+    load_text_tokenizer(info.tokenizer, info.lm_config)
+    if problems := mimi_problems(info.mimi_weights, info.mimi_config):
+        raise ConfigError(f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: is broken: {' '.join(problems)}")
+    return info
 
 
 def lm_kwargs(info: CheckpointInfo) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from moshi.models import loaders
 
+import moshi_patch
+
 from ..common.errors import ConfigError, in_one_line
 from .tensor_file import broken_values, measure, read_header, some
 
@@ -24,6 +26,8 @@ def mimi_problems(weights: Path, config: dict[str, Any] | None) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     try:
+        if config is not None:
+            moshi_patch.check_mimi_config(config)
         with torch.device("meta"):
             model = loaders.get_mimi(None, copy.deepcopy(config), device="meta", num_codebooks=1)
     except Exception as error:  # whatever moshi's constructors raise: KeyError, TypeError, AssertionError, ...

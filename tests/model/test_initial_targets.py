@@ -88,7 +88,7 @@ def test_adapters_change_nothing_and_a_model_without_weights_is_left_alone():
 
 
 def test_the_trainers_model_starts_with_it(tmp_path):
-    repo = build_repo(tmp_path / "repo", ttt_enabled=False)
+    repo = build_repo(tmp_path / "repo", ttt=False)
     ttt = {"enabled": True, "layers": [1, 3], "chunk_size": 16}
     settings = {"moshi_paths": {"hf_repo_id": str(repo)}, "lora": {"enable": True}, "param_dtype": "float32"}
     weights = {}

@@ -188,7 +188,7 @@ def test_a_loaded_optimizer_continues_bit_for_bit(through):
 
 @pytest.fixture(scope="module")
 def stock_repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 def args_for(repo: Path, **settings) -> TrainArgs:

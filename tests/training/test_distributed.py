@@ -115,7 +115,7 @@ def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
 def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     """All cases once, on two ranks and on one with twice the batch; with the reports of the two ranks."""
     folder = tmp_path_factory.mktemp("runs")
-    repo = build_repo(folder / "repo", ttt_enabled=False)
+    repo = build_repo(folder / "repo", ttt=False)
     moshi_patch.install()
     cases = CASES | {"conditioned": CASES["conditioned"] | with_conditions(folder / "conditioned", repo)}
     two = [job(repo, folder / f"two-{name}", batch_size=1, **case) for name, case in cases.items()]

@@ -34,7 +34,7 @@ def _patched(patched):
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 @pytest.fixture
