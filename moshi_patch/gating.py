@@ -47,14 +47,22 @@ class TTTState(State):
 
     Attributes:
         fast: the fast weights of `batch_size` rows.
+        finite: `[B]` bool, whether all that the transformer answered since a row's reset was finite. Kept by the last
+            TTT layer of a transformer.
     """
 
     fast: FastWeight
+    finite: torch.Tensor
 
     def reset(self, reset_mask: torch.Tensor) -> None:
         """Rows where `reset_mask [B]` is true become, bit for bit, those of a fresh stream."""
         super().reset(reset_mask)
         self.fast.reset(reset_mask)
+        self.finite |= reset_mask
+
+    def note_finite(self, answer: torch.Tensor) -> None:
+        """Remember which executed rows of `answer [B, T, D]` are not finite. Does not wait for the device."""
+        self.finite &= answer.isfinite().flatten(1).all(1) | ~self.exec_mask
 
 
 class TTTGating(StreamingModule[TTTState]):
@@ -170,7 +178,7 @@ class TTTGating(StreamingModule[TTTState]):
         fast = FastWeight.allocate(
             batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device
         )
-        return TTTState(batch_size, device, fast)
+        return TTTState(batch_size, device, fast, torch.ones(batch_size, dtype=torch.bool, device=device))
 
     def set_updates(self, enabled: bool) -> None:
         """Whether what is heard from now on is written. Reaches replayed CUDA graphs too."""

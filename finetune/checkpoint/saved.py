@@ -13,6 +13,7 @@ import moshi_patch
 
 from ..common.errors import ConfigError
 from ..common.files import read_json
+from ..data.text_tokenizer import load_text_tokenizer
 from ..model.base import find_base_files
 from ..settings.parsing import build
 from ..settings.schema import MoshiPaths
@@ -111,10 +112,24 @@ def load_model(
         paths: as the run was trained: of the base model, which adapters need, of Mimi and of the tokenizer.
 
     Raises:
-        ConfigError: as `find_adapter_base`.
+        ConfigError: as `find_files`.
     """
-    info = find_adapter_base(saved, paths) if saved.adapters else find_base_files(paths, weights=False)
+    info = find_files(saved, paths, weights=saved.adapters)
     return load_language_model(saved, info.moshi_weights if saved.adapters else None, device, dtype), info
+
+
+def find_files(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool) -> CheckpointInfo:
+    """The files that a checkpoint needs beside its own: Mimi, the tokenizer and, for adapters, the base model.
+
+    Args:
+        weights: False spares downloading the base model.
+
+    Raises:
+        ConfigError: as `find_adapter_base`; or when the tokenizer does not fit the checkpoint's own settings.
+    """
+    info = find_adapter_base(saved, paths, weights=weights) if saved.adapters else find_base_files(paths, weights=False)
+    load_text_tokenizer(info.tokenizer, saved.lm_kwargs)
+    return info
 
 
 def find_adapter_base(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:

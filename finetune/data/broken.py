@@ -1,5 +1,7 @@
 """The rule for broken items: a few are skipped by name; more than 5 % of a data set stop the run."""
 
+from ..common.errors import UserError
+
 MAX_BROKEN_SHARE = 0.05
 """A larger share of broken items stops the run."""
 
@@ -8,7 +10,7 @@ class BrokenItem(ValueError):
     """One item that cannot be used; the message says what is wrong with it."""
 
 
-class BrokenData(ValueError):
+class BrokenData(UserError, ValueError):
     """Too much of a data set is broken to go on, or not all ranks have the same."""
 
 

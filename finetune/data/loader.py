@@ -165,6 +165,7 @@ class EvalLoader:
 
     Attributes:
         listing: the segments of all sources.
+        mine: the segments of this rank, in the order of the rows of its batches; rows after them are blank.
 
     Raises:
         BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
@@ -184,14 +185,14 @@ class EvalLoader:
         self.listing = Listing(args.data.eval_data, tokenizer, quiet=rank > 0)
         self._reader = ItemReader(self.listing, tokenizer, gather=gather)
         self.segments = [segment for segments in self.listing.segments for segment in segments]
+        self.mine = self.segments[rank::world_size]
 
     def __len__(self) -> int:
         return -(-len(self.segments) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        mine = self.segments[self.rank :: self.world_size]
         for index in range(len(self)):
-            here = mine[index * self.batch_size : (index + 1) * self.batch_size]
+            here = self.mine[index * self.batch_size : (index + 1) * self.batch_size]
             items = [self._reader.read(segment) or self.tokenizer.blank() for segment in here]
             self._reader.check()
             yield collate(items + [self.tokenizer.blank()] * (self.batch_size - len(items)))

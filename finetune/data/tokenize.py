@@ -21,6 +21,7 @@ from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Transcript, read_transcript, transcript_path
 from .resample import resample
 from .segments import Cutter, Segment
+from .text_tokenizer import load_text_tokenizer
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,6 @@ def load_speech_tokenizer(
     described = (info.raw_config or {}).get("mimi_config_name", "moshi's own configuration")
     with reading(f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: cannot be loaded into the Mimi of {described}"):
         mimi = info.get_mimi(device=device).requires_grad_(False)
-    with reading(f"moshi_paths.tokenizer_path={str(info.tokenizer)!r}: not a sentencepiece model"):
-        text_tokenizer = info.get_text_tokenizer()
+    text_tokenizer = load_text_tokenizer(info.tokenizer, info.lm_config)
     with reading("moshi_paths: cannot be trained on dialogues"):
         return SpeechTokenizer.for_model(model, mimi, text_tokenizer, duration_sec=duration_sec)

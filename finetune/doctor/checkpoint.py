@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from ..checkpoint.saved import SavedCheckpoint, open_checkpoint
+from ..checkpoint.saved import SavedCheckpoint, find_files, model_paths, open_checkpoint
 from ..checkpoint.verify import contradictions, read_header
 from ..common.checksums import CHECKSUMS, changed_files, read_checksums
 from ..common.errors import ConfigError
+from ..data.text_tokenizer import UnfitTokenizer
 from .answers import check_answers
 from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
 from .tensors import check_tensors
@@ -36,6 +37,7 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
         ("training state", lambda: _training_state(saved.folder.parent)),
         ("checksums", lambda: _checksums(saved)),
         ("weights", lambda: _weights(saved)),
+        ("tokenizer", lambda: _tokenizer(saved, base)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED
@@ -136,3 +138,16 @@ def _weights(saved: SavedCheckpoint) -> Iterator[Finding]:
     if not found:
         yield Finding("settings", OK, "config.json describes these weights")
     yield from check_tensors(saved, header)
+
+
+def _tokenizer(saved: SavedCheckpoint, base: str | None) -> Iterator[Finding]:
+    """Whether the text tokenizer that is served with these weights is theirs."""
+    try:
+        info = find_files(saved, model_paths(saved, base), weights=False)
+    except UnfitTokenizer as error:
+        remedy = "serve it with the tokenizer of its base model (--tokenizer), and train with that one"
+        yield Finding("tokenizer", FAILED, str(error), remedy)
+    except ConfigError as error:
+        yield Finding("tokenizer", WARNING, f"not looked at: {error}", "name the base model with --base")
+    else:
+        yield Finding("tokenizer", OK, f"{info.tokenizer} fits the model", details={"tokenizer": str(info.tokenizer)})

@@ -26,6 +26,7 @@ from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
 from ..data.segments import Listing, Segment
 from ..data.tokenize import Item, SpeechTokenizer
+from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
 from ..settings.schema import STEPS_PER_SECOND
 from .results import ResultStore, file_identity
@@ -158,14 +159,12 @@ def _score(
         Item(torch.nn.functional.pad(item.codes, (0, max(lengths) - steps), value=model.zero_token_id), item.conditions)
         for (_, item), steps in zip(batch, lengths, strict=True)
     ]
-    together, tensors = collate(padded), None
-    if together.condition_attributes is not None:
-        tensors = model.condition_provider.prepare_and_provide(together.condition_attributes)
+    together = collate(padded)
     with moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext():
         losses = score_stream(
             model,
             together.codes,
-            condition_tensors=tensors,
+            condition_tensors=condition_tensors(model, together.condition_attributes),
             segment_steps=args.segment_steps,
             text_padding_weight=args.text_padding_weight,
             first_codebook_weight_multiplier=args.first_codebook_weight_multiplier,
@@ -193,7 +192,7 @@ def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
 
 def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:
     parts = losses.parts(first, end)
-    return [parts.sums.tolist(), parts.weights.tolist()]
+    return [parts.sums.tolist(), parts.counts.tolist()]
 
 
 def scored_streams(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:

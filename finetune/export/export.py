@@ -22,14 +22,20 @@ import torch
 from moshi.models import loaders
 from safetensors.torch import save_file
 
-from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths, open_checkpoint
+from ..checkpoint.saved import (
+    SavedCheckpoint,
+    find_adapter_base,
+    find_files,
+    load_language_model,
+    model_paths,
+    open_checkpoint,
+)
 from ..checkpoint.verify import contradictions, stored_dtype
 from ..checkpoint.weights import ADAPTERS, MERGED, collect_weights
 from ..common.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import read_json, write_json
-from ..model.base import find_base_files
 from ..settings.schema import MoshiPaths
 from .model_card import model_card
 
@@ -148,7 +154,7 @@ def _sources(saved: SavedCheckpoint, paths: MoshiPaths, more: list[str]) -> dict
     Args:
         more: keys that are needed besides those of Mimi and of the tokenizer.
     """
-    info = find_adapter_base(saved, paths, weights=False) if saved.adapters else find_base_files(paths, weights=False)
+    info = find_files(saved, paths, weights=False)
     given = {"moshi_name": paths.moshi_path, "mimi_name": paths.mimi_path, "tokenizer_name": paths.tokenizer_path}
     sources = {}
     for key in ("mimi_name", "mimi_config_name", "tokenizer_name", *more):

@@ -16,6 +16,7 @@ from ..common.disk import reading
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import read_json
+from ..data.text_tokenizer import load_text_tokenizer
 from ..settings.schema import MoshiPaths, TrainArgs
 
 NOT_READ = "weights-are-read-by-rank-0-alone"
@@ -53,7 +54,8 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
         weights: False spares downloading the language model; its path is then a placeholder.
 
     Raises:
-        ConfigError: for a file that a local folder lacks, that cannot be fetched, or a configuration that is not JSON.
+        ConfigError: for a file that a local folder lacks or that cannot be fetched, a configuration that is not JSON,
+            or a text tokenizer of another model.
     """
     repo, config_path = paths.hf_repo_id, paths.config_path
     with reading(f"moshi_paths.hf_repo_id={repo!r}: its files cannot be found"):
@@ -70,7 +72,9 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
             _read_config(files["config_path"])
         if not weights:
             files["moshi_weights"] = Path(NOT_READ)
-        return CheckpointInfo.from_hf_repo(str(repo), **files)
+        info = CheckpointInfo.from_hf_repo(str(repo), **files)
+    load_text_tokenizer(info.tokenizer, info.lm_config)
+    return info
 
 
 def lm_kwargs(info: CheckpointInfo) -> dict[str, Any]:

@@ -129,7 +129,15 @@ class Monitor:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The entries of a metrics file in order, without a line cut off by a kill; empty when there is no file."""
-    return [entry for entry in read_json_lines(path) if isinstance(entry.get("step"), int)]
+    return [_renamed(entry) for entry in read_json_lines(path) if isinstance(entry.get("step"), int)]
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with today's names: runs before 2026-11-25 wrote `ttt_gain`, the reliance with the other sign."""
+    gain, error = entry.pop("ttt_gain", None), entry.pop("ttt_gain_error", None)
+    if isinstance(gain, (int, float)):
+        entry["ttt_reliance"] = -gain
+    return entry if error is None else entry | {"ttt_reliance_error": error}
 
 
 def _start_tensorboard(run_dir: Path, step: int) -> Any:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from .rows import fill_rows_
+
 
 @dataclass
 class FastWeight:
@@ -65,8 +67,7 @@ class FastWeight:
         """Make the rows where `reset_mask [B]` is true bitwise those of a fresh stream, in place."""
         for field in fields(self):
             tensor = getattr(self, field.name)
-            fresh = 1.0 if field.name in ("scale", "keep") else 0
-            tensor.masked_fill_(reset_mask.view(-1, *[1] * (tensor.dim() - 1)), fresh)
+            fill_rows_(tensor, reset_mask, 1.0 if field.name in ("scale", "keep") else 0)
 
     @property
     def chunk_size(self) -> int:

@@ -148,7 +148,7 @@ def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, 
 def test_the_program_refuses_in_one_line(words, options, named):
     process = start(words("merged", *options))
     out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
+    assert (process.returncode, out) == (2, "")
     assert len(errors.strip().splitlines()) == 1
     assert errors.startswith("eval_from_checkpoint.py: ")
     assert named in errors

@@ -16,7 +16,7 @@ BAG_OF_WORDS = 3.494
 """Nats: the best that counting the tokens heard so far can do on the repeat at a gap of 36."""
 
 GAIN_COUNTS = (4.0, 1e-4)
-"""Standard errors and nats from which a gain counts, as `finetune.training.health.GainWatch` has them."""
+"""Standard errors and nats from which a gain counts, as `finetune.training.advice.Advice` has them."""
 
 BOTH_OPTIONS = "readout, text rate 5 ×, η 0.1"
 SHOWN = {"as shipped": "C3", "readout, η 0.1": "C1", "text rate 5 ×, η 0.1": "C2", BOTH_OPTIONS: "C0"}

@@ -9,7 +9,7 @@ from ..data.loader import EvalLoader, TrainLoader
 from ..data.segments import Cutter, Listing, first_difference
 from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import STEPS_PER_SECOND, TrainArgs
-from .build import BuiltModel
+from .build_model import BuiltModel
 
 T = TypeVar("T")
 
