@@ -122,9 +122,7 @@ def test_adapters_leave_every_stock_weight_alone():
 def test_a_continued_run_starts_from_the_base_it_says():
     settings = Settings(base_steps=2, batch=2)
     base = models.build_model(settings).state_dict()
-    started, again = (
-        models.start(settings, training.trained_model(settings.base(), None)).state_dict() for _ in range(2)
-    )
+    started, again = (models.start(settings, training.trained(settings.base(), None)[0]).state_dict() for _ in range(2))
     assert not torch.equal(started["text_emb.weight"], base["text_emb.weight"])
     assert all(torch.equal(value, again[name]) for name, value in started.items())
 
