@@ -135,9 +135,7 @@ class AudioFile:
             return f"{self.doubt.reason}; {self.remedy}"
         reason = _in_short(error, self._path)
         if reason == "no n-frames":
-            reason = (
-                "its header does not say how long it is, as when it was written to a pipe, or is a part of a file"
-            )
+            reason = "its header does not say how long it is, as when it was written to a pipe, or is a part of a file"
         return f"cannot be read ({reason}); {self.remedy}"
 
 

@@ -18,8 +18,11 @@ Add = Callable[..., None]
 """Takes the kind of a problem and its message; `note=True` when it does no harm."""
 
 
-def check_audio(entry: Entry, add: Add) -> SoundMeter | None:
-    """What was measured of all samples of a file; None when they cannot be read, or not to their end."""
+def check_audio(entry: Entry, add: Add) -> tuple[SoundMeter, float] | None:
+    """What was measured of all samples of a file, and how many seconds it has or, when it was cut off, should have.
+
+    None when its samples cannot be read, or not to their end.
+    """
     path = entry.path
     if not is_file(path):
         add("no audio file", f"{path}: no such file (audio)")
@@ -43,7 +46,7 @@ def check_audio(entry: Entry, add: Add) -> SoundMeter | None:
         add("damaged samples", f"{path}: {error}")
         return None
     _check_length(entry, audio, meter, add)
-    return meter
+    return meter, audio.duration if audio.is_cut_off(meter.seconds) else meter.seconds
 
 
 def has_audio(meter: SoundMeter, step: int, steps_per_second: float) -> bool:

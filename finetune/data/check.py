@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..settings.schema import STEPS_PER_SECOND
-from .audio_check import DURATION_TOLERANCE, Add, check_audio, has_audio
+from .audio_check import Add, check_audio, has_audio
 from .conditions import conditions_of
 from .findings import Report, Segments
 from .interleave import MAIN_SPEAKER
@@ -54,10 +54,10 @@ def check(files: list[Path], options: Options = Options()) -> Report:
         entries, problems = read_entries(file)
         report.lines += len(entries) + len(problems)
         for problem in problems:
-            report.add("not a valid line", file, problem.line, problem.message)
+            report.add(file, problem.line, "not a valid line", problem.message)
         if not entries and not problems:
             must = 'an empty list; must hold lines {"path": ..., "duration": seconds}'
-            report.add("empty list", file, 1, must)
+            report.add(file, 1, "empty list", must)
         words = checker.new_count()
         for entry in tqdm(entries, desc=file.name, unit="file", disable=None):
             checker.check(entry, words)
@@ -89,15 +89,14 @@ class _Checker:
             self._report.text[str(file)] = words.summary()
         message = words.refusal() or words.warning()
         if message is not None:
-            self._report.add("words that do not become text", file, 1, message)
+            self._report.add(file, 1, "words that do not become text", message)
 
     def check(self, entry: Entry, words: WordCount) -> None:
         """One line, with the files that it names."""
-        add = partial(self._report.add, file=entry.file, line=entry.line)
-        meter = check_audio(entry, add)
-        seconds = None if meter is None else meter.seconds
-        self._report.hours += (seconds or 0.0) / 3600
+        add = partial(self._report.add, entry.file, entry.line)
+        meter, seconds = check_audio(entry, add) or (None, None)
         if meter is not None:
+            self._report.hours += meter.seconds / 3600
             self._check_segments(entry, meter, add)
         alignments = check_transcript(entry, seconds, self._conditions, add)
         if alignments is None:
@@ -111,18 +110,7 @@ class _Checker:
 
     def _check_segments(self, entry: Entry, meter: SoundMeter, add: Add) -> None:
         """How a file is cut; a segment without audio is refused."""
-        steps = Cutter(entry.duration, STEPS_PER_SECOND).steps
         if self._cutter is None:
-            misses = abs(meter.seconds - entry.duration) <= DURATION_TOLERANCE and meter.seconds > 0
-            if misses and not has_audio(meter, steps - 1, STEPS_PER_SECOND):
-                message = (
-                    f"duration={entry.duration:g}: the file has {meter.seconds:.4f} seconds, none in the last step"
-                )
-                add(
-                    "last step without audio",
-                    f"{entry.path}: {message}; a segment that began there would be refused",
-                    note=True,
-                )
             return
         length = self._cutter.steps / STEPS_PER_SECOND
         for segment in self._cutter.segments(entry):

@@ -54,10 +54,8 @@ class Segments:
         if not self.remainders:
             return f"{text}."
         tiny = sum(seconds < 0.1 * self.duration for seconds in self.remainders)
-        return (
-            f"{text} of {min(self.remainders):.2f} to {max(self.remainders):.2f} s, {tiny} of them shorter than a tenth; "
-            "a remainder is filled up without loss, and weighs less than its place in a batch."
-        )
+        lengths = f"{min(self.remainders):.2f} to {max(self.remainders):.2f} s"
+        return f"{text} of {lengths}, {tiny} of them shorter than a tenth; what they lack is filled up, without loss."
 
 
 @dataclass
@@ -84,7 +82,7 @@ class Report:
     text: dict[str, str] = field(default_factory=dict)
     _findings: dict[tuple[Path, int, str], Finding] = field(default_factory=dict)
 
-    def add(self, kind: str, file: Path, line: int, message: str, *, note: bool = False) -> None:
+    def add(self, file: Path, line: int, kind: str, message: str, *, note: bool = False) -> None:
         """One more thing of a kind that is wrong with a line."""
         finding = self._findings.setdefault((file, line, kind), Finding(kind, file, line, note))
         finding.count += 1
@@ -134,10 +132,9 @@ def _grouped(findings: list[Finding]) -> list[str]:
         shown, others = ones[:LINES_SHOWN], ones[LINES_SHOWN:]
         lines += [(file, note, one.line, str(one)) for one in shown]
         if others:
-            numbers = ", ".join(str(one.line) for one in others[:NUMBERS_SHOWN]) + ", ..." * (
-                len(others) > NUMBERS_SHOWN
-            )
-            text = f"{'note: ' * note}{kind}, {sum(one.count for one in others)} more in {len(others)} more lines ({numbers})"
+            numbers = [str(one.line) for one in others[:NUMBERS_SHOWN]] + ["..."] * (len(others) > NUMBERS_SHOWN)
+            more = f"{sum(one.count for one in others)} more in {len(others)} more lines ({', '.join(numbers)})"
+            text = f"{'note: ' * note}{kind}: {more}"
             lines.append((file, note, shown[-1].line, f"{file}: {text}"))
     order = list(dict.fromkeys((file, note) for file, note, *_ in lines))
     return [text for _, _, _, text in sorted(lines, key=lambda line: (order.index(line[:2]), line[2]))]

@@ -58,9 +58,7 @@ def _wav(file: BinaryIO) -> DoubtfulLength | None:
         hidden = length < there and not _is_chunk(file, at + length + length % 2, size)
         if not (streamed or hidden):
             return None
-        reason = (
-            f"its WAV header says {length} bytes of audio, and {there} follow, as when it was written to a pipe"
-        )
+        reason = f"its WAV header says {length} bytes of audio, and {there} follow, as when it was written to a pipe"
         return DoubtfulLength(reason, there // room / rate if streamed and room and rate else None, hidden)
     return None
 
