@@ -35,7 +35,7 @@ from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, DiskError
 from ..common.files import sync, write_json
 from ..common.versions import versions
-from ..settings.command_line import to_dict
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .folders import ADAPTERS, MERGED, list_checkpoints, relocate_adapters
 from .resume import log_changes, open_resumable, refuse_other_model

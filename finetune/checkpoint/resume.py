@@ -8,8 +8,8 @@ from moshi_patch import TTTConfig
 
 from ..common.differences import differences, differing_keys
 from ..common.errors import ConfigError
-from ..settings.command_line import to_dict
 from ..settings.parsing import flat
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint, open_checkpoint
 from .state_files import has_state_checksums, state_problems

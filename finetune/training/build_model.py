@@ -73,7 +73,7 @@ def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     for key in ("lora_name", *moshi_patch.LORA_KEYS):
         config.pop(key, None)
     config = moshi_patch.DEFAULT_NAMES | config
-    config |= args.ttt.lm_kwargs() | {"lora": args.lora.enable}
+    config |= args.ttt.to_kwargs() | {"lora": args.lora.enable}
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
     return config
