@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.weights import find_weights, list_checkpoints
+from ..checkpoint.folders import find_weights, list_checkpoints
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.base import check_base, find_base_files

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..checkpoint.best import Best, read_best, write_best
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.folders import list_checkpoints
 from ..checkpoint.training_state import TrainState
-from ..checkpoint.weights import list_checkpoints
 from ..common.distributed import Context, on_rank_0
 from ..data.loader import EvalLoader
 from ..settings.schema import TrainArgs

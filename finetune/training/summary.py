@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.best import read_best
-from ..checkpoint.weights import checkpoint_name, list_checkpoints
+from ..checkpoint.folders import checkpoint_name, list_checkpoints
 from ..common.commands import command, program_words, torchrun_words
 from ..settings.schema import TrainArgs
 from .activity import INACTIVE_BELOW
