@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
+"""Shared by the benchmarks: time and memory on CPU and CUDA, a description of the machine, the file of results."""
 
 import argparse
 import datetime
@@ -18,24 +18,24 @@ from finetune.common.files import write_json
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """The option `--threads`, alike in every benchmark; `set_threads` makes it hold."""
+    """Adds the option `--threads`, the same in every benchmark; `set_threads` applies it."""
     parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
 
 
 def set_threads(args: argparse.Namespace) -> None:
-    """Torch's threads on the CPU, as `--threads` says."""
+    """Applies `--threads`: torch's threads on the CPU."""
     if args.threads:
         torch.set_num_threads(args.threads)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, where there is something to wait for."""
+    """Waits until a CUDA device has finished; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds one call takes, device work included."""
+    """Seconds that one call takes, including the work on the device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -44,7 +44,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Bytes by which the memory held by tensors rises at most inside the `with` block, `bytes` afterwards.
+    """Measures by how many bytes the memory of tensors rises at most inside the `with` block: `bytes`, afterwards.
 
     From torch's own allocators: repeatable, and without the scratch space of the libraries below them.
     """
@@ -75,7 +75,7 @@ class PeakMemory:
 
 
 class ResidentPeak:
-    """Bytes by which resident memory rises at most inside the `with` block, `bytes` afterwards. Linux only."""
+    """The same for the resident memory of the process. Linux only."""
 
     def __enter__(self) -> "ResidentPeak":
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
@@ -94,7 +94,7 @@ def _status_bytes(field: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to place a number: hardware, versions, date."""
+    """Hardware, versions and date, for the results."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""What scoring a stream in segments costs, against a plain forward pass of the same model, and what memory it takes.
+"""Measures time and memory of scoring a stream in segments, against a plain forward pass of the same model.
 
     python -m benchmarks.cost.evaluation --threads 1 --out benchmarks/results/evaluation.json
 
@@ -58,7 +58,7 @@ def random_codes(model: LMModel, steps: int) -> torch.Tensor:
 
 @torch.no_grad()
 def throughput(model: LMModel, steps: int, segments: list[int], rounds: int) -> dict[str, dict[str, Any]]:
-    """Time of scoring in segments of each length, over that of a plain forward pass in the same round."""
+    """Times scoring in segments of each length, and its ratio to a plain forward pass in the same round."""
     codes, device = random_codes(model, steps), model.device
     calls = {"plain forward": lambda: model(codes.to(device))}
     calls |= {f"segments of {size}": partial(score_stream, model, codes, segment_steps=size) for size in segments}
@@ -85,7 +85,7 @@ def throughput(model: LMModel, steps: int, segments: list[int], rounds: int) -> 
 
 @torch.no_grad()
 def memory(device: torch.device, segment_steps: int) -> dict[str, Any]:
-    """Peak bytes above the weights, of the tiny model."""
+    """Peak bytes above the weights while the tiny model scores a short and a long stream."""
     model, peaks = build(TINY, device, torch.float32), {}
     for minutes in (MINUTES_SHORT, MINUTES_LONG):
         codes = random_codes(model, minutes * STEPS_PER_MINUTE)

@@ -1,4 +1,4 @@
-"""What does TTT cost in one gated MLP of Moshi 7B? Time and peak memory beside stock and the materialised form.
+"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with TTT, and in the materialised form.
 
 `python -m benchmarks.cost.layer [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
 

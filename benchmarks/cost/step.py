@@ -1,4 +1,4 @@
-"""What does TTT cost in one streaming step, and does any step stand out at a chunk's end?
+"""Measures what TTT costs in one streaming step, and whether the step at the end of a chunk takes longer.
 
 `python -m benchmarks.cost.step [--device cuda] [--size small|7b] [--rows 1 8] [--out FILE.json]`
 

@@ -1,4 +1,4 @@
-"""What does TTT cost in a training step, and how much host memory does starting one take?
+"""Measures what TTT costs in a training step, and how much host memory loading a checkpoint takes.
 
 `python -m benchmarks.cost.train_step [--device cuda] [--size small|7b] [--rounds N] [--out FILE.json]`
 
@@ -123,7 +123,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def start_up(args: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory while a checkpoint of about a gigabyte is loaded and read, over its size; stock and TTT."""
+    """Peak resident memory while a checkpoint of about a gigabyte is loaded, over its size; stock and TTT."""
     kwargs = SIZES["small"] | {"dim": 2048, "num_layers": 12}
     variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).to_kwargs()}
     result = {}
