@@ -6,7 +6,12 @@ Importing changes nothing, and imports neither torch nor moshi before one of the
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax error further on
+    message = f"moshi_patch: needs Python 3.10 or newer; this is Python {sys.version.split()[0]}."
+    raise SystemExit(message) if sys.argv[:1] == ["-m"] else ImportError(message)
 
 from .config import TTTConfig
 

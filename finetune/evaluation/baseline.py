@@ -14,10 +14,10 @@ from ..checkpoint.verify import contradictions
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.base import find_base_files
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
 from .results import file_identity
-from .settings import EvalArgs
 
 BASE = "base"
 """As `baseline`: the base model in `moshi_paths`."""

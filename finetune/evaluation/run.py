@@ -25,6 +25,7 @@ from ..common.errors import ConfigError, in_one_line
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
+from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .published.evaluate import evaluate_paper
@@ -235,8 +236,7 @@ def with_overrides(settings: Settings) -> SavedCheckpoint:
     config = copy.deepcopy(settings.checkpoint.config)
     for key in FREE:
         if settings.sources[key] == COMMAND_LINE:
-            name = key.removeprefix("ttt.")
-            config[f"ttt_{name}"] = getattr(settings.args.ttt, name)
+            config[ttt_keyword(key)] = getattr(settings.args.ttt, key.removeprefix("ttt."))
     return dataclasses.replace(settings.checkpoint, config=config)
 
 

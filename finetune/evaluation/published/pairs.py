@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
+from ...settings.evaluation import EvalArgs
 from ..recordings import OFF, ON
 from ..results import ResultStore
-from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .sets import Pair, PairSet
