@@ -16,7 +16,7 @@ from ..common.files import read_json
 from ..model.base import find_base_files
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
-from .results import file_identity
+from .result_store import file_identity
 from .settings import EvalArgs
 
 BASE = "base"

@@ -28,11 +28,14 @@ from ..data.tokenize import load_speech_tokenizer
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .published.evaluate import evaluate_paper
-from .published.report import plot as paper_plot
-from .published.report import text as paper_text
-from .recordings import BASELINE, Streams, conditions_of, score_streams
-from .report import plot, settings_table, standard_table
-from .results import ResultStore, file_identity, fingerprint, tree_identity
+from .conditions import BASELINE, conditions_of
+from .loss_plot import plot
+from .loss_tables import settings_table, standard_table
+from .published.benchmark_plot import plot as paper_plot
+from .published.benchmark_tables import text as paper_text
+from .scoring import score_streams
+from .streams import Streams
+from .result_store import ResultStore, file_identity, fingerprint, tree_identity
 from .settings import COMMAND_LINE, FREE, Settings
 from .summary import summarise
 

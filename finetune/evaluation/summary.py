@@ -8,8 +8,9 @@ import numpy as np
 
 from ..data.segments import Segment
 from ..settings.schema import STEPS_PER_SECOND
-from .recordings import MINUTES, Streams, item_id, scored_streams
-from .results import ResultStore
+from .scoring import MINUTES, scored_streams
+from .streams import Streams, item_id
+from .result_store import ResultStore
 from .settings import EvalArgs
 from .statistics import MEASURES, Sums, intervals, means, summary
 

@@ -174,7 +174,7 @@ def test_killed_in_the_middle_it_continues_where_it_stopped(words, tmp_path, mon
     assert found["streams"] == 12
     assert len({item["conditions"]["updates on"]["loss"] for item in found["items"]}) == 1
 
-    monkeypatch.setattr("finetune.evaluation.recordings.score_stream", None)  # nothing is left to score
+    monkeypatch.setattr("finetune.evaluation.scoring.score_stream", None)  # nothing is left to score
     assert evaluate(parse_command_line(given)) == table
     assert results(tmp_path)["standard"] == found
 

@@ -10,7 +10,7 @@ from example.tiny_repo import LM
 from finetune.common.distributed import Context
 from finetune.evaluation.published.args import PaperArgs
 from finetune.evaluation.published.evaluate import evaluate_paper
-from finetune.evaluation.results import ResultStore
+from finetune.evaluation.result_store import ResultStore
 from finetune.evaluation.settings import EvalArgs
 from tests.support.models import randomise_targets
 from tests.support.tiny_repository import build_repo

@@ -6,8 +6,8 @@ from typing import Any
 from moshi.models.lm import LMModel
 
 from ...common.distributed import Context
-from ..recordings import BASELINE
-from ..results import ResultStore
+from ..conditions import BASELINE
+from ..result_store import ResultStore
 from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood

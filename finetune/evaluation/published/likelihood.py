@@ -14,7 +14,7 @@ import moshi_patch
 from ...common.errors import ConfigError
 from ...model.conditions import absent_conditions
 from ...model.stream import score_stream
-from ..recordings import OFF, conditions_of
+from ..conditions import OFF, conditions_of
 from ..settings import EvalArgs
 
 Variants = dict[str, Callable[[], AbstractContextManager]]

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
-from ..recordings import OFF, ON
-from ..results import ResultStore
+from ..conditions import OFF, ON
+from ..result_store import ResultStore
 from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood

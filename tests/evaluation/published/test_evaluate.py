@@ -15,8 +15,9 @@ from example.make_pairs import make_benchmarks, play
 from finetune.data.broken import BrokenData
 from finetune.evaluation.published.audio import MonoTokenizer
 from finetune.evaluation.published.likelihood import Likelihood
-from finetune.evaluation.published.report import plot, table, text
-from finetune.evaluation.recordings import OFF, ON
+from finetune.evaluation.published.benchmark_plot import plot
+from finetune.evaluation.published.benchmark_tables import table, text
+from finetune.evaluation.conditions import OFF, ON
 from tests.support.published import evaluate, load_mimi, model_of, settings
 from tests.support.published_worker import args_for
 from tests.support.tiny_repository import ENVIRONMENT, ROOT, build_repo

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from finetune.common.files import finite_or_none, write_whole
-from finetune.evaluation.results import ResultStore, file_identity, fingerprint, tree_identity
+from finetune.evaluation.result_store import ResultStore, file_identity, fingerprint, tree_identity
 
 KIND = "standard/updates on"
 
