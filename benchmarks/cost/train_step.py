@@ -61,7 +61,7 @@ class Training:
             dtype=torch.bfloat16,
             gradient_checkpointing=True,
             **SIZES[args.size],
-            **self.args.ttt.lm_kwargs(),
+            **self.args.ttt.to_kwargs(),
         ).train()
         replace_all_linear_with_lora(self.model, args.rank, 2.0)
         groups = parameter_groups(self.model, self.args)
@@ -125,7 +125,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
 def start_up(args: argparse.Namespace) -> dict[str, float]:
     """Peak resident memory while a checkpoint of about a gigabyte is loaded and read, over its size; stock and TTT."""
     kwargs = SIZES["small"] | {"dim": 2048, "num_layers": 12}
-    variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).lm_kwargs()}
+    variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).to_kwargs()}
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"

@@ -32,8 +32,8 @@ from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, DiskError
 from ..common.files import read_json, sync, write_json
 from ..common.versions import versions
-from ..settings.command_line import to_dict
 from ..settings.parsing import flat
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .saved import NOT_ARCHITECTURE
 from .training_state import TrainState, is_resumable, load_training_state, save_training_state

@@ -19,7 +19,7 @@ import moshi_patch
 from ..common.errors import ConfigError
 from ..model.base import TTT_KEY
 from ..model.trainable import parameter_groups
-from ..settings.command_line import from_dict
+from ..settings.record import from_dict
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint
 from .weights import saved_tensors
 

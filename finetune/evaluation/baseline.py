@@ -14,15 +14,15 @@ from ..checkpoint.verify import contradictions
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.base import find_base_files
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
 from .result_store import file_identity
-from .settings import EvalArgs
 
 BASE = "base"
 """As `baseline`: the base model in `moshi_paths`."""
 
-SHARED = ("n_q", "dep_q", "card", "text_card", "delays")
+OF_THE_CODES = ("n_q", "dep_q", "card", "text_card", "delays")
 """Settings of the model that make codes, and the loss of each, comparable."""
 
 
@@ -68,7 +68,7 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
         config = info.lm_config or loaders._lm_kwargs
     differing = [
         f"{key}={config.get(key)!r}, not {saved.config.get(key)!r}"
-        for key in SHARED
+        for key in OF_THE_CODES
         if config.get(key) != saved.config.get(key)
     ]
     if differing:

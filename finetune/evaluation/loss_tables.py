@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..common.tables import columns
-from .settings import Settings
+from .settings_in_force import Settings
 
 
 def settings_table(settings: Settings) -> str:
@@ -50,4 +50,3 @@ def _interval(found: dict[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value)
-

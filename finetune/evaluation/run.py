@@ -25,18 +25,19 @@ from ..common.errors import ConfigError, in_one_line
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
+from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
-from .published.evaluate import evaluate_paper
 from .conditions import BASELINE, conditions_of
 from .loss_plot import plot
 from .loss_tables import settings_table, standard_table
 from .published.benchmark_plot import plot as paper_plot
 from .published.benchmark_tables import text as paper_text
-from .scoring import score_streams
-from .streams import Streams
+from .published.evaluate import evaluate_paper
 from .result_store import ResultStore, file_identity, fingerprint, tree_identity
-from .settings import COMMAND_LINE, FREE, Settings
+from .scoring import score_streams
+from .settings_in_force import CHANGEABLE, COMMAND_LINE, Settings
+from .streams import Streams
 from .summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -236,10 +237,9 @@ def kinds_of(model: LMModel) -> dict[str, str]:
 def with_overrides(settings: Settings) -> SavedCheckpoint:
     """The checkpoint with those settings of TTT that the command line replaces."""
     config = copy.deepcopy(settings.checkpoint.config)
-    for key in FREE:
+    for key in CHANGEABLE:
         if settings.sources[key] == COMMAND_LINE:
-            name = key.removeprefix("ttt.")
-            config[f"ttt_{name}"] = getattr(settings.args.ttt, name)
+            config[ttt_keyword(key)] = getattr(settings.args.ttt, key.removeprefix("ttt."))
     return dataclasses.replace(settings.checkpoint, config=config)
 
 

@@ -3,11 +3,9 @@
 Shapes: `B` streams of a batch, `K` = 1 + n_q rows of codes, `T` steps; `Q` = 1 + dep_q predicted rows.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,29 +14,24 @@ import torch
 from moshi.models import LMModel
 from tqdm import tqdm
 
-import moshi_patch
-
 from ..common.distributed import Context
-from ..data.audio import durations
 from ..data.broken import BrokenCount
 from ..data.loader import collate
-from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
-from ..data.segments import Listing, Segment
-from ..data.tokenize import Item, SpeechTokenizer
+from ..data.segments import Segment
+from ..data.tokenize import Item
 from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
 from .conditions import under
 from .result_store import ResultStore
-from .settings import EvalArgs
 from .streams import Streams, item_id
 
 logger = logging.getLogger(__name__)
 
 MINUTES = (0, 1, 2, 4, 8, 16, 30, math.inf)
 """Edges of the stretches of a stream that are reported by themselves."""
-
 
 
 def score_streams(

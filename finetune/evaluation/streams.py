@@ -10,8 +10,8 @@ from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
 from ..data.segments import Listing, Segment
 from ..data.tokenize import SpeechTokenizer
+from ..settings.evaluation import EvalArgs
 from .result_store import file_identity
-from .settings import EvalArgs
 
 CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
 """The plot: so many points for the longest stream, none of fewer steps."""

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..data.segments import Segment
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
-from .scoring import MINUTES, scored_streams
-from .streams import Streams, item_id
 from .result_store import ResultStore
-from .settings import EvalArgs
+from .scoring import MINUTES, scored_streams
 from .statistics import MEASURES, Sums, intervals, means, summary
+from .streams import Streams, item_id
 
 Values = dict[str, list[dict[str, Any]]]
 """By condition, what is stored of each stream, in the same order."""

@@ -10,14 +10,14 @@ from moshi.models import LMModel, loaders
 from moshi.models.loaders import CheckpointInfo
 from safetensors import safe_open
 
-import moshi_patch
+from moshi_patch import TTTConfig
 
 from ..common.disk import reading
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..data.text_tokenizer import load_text_tokenizer
-from ..settings.schema import MoshiPaths, TrainArgs
+from ..settings.schema import MoshiPaths, TrainArgs, ttt_setting
 
 NOT_READ = "weights-are-read-by-rank-0-alone"
 TTT_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.")
@@ -42,7 +42,7 @@ def load_base(args: TrainArgs, ctx: Context) -> tuple[LMModel, CheckpointInfo]:
     with reading(
         f"moshi_paths.moshi_path={str(info.moshi_weights)!r}: cannot be loaded into the model of {config_path!r}"
     ):
-        _check_ttt_layers(info, args)
+        _check_ttt_layers(info, args.ttt)
         # With several processes FSDP moves one layer at a time to the GPU, which never holds the whole model.
         return _make(info, args, info.moshi_weights, ctx.device if ctx.world_size == 1 else "cpu"), info
 
@@ -137,29 +137,28 @@ def _check_base(info: CheckpointInfo, args: TrainArgs) -> None:
             "of the base model made with --merge."
         )
     try:
-        _ttt_layers(info, args)
+        _ttt_layers(info, args.ttt)
     except ValueError as error:
-        raise ConfigError(str(error).replace("ttt_", "ttt.", 1)) from error
+        raise ConfigError(ttt_setting(str(error))) from error
     if config.get("ttt_enabled") and not args.ttt.enabled:
         raise ConfigError("ttt.enabled=False: the base model has TTT weights; set it to true, or use a stock model.")
 
 
-def _ttt_layers(info: CheckpointInfo, args: TrainArgs) -> list[int]:
+def _ttt_layers(info: CheckpointInfo, ttt: TTTConfig) -> list[int]:
     number = (info.lm_config or {}).get("num_layers", loaders._lm_kwargs["num_layers"])
-    config = moshi_patch.TTTConfig.from_kwargs(args.ttt.lm_kwargs())
-    return config.layer_indices(number) if args.ttt.enabled else []
+    return ttt.layer_indices(number) if ttt.enabled else []
 
 
-def _check_ttt_layers(info: CheckpointInfo, args: TrainArgs) -> None:
+def _check_ttt_layers(info: CheckpointInfo, ttt: TTTConfig) -> None:
     """Whether the base's own TTT weights, if it has any, are of the layers that are to have some."""
     path = info.moshi_weights
     if path.suffix != ".safetensors":
         return
     with safe_open(path, framework="pt") as file:
         there = sorted({int(match[1]) for key in file.keys() if (match := TTT_KEY.match(key))})  # noqa: SIM118
-    here = _ttt_layers(info, args)
+    here = _ttt_layers(info, ttt)
     if there and there != here:
-        asked = f"ttt.layers={args.ttt.layers!r}" if args.ttt.enabled else "ttt.enabled=False"
+        asked = f"ttt.layers={ttt.layers!r}" if ttt.enabled else "ttt.enabled=False"
         raise ConfigError(
             f"{asked}: TTT in the layers {here}, but the base model {path} has TTT weights in the layers {there}; set "
             f"ttt.enabled=true and ttt.layers={str(there).replace(' ', '')}, or use a base model without TTT."
@@ -176,5 +175,5 @@ def _make(info: CheckpointInfo, args: TrainArgs, weights: Path | None, device: t
         dtype=getattr(torch, args.param_dtype),
         lora_weights=info.lora_weights if adapted else None,
         fuse_lora=True,
-        lm_kwargs_overrides={"gradient_checkpointing": args.gradient_checkpointing, **args.ttt.lm_kwargs()},
+        lm_kwargs_overrides={"gradient_checkpointing": args.gradient_checkpointing, **args.ttt.to_kwargs()},
     )

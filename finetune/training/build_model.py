@@ -76,7 +76,7 @@ def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     config.setdefault("moshi_name", loaders.MOSHI_NAME)
     config.setdefault("mimi_name", loaders.MIMI_NAME)
     config.setdefault("tokenizer_name", loaders.TEXT_TOKENIZER_NAME)
-    config |= args.ttt.lm_kwargs() | {"lora": args.lora.enable}
+    config |= args.ttt.to_kwargs() | {"lora": args.lora.enable}
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
     return config

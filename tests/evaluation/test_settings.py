@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from finetune.common.errors import ConfigError
-from finetune.evaluation.settings import parse_command_line
-from finetune.settings.command_line import to_dict
+from finetune.evaluation.settings_in_force import parse_command_line
+from finetune.settings.record import to_dict
 from finetune.settings.schema import TrainArgs
 
 TTT = {"ttt_enabled": True, "ttt_layers": [1, 3], "ttt_chunk_size": 16, "ttt_learning_rate": 0.03}

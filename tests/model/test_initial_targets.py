@@ -7,7 +7,7 @@ import moshi_patch
 from finetune.common.distributed import Context
 from finetune.model.adapters import add_adapters
 from finetune.model.initial_targets import covariance, readout_projection, start_targets
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.build_model import build_model
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import build_repo

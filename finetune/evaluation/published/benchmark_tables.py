@@ -24,7 +24,7 @@ def notes(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of text: set, what of it, number of pairs or files, then a column per variant."""
+    """Heading and rows of text: set, what of it, number of pairs or files, then a column per condition."""
     names = list(dict.fromkeys(name for result in results.values() for name in conditions_in(result)))
     rows = []
     for name, result in results.items():
