@@ -23,5 +23,5 @@ def test_a_markdown_cell_with_a_bar_or_two_lines_stays_one_cell():
 
 @pytest.mark.parametrize("write", [columns, markdown])
 def test_a_row_of_another_length_is_a_mistake(write):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"row of a table|zip\(\) argument"):
         write(["a", "b"], [["only one"]])

@@ -99,7 +99,8 @@ def test_an_old_checkpoint_with_the_yaml_of_its_training_gives_the_same(made, wo
     expected = results(tmp_path)["standard"]["overall"]
     shutil.copytree(made / "merged", tmp_path / "old")
     (record,) = tmp_path.glob("old/checkpoints/*4/consolidated/training_config.json")
-    record.unlink()
+    for file in (record, record.with_name("SHA256SUMS")):
+        file.unlink()
     yaml = tmp_path / "training.yaml"
     yaml.write_text(json.dumps(training(made / "repo", tmp_path / "old", **MODES["merged"])))  # JSON is YAML
     evaluate(parse_command_line(words("merged", f"--checkpoint_dir={tmp_path / 'old'}", f"--config={yaml}")))
