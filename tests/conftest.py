@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
 
@@ -29,6 +30,12 @@ def mimi(tmp_path_factory):
     return make_mimi(tmp_path_factory.mktemp("mimi"))
 
 
+@pytest.fixture(scope="session")
+def stock_repo(tmp_path_factory) -> Path:
+    """A tiny repository without TTT, only to be read."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+
+
 @pytest.fixture
 def patched():
     """moshi with the patch installed, stock again afterwards."""
@@ -38,9 +45,21 @@ def patched():
 
 
 @pytest.fixture(scope="session")
-def codec(tmp_path_factory):
+def ttt_repo(tmp_path_factory):
+    """A tiny repository with TTT, whose fast weights move. For reading alone."""
+    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
+
+
+@pytest.fixture(scope="session")
+def stock_repo(tmp_path_factory):
+    """The same model without TTT. For reading alone."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+
+
+@pytest.fixture(scope="session")
+def codec(ttt_repo):
     """Mimi and the text tokenizer of a tiny repository."""
-    folder = build_repo(tmp_path_factory.mktemp("codec"))
+    folder = ttt_repo
     config = json.loads((folder / "mimi_config.json").read_text())
     mimi = loaders.get_mimi(folder / "mimi.safetensors", config, num_codebooks=DEP_Q)
     return mimi, loaders.sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
