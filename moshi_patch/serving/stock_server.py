@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 
 import moshi
 from aiohttp import web
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import HfHubHTTPError
 from torch import nn
 
+from ..errors import in_one_line
 from .access import Access, parse_origin
 from .conversations import STATUS_PATH, Conversations
 from .kept_memory import KeptMemory
@@ -76,22 +79,24 @@ def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     folder = known.memory and known.memory.resolve().parent
     if folder and (known.memory.is_dir() or not os.access(folder, os.W_OK)):
         parser.error(f"--memory {known.memory}: must be a file in a folder that exists and can be written to")
+    address = stock_options(rest)
     if {"-h", "--help"} & set(rest):
         parser.print_help()  # and the stock server prints its own
     else:
-        address = stock_address(rest)
-        problem = address_problem(address.host, address.port)
+        problem = address_problem(address.host, address.port) or (None if address.static else page_problem())
         if problem:
             parser.error(problem)
-    return Options(known.memory, known.idle_timeout, tuple(known.allow_origin), **vars(address)), rest
+    own = Options(known.memory, known.idle_timeout, tuple(known.allow_origin))
+    return own._replace(host=address.host, port=address.port, gradio_tunnel=address.gradio_tunnel), rest
 
 
-def stock_address(arguments: Sequence[str]) -> argparse.Namespace:
-    """What the stock server will make of the arguments that say where it is reached."""
+def stock_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the stock server will make of the arguments that say where it is reached, and with which page."""
     parser = argparse.ArgumentParser(prog="python -m moshi_patch moshi.server", usage=argparse.SUPPRESS, add_help=False)
     parser.add_argument("--host", default=Options._field_defaults["host"])
     parser.add_argument("--port", default=Options._field_defaults["port"], type=int)
     parser.add_argument("--gradio-tunnel", action="store_true")
+    parser.add_argument("--static")
     return parser.parse_known_args(arguments)[0]
 
 
@@ -108,6 +113,16 @@ def address_problem(host: str, port: int) -> str | None:
         return f"--port {port}: another program listens there already; stop it, or choose another port"
     if all(problems):
         return f"--host {host} --port {port}: cannot listen there ({os.strerror(problems[0])})"
+    return None
+
+
+def page_problem() -> str | None:
+    """Why moshi's own page, which is on the Hub, cannot be served; None once it is on this machine."""
+    try:
+        hf_hub_download("kyutai/moshi-artifacts", "dist.tgz")
+    except (OSError, HfHubHTTPError) as error:
+        reason = in_one_line(error)
+        return f"--static none is needed: moshi's page is not to be had from the Hub ({type(error).__name__}: {reason})"
     return None
 
 
@@ -134,8 +149,7 @@ def add_conversations(options: Options) -> Iterator[None]:
     Raises:
         SystemExit: with a reason, when the memory or the address cannot be used.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("moshi_patch").setLevel(logging.INFO)
+    show_log()
     memory = options.memory and KeptMemory(options.memory)
     stock = web.run_app
 
@@ -162,6 +176,16 @@ def add_conversations(options: Options) -> Iterator[None]:
             yield
         finally:
             web.run_app = stock
+
+
+def show_log() -> None:
+    """Has what this package logs printed, on a program's standard error, unless it is already."""
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.setLevel(logging.INFO)
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        package.addHandler(handler)
 
 
 @contextlib.contextmanager

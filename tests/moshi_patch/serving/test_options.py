@@ -5,15 +5,17 @@ import socket
 
 import pytest
 from aiohttp import web
+from huggingface_hub.utils import LocalEntryNotFoundError
 
 from moshi_patch.__main__ import main
+from moshi_patch.serving import stock_server
 from moshi_patch.serving.access import Access
 from moshi_patch.serving.stock_server import Options, add_conversations, split_options
 
 
 def test_the_options_are_taken_out_and_the_server_gets_the_rest(tmp_path):
     path = tmp_path / "memory"
-    stock = ["--device", "cpu", "--half", "--hf-repo", "repo", "--port", "0"]
+    stock = ["--device", "cpu", "--half", "--hf-repo", "repo", "--port", "0", "--static", "none"]
     assert split_options(stock) == (Options(port=0), stock)
     assert split_options(["--memory", str(path), *stock]) == (Options(path, port=0), stock)
     assert split_options([*stock[:2], f"--memory={path}", *stock[2:], "--idle-timeout", "0"]) == (
@@ -71,7 +73,26 @@ def test_a_port_that_another_program_listens_at_is_told_before_anything_is_loade
         client = socket.create_connection(other.getsockname())
         other.accept()[0].close()  # the server closes first, and its end of the connection lingers
         client.close()
-    assert split_options(["--host", host, "--port", str(port)])[0].port == port
+    assert split_options(["--host", host, "--port", str(port), "--static", "none"])[0].port == port
+
+
+def test_moshis_page_is_fetched_before_the_model_or_its_absence_told(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(stock_server, "hf_hub_download", lambda *names: asked.append(names))
+    split_options(["--port", "0"])
+    assert asked == [("kyutai/moshi-artifacts", "dist.tgz")]
+    split_options(["--port", "0", "--static", "none"])
+    split_options(["--port", "0", "--static=folder"])
+    assert len(asked) == 1
+
+    def no_connection(*_):
+        raise LocalEntryNotFoundError("no connection\nand no cache")
+
+    monkeypatch.setattr(stock_server, "hf_hub_download", no_connection)
+    with pytest.raises(SystemExit):
+        split_options(["--port", "0"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--static none is needed: moshi's page cannot be fetched from the Hub (LocalEntryNotFoundError: no" in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
