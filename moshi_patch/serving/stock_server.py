@@ -6,6 +6,7 @@ Nothing of the stock server is replaced: its application is caught on the way to
 import argparse
 import contextlib
 import errno
+import functools
 import inspect
 import logging
 import os
@@ -19,6 +20,7 @@ import moshi
 from aiohttp import web
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import HfHubHTTPError
+from moshi.models import loaders
 from torch import nn
 
 from ..errors import in_one_line
@@ -40,6 +42,7 @@ class Options(NamedTuple):
         allow_origin: origins of pages of other sites that may use the server.
         host, port: what it listens on.
         gradio_tunnel: whether it is reached through a tunnel too.
+        static: folder of the page, or `none`; None: moshi's own page.
     """
 
     memory: Path | None = None
@@ -48,6 +51,7 @@ class Options(NamedTuple):
     host: str = "localhost"
     port: int = 8998
     gradio_tunnel: bool = False
+    static: str | None = None
 
 
 def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
@@ -79,15 +83,14 @@ def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     folder = known.memory and known.memory.resolve().parent
     if folder and (known.memory.is_dir() or not os.access(folder, os.W_OK)):
         parser.error(f"--memory {known.memory}: must be a file in a folder that exists and can be written to")
-    address = stock_options(rest)
+    stock = stock_options(rest)
     if {"-h", "--help"} & set(rest):
         parser.print_help()  # and the stock server prints its own
     else:
-        problem = address_problem(address.host, address.port) or (None if address.static else page_problem())
+        problem = address_problem(stock.host, stock.port)
         if problem:
             parser.error(problem)
-    own = Options(known.memory, known.idle_timeout, tuple(known.allow_origin))
-    return own._replace(host=address.host, port=address.port, gradio_tunnel=address.gradio_tunnel), rest
+    return Options(known.memory, known.idle_timeout, tuple(known.allow_origin), **vars(stock)), rest
 
 
 def stock_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -122,7 +125,7 @@ def page_problem() -> str | None:
         hf_hub_download("kyutai/moshi-artifacts", "dist.tgz")
     except (OSError, HfHubHTTPError) as error:
         reason = in_one_line(error)
-        return f"--static none is needed: moshi's page is not to be had from the Hub ({type(error).__name__}: {reason})"
+        return f"moshi's page cannot be fetched from the Hub ({reason}): --static none serves without it"
     return None
 
 
@@ -151,7 +154,7 @@ def add_conversations(options: Options) -> Iterator[None]:
     """
     show_log()
     memory = options.memory and KeptMemory(options.memory)
-    stock = web.run_app
+    stock, stock_find = web.run_app, loaders.CheckpointInfo.from_hf_repo
 
     def run_app(app: web.Application, *args: Any, **kwargs: Any) -> None:
         Access(options.host, options.allow_origin, options.gradio_tunnel).attach(app)
@@ -167,15 +170,21 @@ def add_conversations(options: Options) -> Iterator[None]:
         with ending_in_one_line(f"--host {options.host} --port {options.port}: "):
             stock(app, *args, **kwargs)
 
+    @functools.wraps(stock_find)
+    def find_checkpoint(*args: Any, **kwargs: Any) -> loaders.CheckpointInfo:
+        info = stock_find(*args, **kwargs)
+        problem = None if options.static else page_problem()
+        return sys.exit(problem) if problem else info  # before any weights are read
+
     with contextlib.ExitStack() as stack:
         if memory:
             with ending_in_one_line():
                 stack.enter_context(memory.held())
-        web.run_app = run_app
+        web.run_app, loaders.CheckpointInfo.from_hf_repo = run_app, staticmethod(find_checkpoint)
         try:
             yield
         finally:
-            web.run_app = stock
+            web.run_app, loaders.CheckpointInfo.from_hf_repo = stock, staticmethod(stock_find)
 
 
 def show_log() -> None:
