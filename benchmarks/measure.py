@@ -1,14 +1,12 @@
-"""What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
+"""Shared by the benchmarks: time and memory on CPU and CUDA, a description of the machine, the file of results."""
 
 import argparse
 import datetime
 import itertools
-import json
 import os
 import platform
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,28 @@ import moshi
 import torch
 from torch.profiler import ProfilerActivity
 
+from finetune.common.files import write_json
+
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """The option `--threads`, alike in every benchmark; `set_threads` makes it hold."""
+    """Adds the option `--threads`, the same in every benchmark; `set_threads` applies it."""
     parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
 
 
 def set_threads(args: argparse.Namespace) -> None:
-    """Torch's threads on the CPU, as `--threads` says."""
+    """Applies `--threads`: torch's threads on the CPU."""
     if args.threads:
         torch.set_num_threads(args.threads)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, where there is something to wait for."""
+    """Waits until a CUDA device has finished; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds one call takes, device work included."""
+    """Seconds that one call takes, including the work on the device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -44,7 +44,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Bytes by which the memory held by tensors rises at most inside the `with` block, `bytes` afterwards.
+    """Measures by how many bytes the memory of tensors rises at most inside the `with` block: `bytes`, afterwards.
 
     From torch's own allocators: repeatable, and without the scratch space of the libraries below them.
     """
@@ -75,7 +75,7 @@ class PeakMemory:
 
 
 class ResidentPeak:
-    """Bytes by which resident memory rises at most inside the `with` block, `bytes` afterwards. Linux only."""
+    """The same for the resident memory of the process. Linux only."""
 
     def __enter__(self) -> "ResidentPeak":
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
@@ -94,7 +94,7 @@ def _status_bytes(field: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to place a number: hardware, versions, date."""
+    """Hardware, versions and date, for the results."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -114,26 +114,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write `result` where nothing half-written can be seen."""
+def write_result(path: Path, benchmark: str, args: argparse.Namespace, **results: Any) -> None:
+    """Write what one benchmark measured, with its settings and the machine, to `path`; whole or not at all."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    device = torch.device(settings.get("device", "cpu"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    temporary.replace(path)
-
-
-def fill(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """`page` with everything between `<!-- name -->` and `<!-- end name -->` made anew by the part of that name.
-
-    Raises:
-        ValueError: for a marker without its end, or one whose name is not known.
-    """
-    for name in re.findall(r"<!-- (?!end )([a-z0-9_]+) -->", page):
-        if name not in parts:
-            raise ValueError(f"<!-- {name} -->: no such part; there are {', '.join(parts)}.")
-        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        if end not in page:
-            raise ValueError(f"{begin}: {end} is missing.")
-        start, stop = page.index(begin) + len(begin), page.index(end)
-        page = f"{page[:start]}\n{parts[name]()}\n{page[stop:]}"
-    return page
+    write_json(path, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})

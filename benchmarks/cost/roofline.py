@@ -1,4 +1,4 @@
-"""How far are the layer and the streaming step from what this machine can do? Bytes and operations against its rates.
+"""Compares the layer and the streaming step with what this machine can do at most, by bytes and by operations.
 
 `python -m benchmarks.cost.roofline [--device cuda] [--size small|7b] [--rows 1 8] [--threads 1] [--out FILE.json]`
 
@@ -25,7 +25,7 @@ from torch import nn
 import moshi_patch
 from benchmarks.cost.layer import operations, run_once
 from benchmarks.cost.step import COMMON, SIZES, Stream
-from benchmarks.measure import add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import add_threads, set_threads, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.ops.step import rows_per_step
 
@@ -73,14 +73,14 @@ def step_bytes(model: nn.Module, rows: int) -> dict[str, int]:
 
 
 def predict(rows: int) -> dict:
-    """What the bytes say of a streaming step of Moshi 7B with the default layers and chunk, on any machine."""
+    """Predicts a streaming step of Moshi 7B with the default layers and chunk from its bytes alone, on any machine."""
     settings = {**COMMON, **SIZES["7b"], "ttt_enabled": True}
     parts = step_bytes(LMModel(device="meta", dtype=torch.bfloat16, **settings), rows)
     return {"rows": rows, "bytes": parts, "ratio_by_bytes": round(sum(parts.values()) / parts["stock"], 3)}
 
 
 def measure_step(rows: int, args: argparse.Namespace, device: torch.device, bytes_per_second: float) -> dict:
-    """One streaming step of both models beside what its bytes predict."""
+    """Times a streaming step of both models and compares their ratio with that of their bytes."""
     stock = Stream(rows, args)
     ttt = Stream(rows, args, ttt_enabled=True, ttt_chunk_size=args.chunk_size, **args.layers)
     parts = step_bytes(ttt.model, rows)
@@ -104,7 +104,7 @@ def measure_step(rows: int, args: argparse.Namespace, device: torch.device, byte
 
 
 def measure_layer(args: argparse.Namespace, device: torch.device, width: int, peak: float) -> list[dict]:
-    """One gated MLP forward, and forward and backward, beside what its operations predict."""
+    """Times one gated MLP, forward and with backward, and compares the ratio with that of the operations."""
     stock = ActivationGating(width, int(4.125 * width), F.silu, device=device, dtype=torch.bfloat16)
     hidden = stock.linear_out.in_features
     shapes = argparse.Namespace(dim=width, hidden=hidden, chunk_size=args.layer_chunk)
@@ -180,8 +180,7 @@ def main() -> None:
         logger.info("step of Moshi 7B, B=%(rows)d: by bytes %(ratio_by_bytes).2fx", row)
     if args.out:
         rates = {"bandwidth_bytes_per_second": round(read), "bf16_multiply_adds_per_second": round(peak)}
-        result = {"benchmark": "roofline", "settings": vars(args), "machine": machine(device), "rates": rates}
-        write_json(args.out, {**result, "step": steps, "layer": layers, "moshi_7b": predicted})
+        write_result(args.out, "roofline", args, rates=rates, step=steps, layer=layers, moshi_7b=predicted)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ by `parsing`, as those of a YAML file: `2e3`, `null`, `[1,3]`; what is unknown i
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import re
 import typing
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import simple_parsing
-from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, FieldWrapper, NestedMode
+from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant, FieldWrapper, NestedMode
 
 from ..common.errors import ConfigError
 from .evaluation import EvalArgs
@@ -95,7 +96,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, usage: str) -> T:
         ConfigError: for an unknown option, a wrong value or a missing argument.
         SystemExit: after the help, with code 0.
     """
-    args = build(cls, merge({}, SettingsParser(cls, prog, usage).given(argv)))
+    args = build(cls, SettingsParser(cls, prog, usage).given(argv))
     check_limits(args)
     return args
 
@@ -110,18 +111,19 @@ class SettingsParser(simple_parsing.ArgumentParser):
     """
 
     def __init__(self, cls: type, prog: str, usage: str):
+        self._command = any(field.metadata.get("positional") for field in dataclasses.fields(cls))
         super().__init__(
             prog=prog,
             argument_default=argparse.SUPPRESS,
             usage=f"{prog} {usage}",
             description=cls.__doc__,
             allow_abbrev=False,
+            add_option_string_dash_variants=DashVariant.DASH if self._command else DashVariant.UNDERSCORE,
             argument_generation_mode=ArgumentGenerationMode.NESTED,
             nested_mode=NestedMode.WITHOUT_ROOT,
             formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=28, width=120),
         )
         self._cls = cls
-        self._flags: set[str] = set()
         self.add_arguments(cls, ROOT)
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -150,9 +152,13 @@ class SettingsParser(simple_parsing.ArgumentParser):
             if not equals and self._takes(option, waiting[:1]):
                 equals, value = "=", waiting.pop(0)
             action = self._option_string_actions.get(option)
+            if action is None and self._command:
+                near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+                question = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(f"{option}: unknown option; {question}Usage: {self.usage}.")
             if action is None:
                 raise unknown_key(option[2:], value if equals else None, (self._cls,))
-            if action.nargs is None and not equals:
+            if (action.nargs is None and not equals) or value == "--":  # which argparse would drop
                 read_text(option[2:], None, str)  # which says that it needs a value
             options.append(f"{option}{equals}{value}")
         if arguments and not self._get_positional_actions():
@@ -161,7 +167,8 @@ class SettingsParser(simple_parsing.ArgumentParser):
 
     def _takes(self, option: str, following: list[str]) -> bool:
         """Whether the word after an option is its value."""
-        if not following or following[0].startswith("--") or option in ("--help", *self._flags):
+        action = self._option_string_actions.get(option)
+        if not following or following[0].startswith("--") or (action is not None and action.nargs == 0):
             return False
         return option != "--resume" or re.fullmatch(r"-?\d+", following[0]) is not None
 
@@ -170,16 +177,12 @@ class SettingsParser(simple_parsing.ArgumentParser):
         if self._preprocessing_done:
             return
         wrappers = [one for root in self._wrappers for one in (root, *root.descendants)]
-        positional = any(field.field.metadata.get("positional") for one in wrappers for field in one.fields)
         for field in (field for one in wrappers for field in one.fields):
-            key = field.dest.removeprefix(f"{ROOT}.")
-            field._arg_options = _action(key, field)
-            if positional and field.field.type is bool:
-                self._flags.add(f"--{key}")
+            field._arg_options = _action(field.dest.removeprefix(f"{ROOT}."), field, flag=self._command)
         super()._preprocessing(args, namespace)
         groups = {group.title: group for group in self._action_groups}
         for one in wrappers:
-            groups[one.title].title = f"{one.dest.removeprefix(f'{ROOT}.')}.*" if one.parent else "settings"
+            groups[one.title].title = f"{one.dest.removeprefix(f'{ROOT}.')}.*" if one.parent else "arguments"
             groups[one.title].description = None if one.parent is None else one.dataclass.__doc__
 
     def _postprocessing(self, parsed_args: argparse.Namespace) -> argparse.Namespace:
@@ -189,26 +192,31 @@ class SettingsParser(simple_parsing.ArgumentParser):
         return arg_string if action.type is None else action.type(arg_string)
 
 
-def _action(key: str, wrapper: FieldWrapper) -> dict[str, Any]:
-    """The arguments of `add_argument` for one setting."""
-    field = wrapper.field
-    several = field.type == list[str]
-    options = {
-        "default": argparse.SUPPRESS,
-        "type": functools.partial(read_text, key, hint=str if several else field.type),
-        "help": _help(wrapper).replace("%", "%%"),
-        "metavar": key.upper() if field.metadata.get("positional") else _METAVARS.get(field.type, "VALUE"),
-    }
+def _action(key: str, wrapper: FieldWrapper, flag: bool) -> dict[str, Any]:
+    """The arguments of `add_argument` for one setting.
+
+    Args:
+        flag: that of a boolean takes no value.
+    """
+    field, hint = wrapper.field, wrapper.field.type
+    described = {"default": argparse.SUPPRESS, "help": _help(wrapper).replace("%", "%%")}
     if field.metadata.get("positional"):
-        optional = field.default is not dataclasses.MISSING
-        return options | {"nargs": "+" if several else "?" if optional else None}
-    return options | {"dest": wrapper.dest} | ({"nargs": "?", "const": True} if field.type is bool else {})
+        several = hint == list[str]
+        number = "+" if several else "?" if field.default is None else None
+        reader = functools.partial(read_text, key, hint=str if several else hint)
+        return described | {"type": reader, "metavar": key.upper(), "nargs": number}
+    described["dest"] = wrapper.dest
+    if flag and hint is bool:
+        return described | {"action": "store_true"}
+    described |= {"type": functools.partial(read_text, key, hint=hint), "metavar": _METAVARS.get(hint, "VALUE")}
+    return described | ({"nargs": "?", "const": True} if hint is bool else {})
 
 
 def _help(wrapper: FieldWrapper) -> str:
     """The text below the field, its default, and what it may be."""
-    field, default = wrapper.field, wrapper.default
-    notes = [f"default: {_in_yaml(default)}"] if default not in ("", dataclasses.MISSING) else []
+    field = wrapper.field
+    required = field.metadata.get("positional") or wrapper.default == ""
+    notes = [] if required else [f"default: {_in_yaml(wrapper.default)}"]
     if "allowed" in field.metadata and field.type is not bool:
         notes.append(allowed(field))
     return wrapper.help + (f" ({'; '.join(notes)})" if notes else "")

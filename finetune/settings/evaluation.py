@@ -39,9 +39,9 @@ class LoraSettings:
     enable: bool = False
     """the checkpoint holds adapters"""
     rank: int | None = None
-    """their rank"""
+    """rank of the adapters"""
     scaling: float | None = None
-    """factor of what they add"""
+    """factor of what the adapters add"""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint.weights import relocate_adapters
+from ..checkpoint.folders import relocate_adapters
 from ..common.disk import writing
 from ..common.errors import ConfigError
 from ..settings.record import to_dict

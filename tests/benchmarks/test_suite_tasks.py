@@ -7,7 +7,7 @@ import torch
 
 import moshi_patch
 from benchmarks.evidence import model as models
-from benchmarks.evidence import stream
+from benchmarks.evidence import stream, training
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.speech import dialogues
 
@@ -109,9 +109,9 @@ def test_renaming_keeps_what_returns_and_changes_the_names_between_rows():
 
 def test_adapters_leave_every_stock_weight_alone():
     settings = Settings(steps=2, batch=2, base_steps=1, trained="lora", eval_batch=4)
-    model = models.start(settings, None)
+    model = models.start(settings)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    models.train(model, settings)
+    training.train(model, settings)
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     targets = set(moshi_patch.ttt_parameters(model))
     assert moved & targets
@@ -122,9 +122,8 @@ def test_adapters_leave_every_stock_weight_alone():
 def test_a_continued_run_starts_from_the_base_it_says():
     settings = Settings(base_steps=2, batch=2)
     base = models.build_model(settings).state_dict()
-    started = models.start(settings, None).state_dict()
+    started, again = (models.start(settings, training.trained(settings.base(), None)[0]).state_dict() for _ in range(2))
     assert not torch.equal(started["text_emb.weight"], base["text_emb.weight"])
-    again = models.start(settings, None).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in started.items())
 
 
@@ -135,7 +134,7 @@ STREAM = SHORT | {"steps": 2, "batch": 2, "eval_batch": 4, "stream_windows": 18,
 @pytest.mark.parametrize("kind", ["fresh", "silence", "own"])
 def test_a_stream_hears_what_it_says_between_the_parts(kind):
     settings = Settings(**STREAM, stream=kind)
-    text, speaker, starts = stream.script(settings, torch.Generator().manual_seed(0))
+    text, drawn, starts = stream.script(settings, torch.Generator().manual_seed(0))
     filler, part, gap = stream.unit(settings)
     assert (filler + 2 * part + gap) % settings.window == 0
     assert text.shape[1] == len(starts) * (filler + 2 * part + gap)
@@ -144,7 +143,7 @@ def test_a_stream_hears_what_it_says_between_the_parts(kind):
         assert torch.equal(told, text[:, start + filler + part + gap : start + filler + 2 * part + gap])
         between = text[:, start : start + filler]
         assert (between == stream.SILENCE).all() == (kind == "silence")
-        assert speaker[start : start + filler].bool().all() == (kind == "own")
+        assert drawn[start : start + filler].all() == (kind == "own")
 
 
 def test_a_stream_reports_a_growing_delta_which_decay_makes_smaller_and_none_without_updates():

@@ -201,7 +201,7 @@ def test_overrides_are_typed_from_their_fields(files):
         (["--do_eval", "perhaps"], ["do_eval='perhaps'", "true or false"]),
         (["optim.lr"], ["'optim.lr'", "exactly one YAML file"]),
         (["--ttt.chunk", "8"], ["ttt.chunk='8'", "'ttt.chunk_size'"]),
-        (["--nodo_eval"], ["nodo_eval=None", "'do_eval'"]),
+        (["--nodo_eval"], ["nodo_eval", "'do_eval'"]),
         (["--", "a"], ["exactly one YAML file"]),
     ],
 )
