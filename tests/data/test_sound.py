@@ -11,7 +11,7 @@ from finetune.data.__main__ import main as data_main
 from finetune.data.sample import SEGMENTS, look_at_sample
 from finetune.data.segments import Cutter, Listing
 from finetune.data.sound import LOUD, ONE_CHANNEL, SILENT_WORDS, SoundMeter
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.open_data import check_data
 from tests.support.audio_files import RATE, noise, write_wav
 from tests.support.datasets import MAIN, USER, write_dataset
