@@ -38,7 +38,7 @@ def patched():
 
 
 @pytest.fixture(scope="session")
-def ttt_repo(tmp_path_factory) -> Path:
+def ttt_repo(tmp_path_factory):
     """The same model with TTT, whose fast weights move; only to be read."""
     return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
 
