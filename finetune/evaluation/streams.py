@@ -1,5 +1,6 @@
 """The streams of a standard evaluation: every recording once, each heard from its beginning."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,13 @@ from ..common.distributed import Context
 from ..data.audio import durations
 from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
+from ..data.sample import look_at_sample
 from ..data.segments import Listing, Segment
 from ..data.tokenize import SpeechTokenizer
 from ..settings.evaluation import EvalArgs
 from .result_store import file_identity
+
+logger = logging.getLogger(__name__)
 
 CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
 """The plot: so many points for the longest stream, none of fewer steps."""
@@ -41,6 +45,10 @@ class Streams:
             BrokenData: when more than 5 % of them are missing, or all.
         """
         listing = Listing(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
+        if ctx.rank == 0:
+            sampled = look_at_sample(listing, tokenizer, tokenizer.text_tokenizer, tokenizer.padding_ids)
+            for text in sampled.refusals + sampled.warnings:
+                logger.warning("%s", text)
         segments = list(dict.fromkeys(segment for source in listing.segments for segment in source))
         longest = tokenizer.steps / tokenizer.mimi.frame_rate
         whole = durations(segment.path for segment in segments)
