@@ -18,6 +18,7 @@ from .config import TTTConfig
 if TYPE_CHECKING:
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
+    from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
         TARGET_KEYS,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "gating": ("TTTGating",),
+    "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
@@ -63,6 +65,7 @@ __all__ = [
     "LORA_KEYS",
     "NOT_ARGUMENTS",
     "TARGET_KEYS",
+    "FileLock",
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
