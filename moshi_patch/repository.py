@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from moshi.models import loaders
 
 from .json_object import read_object
@@ -80,8 +80,14 @@ def local_repositories() -> Iterator[None]:
         if "config_path" not in given:
             try:
                 given["config_path"] = loaders.hf_hub_download(hf_repo, "config.json", revision=given.get("revision"))
-            except EntryNotFoundError:
-                return stock_find(hf_repo, **given)  # warns, and takes it for Moshi 7B
+            except (OSError, HFValidationError) as error:  # of the Hub, its names and its connection
+                local = os.path.isdir(hf_repo) or not isinstance(error, LocalEntryNotFoundError)
+                if isinstance(error, EntryNotFoundError) and local:
+                    return stock_find(hf_repo, **given)  # warns, and takes it for Moshi 7B
+                reason = " ".join(str(error).split())[:200]
+                raise RepositoryError(
+                    f"{hf_repo!r}: no such folder here, and the Hub does not give its config.json ({reason})."
+                ) from error
         files = named_files(hf_repo, given["config_path"], given)
         return stock_find(hf_repo, **{**files, **given, "config_path": Path(given["config_path"])})
 

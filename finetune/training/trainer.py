@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from moshi.utils.compile import no_compile
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+import moshi_patch
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.training_state import TrainState
@@ -89,9 +90,7 @@ def train(args: TrainArgs) -> None:
 
 def _train(args: TrainArgs, ctx: Context) -> None:
     """Holds the model, and frees it when it returns: only then can the process group end."""
-    # On a CPU, compiling takes longer than what it saves.
-    compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
-    with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
+    with moshi_patch.without_compiling(ctx.device), contextlib.closing(Trainer(args, ctx)) as trainer:
         trainer.run()
 
 
