@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import itertools
+import logging
 import os
 import platform
 import time
@@ -17,15 +18,27 @@ from torch.profiler import ProfilerActivity
 from finetune.common.files import write_json
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--threads`, the same in every benchmark; `set_threads` applies it."""
+def argument_parser(doc: str, device: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark: `--device` (unless False), `--threads` and `--out`.
+
+    Args:
+        doc: the benchmark's docstring.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if device:
+        parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    return parser
 
 
-def set_threads(args: argparse.Namespace) -> None:
-    """Applies `--threads`: torch's threads on the CPU."""
+def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Reads the command line, applies `--threads` and lets the benchmark log its results."""
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return args
 
 
 def synchronize(device: torch.device) -> None:
@@ -114,9 +127,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, benchmark: str, args: argparse.Namespace, **results: Any) -> None:
-    """Write what one benchmark measured, with its settings and the machine, to `path`; whole or not at all."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    device = torch.device(settings.get("device", "cpu"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})
+def write_result(benchmark: str, args: argparse.Namespace, **results: Any) -> None:
+    """Writes what one benchmark measured, with its settings and the machine, to `args.out`, if there is one."""
+    if args.out is None:
+        return
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    device = torch.device(getattr(args, "device", "cpu"))
+    write_json(args.out, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})

@@ -12,7 +12,6 @@ fast as they answer. Each server's own `/api/ttt` gives p50 and p99, from the st
 handed to the socket: the model's step, Mimi's decoder and Opus.
 """
 
-import argparse
 import asyncio
 import json
 import logging
@@ -29,10 +28,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 import sphn
-import torch
 from tqdm import tqdm, trange
 
-from benchmarks.measure import write_result
+from benchmarks.measure import argument_parser, parse_arguments, write_result
 from example.tiny_repo import DATA, make_tiny_repo
 
 ROOT = Path(__file__).parents[2]
@@ -166,16 +164,14 @@ async def stream(servers: dict[str, Server], steps: int, block: int) -> dict[str
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__, device=False)
+    parser.set_defaults(threads=1)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--memory-cycles", type=int, default=200, help="the same with --memory")
     parser.add_argument("--minutes", type=float, default=30, help="of audio")
     parser.add_argument("--block", type=int, default=25, help="steps to one server before it is the other's turn")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
+    args = parse_arguments(parser, argv)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         ttt = make_tiny_repo(Path(folder, "ttt"), ttt=True)
@@ -193,8 +189,7 @@ def main() -> None:
                 steps = round(args.minutes * 60 * STEPS_PER_S)
                 results["steps"] = asyncio.run(stream({"stock": one, "ttt": other}, steps, args.block))
             logger.info("steps: %s", results["steps"])
-    if args.out:
-        write_result(args.out, "server", args, results=results)
+    write_result("server", args, results=results)
 
 
 if __name__ == "__main__":
