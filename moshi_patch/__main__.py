@@ -11,6 +11,7 @@ Two things the stock programs refuse work here: a machine without CUDA, and a lo
 import argparse
 import contextlib
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
             parser.exit(2, f"{parser.prog}: error: {problem}\n")
         if value_of("--device", options.args) == "cpu":
             without_compiling_before_import()
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each time that the Hub is tried again
     from .patch import install  # with torch and moshi, which take their time
-    from .repository import local_repositories
+    from .repository import LocalEntryNotFoundError, RepositoryError, local_repositories
     from .tokenizer import fitting_tokenizers
 
     install()
@@ -62,8 +64,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), fitted_threads(), additions:
-        runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    try:
+        with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), fitted_threads(), additions:
+            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    except (RepositoryError, LocalEntryNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def is_runnable(module: str) -> bool:

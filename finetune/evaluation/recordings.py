@@ -24,6 +24,7 @@ from ..data.broken import BrokenCount
 from ..data.loader import collate
 from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
+from ..data.sample import look_at_sample
 from ..data.segments import Listing, Segment
 from ..data.tokenize import Item, SpeechTokenizer
 from ..model.conditions import condition_tensors
@@ -68,6 +69,10 @@ class Streams:
             BrokenData: when more than 5 % of them are missing, or all.
         """
         listing = Listing(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
+        if ctx.rank == 0:
+            sampled = look_at_sample(listing, tokenizer, tokenizer.text_tokenizer, tokenizer.padding_ids)
+            for text in sampled.refusals + sampled.warnings:
+                logger.warning("%s", text)
         segments = list(dict.fromkeys(segment for source in listing.segments for segment in source))
         longest = tokenizer.steps / tokenizer.mimi.frame_rate
         whole = durations(segment.path for segment in segments)
