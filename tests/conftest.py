@@ -38,6 +38,12 @@ def patched():
 
 
 @pytest.fixture(scope="session")
+def stock_repo(tmp_path_factory):
+    """A tiny repository without TTT; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+
+
+@pytest.fixture(scope="session")
 def ttt_repo(tmp_path_factory):
     """The same model with TTT, whose fast weights move; only to be read."""
     return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
