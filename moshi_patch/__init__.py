@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cpu import fit_threads, without_compiling
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
+    from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
         TARGET_KEYS,
@@ -42,6 +43,7 @@ _MODULES = {
     "arguments": ("wrong_repository",),
     "cpu": ("fit_threads", "without_compiling"),
     "gating": ("TTTGating",),
+    "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
@@ -67,6 +69,7 @@ __all__ = [
     "LORA_KEYS",
     "NOT_ARGUMENTS",
     "TARGET_KEYS",
+    "FileLock",
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
