@@ -16,6 +16,8 @@ if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax e
 from .config import TTTConfig
 
 if TYPE_CHECKING:
+    from .arguments import wrong_repository
+    from .cpu import fit_threads, without_compiling
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
     from .locks import FileLock
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "arguments": ("wrong_repository",),
+    "cpu": ("fit_threads", "without_compiling"),
     "gating": ("TTTGating",),
     "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
@@ -72,6 +76,7 @@ __all__ = [
     "check_mimi_config",
     "fingerprint",
     "finite_rows",
+    "fit_threads",
     "install",
     "is_installed",
     "load_checkpoint_info",
@@ -90,6 +95,8 @@ __all__ = [
     "ttt_stats",
     "ttt_updates",
     "uninstall",
+    "without_compiling",
+    "wrong_repository",
 ]
 
 
