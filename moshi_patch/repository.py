@@ -17,14 +17,12 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from moshi.models import loaders
 
+from .arguments import wrong_repository
 from .errors import in_one_line
 from .json_object import read_object
 from .model_config import check_mimi_config, read_model_config
 
 HUB, LOCAL = "hf://", "file://"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""A repository on the Hub."""
-
 HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
 """A file of any repository on the Hub, as moshi takes it: `hf://owner/name/file`."""
 
@@ -101,12 +99,9 @@ def local_repositories() -> Iterator[None]:
 
 
 def _require_repository(name: str) -> None:
-    if os.path.isdir(name):
-        return
-    if os.path.exists(name):
-        raise RepositoryError(f"{name!r}: is a file; give the folder that it lies in.")
-    if not HUB_NAME.fullmatch(name):
-        raise RepositoryError(f"{name[:200]!r}: no such folder, and no name on the Hub, which would be OWNER/NAME.")
+    problem = wrong_repository(name)
+    if problem:
+        raise RepositoryError(f"{name[:200]!r}: {problem}.")
 
 
 @contextlib.contextmanager
