@@ -1,6 +1,5 @@
 """An evaluation from its settings to `eval.json` and `eval.png`, in one process or, under `torchrun`, in many."""
 
-import contextlib
 import copy
 import dataclasses
 import datetime
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
-from moshi.utils.compile import no_compile
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+import moshi_patch
 
 from ..checkpoint.saved import SavedCheckpoint, load_model
 from ..checkpoint.verify import refuse_broken
@@ -61,8 +61,7 @@ def evaluate(settings: Settings) -> str:
             logger.info("Settings in force:\n%s", settings_table(settings))
             for message in settings.warnings:
                 logger.warning("%s", message)
-        # On a CPU, compiling takes longer than what it saves.
-        with no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext(), logging_redirect_tqdm():
+        with moshi_patch.without_compiling(ctx.device), logging_redirect_tqdm():
             return Evaluation(settings, baseline, ctx).run()
     finally:
         cleanup()
@@ -98,6 +97,7 @@ class Evaluation:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
         model, info = on_all_ranks(ctx, self._load)
+        logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
         tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
