@@ -102,7 +102,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_training_is_refused_before_the_model_is_loaded_and_check_says_the_same(
+def test_training_is_refused_before_weights_are_read_and_check_says_the_same(
     tmp_path, ttt_repo, capsys, patched, kind
 ):
     path = write(tmp_path / "data", 3, BAD[kind])
