@@ -27,13 +27,16 @@ from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
+from .conditions import BASELINE, conditions_of
+from .loss_plot import plot
+from .loss_tables import settings_table, standard_table
+from .published.benchmark_plot import plot as paper_plot
+from .published.benchmark_tables import text as paper_text
 from .published.evaluate import evaluate_paper
-from .published.report import plot as paper_plot
-from .published.report import text as paper_text
-from .recordings import BASELINE, Streams, conditions_of, score_streams
-from .report import plot, settings_table, standard_table
-from .results import ResultStore, file_identity, fingerprint, tree_identity
-from .settings import COMMAND_LINE, FREE, Settings
+from .result_store import ResultStore, file_identity, fingerprint, tree_identity
+from .scoring import score_streams
+from .settings_in_force import CHANGEABLE, COMMAND_LINE, Settings
+from .streams import Streams
 from .summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -203,7 +206,7 @@ def kinds_of(model: LMModel) -> dict[str, str]:
 def with_overrides(settings: Settings) -> SavedCheckpoint:
     """The checkpoint with those settings of TTT that the command line replaces."""
     config = copy.deepcopy(settings.checkpoint.config)
-    for key in FREE:
+    for key in CHANGEABLE:
         if settings.sources[key] == COMMAND_LINE:
             config[ttt_keyword(key)] = getattr(settings.args.ttt, key.removeprefix("ttt."))
     return dataclasses.replace(settings.checkpoint, config=config)
