@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
     options = parser.parse_args(argv)
     from .patch import install  # with torch and moshi, which take their time
-    from .repository import local_repositories
+    from .repository import LocalEntryNotFoundError, RepositoryError, local_repositories
     from .tokenizer import fitting_tokenizers
 
     install()
@@ -52,8 +52,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
-        runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    try:
+        with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
+            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    except (RepositoryError, LocalEntryNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def is_runnable(module: str) -> bool:
