@@ -4,7 +4,8 @@
     python -m moshi_patch moshi.run_inference --device cpu --hf-repo ./my_model in.wav out.wav
 
 Two things the stock programs refuse work here: a machine without CUDA, and a local folder in place of a Hub repository.
-`moshi.server` also gets a status at `/api/ttt`, a busy answer, `--memory PATH` and `--idle-timeout SECONDS`.
+`moshi.server` also gets a status at `/api/ttt`, a busy answer, `--memory PATH`, `--idle-timeout SECONDS` and
+`--allow-origin ORIGIN`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 SERVER = "moshi.server"
-SERVER_OPTIONS = {"--memory", "--idle-timeout"}
+SERVER_OPTIONS = {"--memory", "--idle-timeout", "--allow-origin"}
 """Taken out of the server's arguments, as the stock server refuses what it does not know."""
 
 
