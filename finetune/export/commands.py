@@ -30,4 +30,6 @@ def upload_command(out: Path) -> str:
 def _python() -> str:
     """`python` where that is this interpreter, else its path."""
     found = shutil.which("python")
-    return "python" if found is not None and Path(found).absolute() == Path(sys.executable).absolute() else sys.executable
+    return (
+        "python" if found is not None and Path(found).absolute() == Path(sys.executable).absolute() else sys.executable
+    )
