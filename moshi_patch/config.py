@@ -9,6 +9,9 @@ from typing import Any
 
 PREFIX = "ttt_"
 TARGETS = ("token_embeddings", "hidden_states")
+UPDATES = ("hebbian", "residual")
+RESIDUAL_RANGE = (1e-12, 1e12)
+"""Of η and g in the residual update, far inside what float32 holds together with its products."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class TTTConfig:
         target: `"token_embeddings"`, the input of the transformer stack, or `"hidden_states"`, the MLP's own input.
         delta_clip: largest Frobenius norm of one chunk's update, η included. None: no clip.
         decay: γ in (0, 1], multiplies the accumulated delta before each chunk's update is added.
+        update: `"hebbian"`, the paper's sum of outer products, or `"residual"`, which writes only what the fast weight
+            does not answer yet; it takes no `delta_clip`, as it is bounded by its targets.
+        target_gain: g, multiplies the targets.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -43,6 +49,8 @@ class TTTConfig:
     target: str = "token_embeddings"
     delta_clip: float | None = None
     decay: float = 1.0
+    update: str = "hebbian"
+    target_gain: float = 1.0
 
     def __post_init__(self):
         for name in ("enabled", "conv_depthwise"):
@@ -53,21 +61,32 @@ class TTTConfig:
         self._require(
             "start_layer", _is_int(self.start_layer) and self.start_layer >= 0, "a whole number that is not negative"
         )
-        self._require(
-            "learning_rate",
-            _is_number(self.learning_rate) and self.learning_rate > 0,
-            "a positive finite number",
-        )
+        for name in ("learning_rate", "target_gain"):
+            value = getattr(self, name)
+            self._require(name, _is_number(value) and value > 0, "a positive finite number")
         self._require(
             "delta_clip",
             self.delta_clip is None or (_is_number(self.delta_clip) and self.delta_clip > 0),
             "a positive finite number, or None for no clip",
         )
         self._require("decay", _is_number(self.decay) and 0 < self.decay <= 1, "a number in (0, 1]")
-        self._require("target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
+        for name, choices in (("target", TARGETS), ("update", UPDATES)):
+            self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
+        if self.update == "residual":
+            self._require_residual()
         self._parse_layers()
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", list(self.layers))  # not the caller's own, who may change it
+
+    def _require_residual(self) -> None:
+        """The residual update is computed in float32, with 1/η, and bounds itself."""
+        self._require(
+            "delta_clip", self.delta_clip is None, f'None with {PREFIX}update="residual", which needs no clip'
+        )
+        for name in ("learning_rate", "target_gain"):
+            low, high = RESIDUAL_RANGE
+            in_range = low <= getattr(self, name) <= high
+            self._require(name, in_range, f'a number from {low:g} to {high:g} with {PREFIX}update="residual"')
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .config import TTTConfig
 from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
@@ -154,10 +155,13 @@ def fast_weight_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(here))  # lists for tuples, as in the file
+    # What a file does not name was not there when it was made, and the default is how it was then.
+    defaults = {key: value for key, value in TTTConfig().to_kwargs().items() if key not in LAYER_SELECTION}
+    there = defaults | saved["settings"]
     reasons = [
-        f"{key} is {saved['settings'].get(key)!r} in the file and {here['settings'].get(key)!r} in the model"
-        for key in sorted(saved["settings"].keys() | here["settings"].keys())
-        if saved["settings"].get(key) != here["settings"].get(key)
+        f"{key} is {there.get(key)!r} in the file and {here['settings'].get(key)!r} in the model"
+        for key in sorted(there.keys() | here["settings"].keys())
+        if there.get(key) != here["settings"].get(key)
     ]
     names = sorted(saved["weights"].keys() | here["weights"].keys())
     differing = [name for name in names if saved["weights"].get(name) != here["weights"].get(name)]

@@ -1,6 +1,7 @@
 """A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from .gating import TTTGating
+from .ops import ResidualFastWeight
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
@@ -131,9 +133,11 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
         `updates`: list of ints, updates per row since its last reset;
         `delta_norm`: list of floats, Frobenius norm of the fast weight's change per row;
         `relative_delta`: the same over the norm of W_down;
+        `known`: list of floats from 0 to 1, how much of its last full chunk's targets a row knew already, or None for
+            a row without; None altogether unless `ttt_update="residual"`;
         `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with the first 0 nothing is
         learnt.
-        The first three are None while the model is not streaming.
+        The first four are None while the model is not streaming.
 
     Raises:
         ValueError: when `model` has no TTT layer.
@@ -143,13 +147,15 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def _layer_stats(gating: TTTGating) -> dict[str, Any]:
     generator = gating.target_generator
-    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None}
+    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None, "known": None}
     state = gating._streaming_state
     if state is not None:
-        norms = state.fast.full_delta(gating.config.learning_rate).flatten(1).norm(dim=1)
+        norms = gating.delta().flatten(1).norm(dim=1)
         stats["updates"] = state.fast.updates.tolist()
         stats["delta_norm"] = norms.tolist()
         stats["relative_delta"] = (norms / gating.w_down().norm().to(norms)).tolist()
+        if isinstance(state.fast, ResidualFastWeight):
+            stats["known"] = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
     stats["conv_norm"] = generator.conv1d.conv.weight.float().norm().item()
     stats["W_target_norm"] = generator.W_target.weight.float().norm().item()
     return stats

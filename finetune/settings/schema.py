@@ -81,6 +81,8 @@ class TTTSettings:
     target: str = "token_embeddings"
     delta_clip: float | None = None
     decay: float = 1.0
+    update: str = "hebbian"
+    target_gain: float = 1.0
 
     def lm_kwargs(self) -> dict[str, Any]:
         """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
