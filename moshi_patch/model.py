@@ -2,16 +2,19 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .config import TTTConfig
 from .gating import TTTGating
-from .ops import ResidualFastWeight
+from .ops import ResidualFastWeight, delta_norm
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
+TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 """What FSDP, activation checkpointing and torch.compile add to names of modules, but not to those of a checkpoint."""
 
@@ -19,6 +22,12 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_or
 def stock_name(name: str) -> str:
     """The name of a module or parameter without what wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def target_key(name: str) -> tuple[int, str] | None:
+    """The layer of a target generator and which of `TARGET_KEYS` it is, for its name in a checkpoint; else None."""
+    match = TARGET_KEY.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
 
 
 def ttt_gatings(model: nn.Module) -> dict[str, TTTGating]:
@@ -122,6 +131,18 @@ def finite_rows(model: nn.Module) -> torch.Tensor:
     if last._streaming_state is None:
         raise ValueError(f"{type(model).__name__} is not streaming: there are no rows outside of a stream.")
     return last._streaming_state.finite.clone()
+
+
+def one_pass_delta_norm(z: torch.Tensor, v: torch.Tensor, config: TTTConfig) -> torch.Tensor:
+    """`[B]`, at least float32: Frobenius norm of what one pass has taught the fast weight when its last chunk begins.
+
+    Args:
+        z: `[B, T, H]`, what enters the down projection.
+        v: `[B, T', D]`, the target generator's output: T' is a multiple of C.
+        config: of the layer.
+    """
+    names = ("chunk_size", "learning_rate", "update", "target_gain", "delta_clip", "decay")
+    return delta_norm(z, v, **{name: getattr(config, name) for name in names})
 
 
 @torch.no_grad()

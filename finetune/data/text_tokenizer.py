@@ -13,6 +13,11 @@ class UnfitTokenizer(ConfigError):
     """A text tokenizer that is damaged, or is that of another model."""
 
 
+def padding_ids(lm_kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """The ids of padding and of its end in a model with these arguments."""
+    return lm_kwargs.get("existing_text_padding_id", 3), lm_kwargs.get("existing_text_end_padding_id", 0)
+
+
 def load_text_tokenizer(
     path: str | Path, lm_kwargs: Mapping[str, Any] | None, key: str = "moshi_paths.tokenizer_path"
 ) -> Any:
