@@ -38,6 +38,8 @@ def doubtful_length(path: Path) -> DoubtfulLength | None:
         start = file.read(12)
         if start[:4] in (b"RIFF", b"RIFX") and start[8:] == b"WAVE":
             return _wav(file) if start[:4] == b"RIFF" else None
+        if start[:4] == b"fLaC":
+            return _flac(file)
         if start[:3] == b"ID3" or (start[:1] == b"\xff" and start[1:2] >= b"\xe0"):
             return _mp3(file, start)
     return None
@@ -80,6 +82,15 @@ def _is_chunk(file: BinaryIO, at: int, size: int) -> bool:
     file.seek(at)
     name, length = struct.unpack("<4sI", file.read(8))
     return all(32 <= byte < 127 for byte in name) and at + 8 + length <= size + 1
+
+
+def _flac(file: BinaryIO) -> DoubtfulLength | None:
+    """Of a FLAC file whose first block, which has 36 bits for the number of samples, says 0."""
+    file.seek(21)
+    number = file.read(5)
+    if len(number) < 5 or number[0] & 0x0F or any(number[1:]):
+        return None
+    return DoubtfulLength("its FLAC header does not say how long it is, as when it was written to a pipe")
 
 
 def _mp3(file: BinaryIO, start: bytes) -> DoubtfulLength | None:
