@@ -18,13 +18,13 @@ from .word_count import WordCount
 
 T = TypeVar("T")
 
-TRANSCRIPTS = 200
+MAX_TRANSCRIPTS = 200
 """So many of each source are counted, evenly spread over its lists."""
 
-SEGMENTS = 32
+MAX_SEGMENTS = 32
 """So many of each source are listened to, evenly spread."""
 
-SECONDS = 30.0
+MAX_SECONDS = 30.0
 """How much of such a segment is listened to."""
 
 
@@ -54,14 +54,14 @@ def look_at_sample(listing: Listing, cutter: Cutter, text_tokenizer: Any, paddin
     found, padding_ids = Sampled(), tuple(padding_ids)
     for source, entries, segments in zip(listing.sources, listing.entries, listing.segments, strict=True):
         words = WordCount(text_tokenizer, cutter.frame_rate, padding_ids)
-        for entry in _spread(list({entry.path: entry for entry in entries}.values()), TRANSCRIPTS):
+        for entry in _spread(list({entry.path: entry for entry in entries}.values()), MAX_TRANSCRIPTS):
             alignments = _words(entry.path)
             if alignments is not None:
                 words.add(alignments, entry.duration)
         refusal, warning = words.refusal(), words.warning()
         found.refusals += [f"{source.name}: {refusal}"] if refusal and words.transcripts else []
         found.warnings += [f"{source.name}: {warning}"] if warning else []
-        found.warnings += [f"{source.name}: {text}" for text in _listen(_spread(segments, SEGMENTS), cutter)]
+        found.warnings += [f"{source.name}: {text}" for text in _listen(_spread(segments, MAX_SEGMENTS), cutter)]
     return found
 
 
@@ -73,7 +73,7 @@ def _listen(segments: list[Segment], cutter: Cutter) -> list[str]:
         start = segment.first_step / cutter.frame_rate
         try:
             audio = AudioFile(segment.path)
-            pcm = audio.read(start, min(cutter.steps / cutter.frame_rate, SECONDS))
+            pcm = audio.read(start, min(cutter.steps / cutter.frame_rate, MAX_SECONDS))
         except (OSError, ValueError):
             continue
         meter = SoundMeter(audio.rate, start)

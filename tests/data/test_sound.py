@@ -8,14 +8,13 @@ import pytest
 
 from finetune.common.distributed import cleanup, setup
 from finetune.data.__main__ import main as data_main
-from finetune.data.sample import SEGMENTS, look_at_sample
+from finetune.data.sample import MAX_SEGMENTS, look_at_sample
 from finetune.data.segments import Cutter, Listing
 from finetune.data.sound import LOUD, ONE_CHANNEL, SILENT_WORDS, SoundMeter
 from finetune.settings.record import from_dict
 from finetune.training.open_data import check_data
 from tests.support.audio_files import RATE, noise, write_wav
 from tests.support.datasets import MAIN, USER, write_dataset
-from tests.support.tiny_repository import build_repo
 from tests.support.training_runs import settings_for
 
 WORDS = [(f"w{i}", (0.1 * i, 0.1 * i + 0.05), MAIN if i % 2 else USER) for i in range(40)]
@@ -105,23 +104,22 @@ def test_check_names_them(tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize(("number", "odd"), [(10, 3), (2 * SEGMENTS, 2 * SEGMENTS)])
+@pytest.mark.parametrize(("number", "odd"), [(10, 3), (2 * MAX_SEGMENTS, 2 * MAX_SEGMENTS)])
 def test_a_sample_warns_once_of_each_kind_with_its_numbers(tmp_path, codec, kind, number, odd):
     cutter = Cutter(1.6, 12.5)
     listing = Listing(str(odd_dataset(tmp_path, number, odd, kind)), cutter)
     sampled = look_at_sample(listing, cutter, codec[1], (3, 0))
     (warning,) = sampled.warnings
     assert sampled.refusals == []
-    counts = f"{kind} in {min(odd, SEGMENTS)} of {min(number, SEGMENTS)} segments that were listened to"
+    counts = f"{kind} in {min(odd, MAX_SEGMENTS)} of {min(number, MAX_SEGMENTS)} segments that were listened to"
     assert warning.startswith(
         f"{tmp_path / 'train.jsonl'}: {counts}. The first: {tmp_path / 'train0.wav'} from step 0: "
     )
 
 
-def test_training_warns_of_them_before_a_model_is_loaded(tmp_path, caplog):
-    repo = build_repo(tmp_path / "repo")
+def test_training_warns_of_them_before_a_model_is_loaded(tmp_path, ttt_repo, caplog):
     paths = {key: str(odd_dataset(tmp_path / key, 3, 2, ONE_CHANNEL)) for key in ("train_data", "eval_data")}
-    args = from_dict(settings_for(repo, tmp_path / "run", data=paths, do_eval=True, duration_sec=1.6))
+    args = from_dict(settings_for(ttt_repo, tmp_path / "run", data=paths, do_eval=True, duration_sec=1.6))
     ctx = setup()
     try:
         check_data(args, ctx)

@@ -8,12 +8,11 @@ import yaml
 
 from finetune.data import sample as sample_module
 from finetune.data.__main__ import main as data_main
-from finetune.data.sample import TRANSCRIPTS, look_at_sample
+from finetune.data.sample import MAX_TRANSCRIPTS, look_at_sample
 from finetune.data.segments import Cutter, Listing
 from finetune.data.word_count import WordCount
 from finetune.training.__main__ import main as train
 from tests.support.datasets import MAIN, USER, write_dataset
-from tests.support.tiny_repository import build_repo
 from tests.support.training_runs import settings_for
 
 SECONDS, IDS = 100.0, (3, 0)
@@ -94,11 +93,6 @@ def write(folder: Path, number: int, words: list) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    return build_repo(tmp_path_factory.mktemp("repo"))
-
-
 BAD = {
     "labels": [["boat", [0.1, 0.3], "SPEAKER_00"], ["name", [0.5, 0.7], "SPEAKER_01"]],
     "milliseconds": [["boat", [100, 300], MAIN], ["name", [500, 700], USER]],
@@ -108,13 +102,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_training_is_refused_before_the_model_is_loaded_and_check_says_the_same(tmp_path, repo, capsys, patched, kind):
+def test_training_is_refused_before_weights_are_read_and_check_says_the_same(
+    tmp_path, ttt_repo, capsys, patched, kind
+):
     path = write(tmp_path / "data", 3, BAD[kind])
-    settings = settings_for(repo, tmp_path / "run", data={"train_data": str(path)}, duration_sec=1.6)
+    settings = settings_for(ttt_repo, tmp_path / "run", data={"train_data": str(path)}, duration_sec=1.6)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings | {"ttt": {"enabled": False}}))
     assert train([str(tmp_path / "run.yaml")]) != 0
     line = capsys.readouterr().err.splitlines()[-1]
-    tokenizer = repo / "tokenizer.model"
+    tokenizer = ttt_repo / "tokenizer.model"
     command = f"check {path} --duration 1.6 --tokenizer {tokenizer}"
     assert command in line
     assert not (tmp_path / "run").exists()
@@ -124,9 +120,9 @@ def test_training_is_refused_before_the_model_is_loaded_and_check_says_the_same(
     assert f"{path}: {problem['message']}. " in line
 
 
-def test_check_counts_words_by_list(tmp_path, repo, capsys):
+def test_check_counts_words_by_list(tmp_path, ttt_repo, capsys):
     path = write(tmp_path, 3, [["boat", [0.1, 0.3], MAIN], ["boat", [0.5, 0.7], MAIN], ["name", [0.6, 0.7], USER]])
-    assert data_main(["check", str(path), "--tokenizer", str(repo / "tokenizer.model")]) == 0
+    assert data_main(["check", str(path), "--tokenizer", str(ttt_repo / "tokenizer.model")]) == 0
     words, _ = capsys.readouterr().out.splitlines()
     assert words == f"{path}: of 6 words by SPEAKER_MAIN in 3 transcripts 6 are placed."
 
@@ -141,9 +137,9 @@ def test_check_with_a_file_that_cannot_be_used(tmp_path, capsys, option, named):
     assert named in line
 
 
-def test_check_refuses_the_tokenizer_of_another_model(tmp_path, repo, capsys):
+def test_check_refuses_the_tokenizer_of_another_model(tmp_path, ttt_repo, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"text_card": 40}))
-    options = ["--tokenizer", str(repo / "tokenizer.model"), "--config", str(tmp_path / "config.json")]
+    options = ["--tokenizer", str(ttt_repo / "tokenizer.model"), "--config", str(tmp_path / "config.json")]
     assert data_main(["check", str(write_dataset(tmp_path, 1)), *options]) == 2
     assert "has 61 pieces, and the model text_card=40" in capsys.readouterr().err
 
@@ -157,7 +153,7 @@ def test_a_source_is_judged_by_itself(tmp_path, codec):
 
 
 def test_a_sample_reads_a_bounded_number_of_transcripts_of_the_whole_list(tmp_path, codec, monkeypatch):
-    number, read = 3 * TRANSCRIPTS, []
+    number, read = 3 * MAX_TRANSCRIPTS, []
     path = write_dataset(tmp_path, 1, steps=20)
     line = path.read_text()
     lines = []
@@ -168,8 +164,8 @@ def test_a_sample_reads_a_bounded_number_of_transcripts_of_the_whole_list(tmp_pa
     path.write_text("".join(lines))
     scan = sample_module.scan_transcript
     monkeypatch.setattr(sample_module, "scan_transcript", lambda path: (read.append(path.stem), scan(path))[1])
-    monkeypatch.setattr(sample_module, "SEGMENTS", 2)
+    monkeypatch.setattr(sample_module, "MAX_SEGMENTS", 2)
     cutter = Cutter(1.6, 12.5)
     look_at_sample(Listing(str(path), cutter), cutter, codec[1], IDS)
-    assert len(read) == TRANSCRIPTS + 2
+    assert len(read) == MAX_TRANSCRIPTS + 2
     assert {"copy0", f"copy{number - 1}"} <= set(read)
