@@ -147,8 +147,8 @@ def test_the_figure_is_small_and_drawn_from_what_the_demo_wrote(tmp_path):
 def test_a_training_that_fails_ends_the_demo_with_what_it_said(tmp_path, monkeypatch):
     (tmp_path / "fail.py").write_text("print('no such base'); raise SystemExit(2)")
     monkeypatch.setattr(demo, "TRAIN", tmp_path / "fail.py")
-    with pytest.raises(SystemExit, match=r"no such base\n.*train_run\.log"):
-        demo.train(tmp_path, tmp_path, tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"no such base\n.*train\.log"):
+        demo.train(tmp_path)
 
 
 def test_every_word_of_the_example_has_a_recording():
