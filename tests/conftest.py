@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
 
@@ -27,6 +28,12 @@ def mimi(tmp_path_factory):
     from tests.support.published import make_mimi
 
     return make_mimi(tmp_path_factory.mktemp("mimi"))
+
+
+@pytest.fixture(scope="session")
+def stock_repo(tmp_path_factory) -> Path:
+    """A tiny repository without TTT, only to be read."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ class Training:
         for parameter in trainable:
             parameter.requires_grad_(True)
         self.trainable = sum(parameter.numel() for parameter in trainable)
-        self.optimizer, _ = build_optimizer(groups, self.args)
+        self.optimizer, _ = build_optimizer(groups, self.args.optim, self.args.max_steps)
         shape = (args.batch, self.model.num_codebooks, args.steps)
         self.codes = torch.randint(0, min(self.model.card, self.model.text_card), shape, device=device)
 

@@ -17,7 +17,14 @@ from .verify import refuse_broken
 
 logger = logging.getLogger(__name__)
 
-FIXED_SETTINGS = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
+FIXED_SETTINGS = (
+    "full_finetuning",
+    "lora.enable",
+    "lora.ft_embed",
+    "ttt.train_w_down",
+    "ttt.as_control",
+    "param_dtype",
+)
 """Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
 
 SCHEDULE_SETTINGS = (
@@ -27,6 +34,8 @@ SCHEDULE_SETTINGS = (
     "optim.pct_start",
     "ttt.optim_lr",
     "ttt.text_emb_lr",
+    "ttt.stock_lr",
+    "ttt.first_steps",
 )
 NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
 """Settings that are compared otherwise, or do not matter."""

@@ -21,6 +21,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def get_piece_size(self) -> int: ...
+
 
 class Placement(NamedTuple):
     """Where a word is written: from `step` on, as many of its `tokens` as there is `room` for, which may be none."""

@@ -41,6 +41,9 @@ def unusual_settings(args: TrainArgs) -> list[str]:
         "lora.ft_embed=True: has no effect without lora.enable.": args.lora.ft_embed and not args.lora.enable,
         f"ttt.chunk_size={chunk} of {steps:g} steps (duration_sec={duration:g}): less than half of a sequence is "
         "read with an updated weight; lower the one or raise the other.": args.ttt.enabled and steps < 2 * chunk,
+        "control=True: without do_eval the two runs are not compared while they train.": (
+            args.control and not args.do_eval
+        ),
         "param_dtype='float16': no loss scaling is done and gradients may underflow; bfloat16 is safer.": (
             args.param_dtype == "float16"
         ),
@@ -92,7 +95,12 @@ def _check_modes(args: TrainArgs) -> None:
     remedy = "contradicts lora.enable=True; set one of the two to false."
     require(not (full and args.lora.enable), "full_finetuning", full, remedy)
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    require(full or args.lora.enable or args.ttt.enabled, "full_finetuning", full, remedy)
+    w_down = args.ttt.as_control and args.ttt.train_w_down
+    require(full or args.lora.enable or args.ttt.enabled or w_down, "full_finetuning", full, remedy)
+    remedy = "contradicts ttt.enabled=True; a control is trained without TTT."
+    require(not (args.ttt.enabled and args.ttt.as_control), "ttt.as_control", True, remedy)
+    remedy = "there is nothing to control, as ttt.enabled is false; set it to false."
+    require(args.ttt.enabled or not args.control, "control", True, remedy)
     require(project != "", "wandb.project", project, "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None
     remedy = "wandb is not installed; `pip install wandb`, or set it to null."

@@ -17,7 +17,8 @@ def main(argv: list[str], prog: str) -> None:
     from .trainer import train
 
     threading.excepthook = _failed_thread
-    train(args)
+    if text := train(args):
+        print(text)
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:

@@ -109,7 +109,7 @@ def test_target_generators_have_their_own_rate_and_the_table_says_so():
             "w_down": 1e-3,
             "adapters": 1e-3,
         }
-        optimizer, scheduler = build_optimizer(groups, args)
+        optimizer, scheduler = build_optimizer(groups, args.optim, args.max_steps)
         peaks = [0.0] * 3
         for _ in range(args.max_steps):
             peaks = [max(peak, group["lr"]) for peak, group in zip(peaks, optimizer.param_groups, strict=True)]
