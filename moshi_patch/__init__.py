@@ -16,8 +16,11 @@ if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax e
 from .config import TTTConfig
 
 if TYPE_CHECKING:
+    from .arguments import wrong_repository
+    from .cpu import fit_threads, without_compiling
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
+    from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
         TARGET_KEYS,
@@ -37,7 +40,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "arguments": ("wrong_repository",),
+    "cpu": ("fit_threads", "without_compiling"),
     "gating": ("TTTGating",),
+    "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
@@ -63,12 +69,14 @@ __all__ = [
     "LORA_KEYS",
     "NOT_ARGUMENTS",
     "TARGET_KEYS",
+    "FileLock",
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
     "check_mimi_config",
     "fingerprint",
     "finite_rows",
+    "fit_threads",
     "install",
     "is_installed",
     "load_checkpoint_info",
@@ -87,6 +95,8 @@ __all__ = [
     "ttt_stats",
     "ttt_updates",
     "uninstall",
+    "without_compiling",
+    "wrong_repository",
 ]
 
 

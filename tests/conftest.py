@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # read when moshi is imported
 
@@ -30,12 +29,6 @@ def mimi(tmp_path_factory):
     return make_mimi(tmp_path_factory.mktemp("mimi"))
 
 
-@pytest.fixture(scope="session")
-def stock_repo(tmp_path_factory) -> Path:
-    """A tiny repository without TTT, only to be read."""
-    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
-
-
 @pytest.fixture
 def patched():
     """moshi with the patch installed, stock again afterwards."""
@@ -45,15 +38,15 @@ def patched():
 
 
 @pytest.fixture(scope="session")
-def ttt_repo(tmp_path_factory):
-    """A tiny repository with TTT, whose fast weights move. For reading alone."""
-    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
+def stock_repo(tmp_path_factory):
+    """A tiny repository without TTT; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
 
 
 @pytest.fixture(scope="session")
-def stock_repo(tmp_path_factory):
-    """The same model without TTT. For reading alone."""
-    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+def ttt_repo(tmp_path_factory):
+    """The same model with TTT, whose fast weights move; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
 
 
 @pytest.fixture(scope="session")

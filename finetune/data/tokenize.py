@@ -76,6 +76,11 @@ class SpeechTokenizer(Cutter):
         self._cache_items = cache_items
         self._cache: OrderedDict[Segment, Item] = OrderedDict()
 
+    @property
+    def padding_ids(self) -> tuple[int, int]:
+        """The ids of padding and of its end."""
+        return self.padding_id, self.end_padding_id
+
     @classmethod
     def for_model(cls, model: Any, mimi: Any, text_tokenizer: TextTokenizer, duration_sec: float) -> "SpeechTokenizer":
         """With the codebooks, the special tokens and the conditions of an `LMModel`."""

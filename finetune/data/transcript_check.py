@@ -1,5 +1,7 @@
 """Checks the alignments and the text conditions beside an audio file, word by word."""
 
+from pathlib import Path
+
 from .audio_check import Add
 from .conditions import Prepare, known_conditions
 from .interleave import MAIN_SPEAKER
@@ -40,7 +42,7 @@ def check_transcript(
     return list(alignments.values())
 
 
-def _check_speakers(alignments: dict[int, Alignment], path, add: Add) -> list[str]:
+def _check_speakers(alignments: dict[int, Alignment], path: Path, add: Add) -> list[str]:
     """Who says each word that is not dropped; notes those that are."""
     said = []
     for index, word in alignments.items():

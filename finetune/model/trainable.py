@@ -14,6 +14,7 @@ import moshi_patch
 from moshi_patch import stock_name
 
 from ..common.errors import ConfigError
+from ..common.tables import columns
 from ..settings.schema import TrainArgs, TTTArgs
 from .adapters import lora_parameters
 
@@ -120,14 +121,10 @@ def describe(groups: list[ParameterGroup], sizes: dict[str, int], total: int) ->
         sizes: number of values per parameter name, in the whole model; under FSDP a rank holds less.
         total: number of values of the whole model.
     """
-    rows = [("group", "tensors", "parameters", "learning rate")]
+    rows = []
     for group in groups:
         number = sum(sizes[name] for name in group.parameters)
         rows.append((group.name, str(len(group.parameters)), f"{number:,}", f"{group.lr:g}"))
     frozen = total - sum(sizes[name] for group in groups for name in group.parameters)
     rows.append(("(frozen)", "", f"{frozen:,}", "0"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return columns(["group", "tensors", "parameters", "learning rate"], rows)

@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
-import re
 from pathlib import Path
+
+from moshi_patch import wrong_repository
 
 from ..common.files import is_file
 from .limits import check_limits, require
@@ -68,20 +69,8 @@ def check_moshi_paths(paths: MoshiPaths, *, weights: bool = True) -> None:
         exists = not local or is_file(Path(path.removeprefix("file://")))
         require(exists, key, path, "no such file; correct the path, or null for the repository's.")
     if paths.hf_repo_id is not None:
-        check_repository(paths.hf_repo_id, "moshi_paths.hf_repo_id")
-
-
-def check_repository(name: str, key: str) -> None:
-    """That `name` is a folder, or can be the name of a repository on the Hub.
-
-    Raises:
-        ConfigError: naming `key`, the setting that it is the value of.
-    """
-    if os.path.isdir(name):
-        return
-    require(not os.path.exists(name), key, name, "is a file; give the folder that it lies in.")
-    on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
-    require(on_hub is not None, key, name, "no such folder, and no name on the Hub, which would be OWNER/NAME.")
+        problem = wrong_repository(paths.hf_repo_id)
+        require(problem is None, "moshi_paths.hf_repo_id", paths.hf_repo_id, f"{problem}.")
 
 
 def _check_schedule(optim: OptimArgs, max_steps: int) -> None:

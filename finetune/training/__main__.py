@@ -17,7 +17,8 @@ def main(argv: list[str], prog: str) -> None:
     from .trainer import train
 
     threading.excepthook = _failed_thread
-    if text := train(args):
+    text = train(args)
+    if text:
         print(text)
 
 

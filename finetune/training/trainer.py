@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from moshi.utils.compile import no_compile
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+import moshi_patch
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.training_state import TrainState
@@ -76,9 +77,7 @@ def train(args: TrainArgs) -> str:
 
 def _train(args: TrainArgs, ctx: Context, stop: StopSignals) -> None:
     """Holds the folder and the model, and frees both when it returns: only then can the process group end."""
-    # On a CPU, compiling takes longer than what it saves.
-    compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
-    with compiling, contextlib.closing(RunDir(args)) as run_dir:
+    with moshi_patch.without_compiling(ctx.device), contextlib.closing(RunDir(args)) as run_dir:
         stop.finishing = False  # there is nothing to save while it starts
         on_rank_0(ctx, run_dir.check)
         check_data(args, ctx)

@@ -194,3 +194,42 @@ def test_check_names_a_file_whose_name_no_disk_can_hold(tmp_path, capsys):
 def test_check_of_no_list(capsys, spec, named):
     assert data_main(["check", spec]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_many_problems_of_a_kind_are_a_few_lines_for_people_and_all_in_json(tmp_path, capsys):
+    """As forty transcripts of longer recordings than those in the list."""
+    path = write_dataset(tmp_path, 40)
+    words = [["w", [i / 10, i / 10 + 0.05], MAIN] for i in range(100)]
+    for index in range(40):
+        (tmp_path / f"train{index}.json").write_text(json.dumps({"alignments": words}))
+    assert data_main(["check", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    late = [line for line in lines if "after the end" in line]
+    assert len(late) == 4  # three transcripts, and one line for the others
+    assert late[0].startswith(f"{path}:1: {tmp_path / 'train0.json'}: alignments[4]=")
+    assert late[0].endswith("(and 95 more of this kind in it)")
+    assert late[3].startswith(f"{path}: words after the end: {96 * 37} more in 37 more lines (4, 5, 6, ")
+    assert f"{96 * 40 + 1} problems" in lines[-1]  # and that hardly a word becomes text
+    assert len(lines) == 6
+    assert data_main(["check", str(path), "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 96 * 40 + 1
+
+
+def test_check_shows_how_files_are_cut(tmp_path, capsys):
+    path = write_dataset(tmp_path, 3, steps=40)
+    write_dataset(tmp_path, 1, "other", steps=44)
+    with path.open("a") as file:
+        file.write((tmp_path / "other.jsonl").read_text())
+    assert data_main(["check", str(path), "--duration", "1.6"]) == 0
+    cut, _ = capsys.readouterr().out.splitlines()
+    assert cut.startswith("9 segments of 1.6 s, of which 1 are remainders of 0.32 to 0.32 s, 0 of them shorter than a")
+    assert data_main(["check", str(path), "--duration", "3.28", "--json"]) == 0  # 41 steps
+    segments = json.loads(capsys.readouterr().out)["segments"]
+    assert (segments["duration"], segments["whole"]) == (3.28, 1)
+    assert segments["remainders"] == pytest.approx([3.2, 3.2, 3.2, 0.24])
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "ten"])
+def test_check_refuses_a_duration_that_is_none(tmp_path, capsys, seconds):
+    assert data_main(["check", str(DATA), f"--duration={seconds}"]) == 2
+    assert "duration=" in capsys.readouterr().err
