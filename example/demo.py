@@ -30,6 +30,7 @@ from example.memory_at_work import CONDITIONS, draw, listen, read_spoken, summar
 from example.tiny_repo import make_tiny_repo
 from finetune.checkpoint.saved import load_language_model, open_checkpoint
 from finetune.common.files import write_json
+from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -103,10 +104,8 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
 
 def table(found: dict[str, Any]) -> str:
     """What each condition pays for words that are said for the first time and again."""
-    rows = [f"{'nats per word (lower is better)':34}{'said first':>12}{'said again':>12}"]
-    for name, title in CONDITIONS.items():
-        rows.append(f"{title:34}{found['first'][name]:12.2f}{found['again'][name]:12.2f}")
-    return "\n".join(rows)
+    rows = [[title, *(f"{found[when][name]:.2f}" for when in ("first", "again"))] for name, title in CONDITIONS.items()]
+    return columns(["nats per word (lower is better)", "said first", "said again"], rows)
 
 
 def verdict(found: dict[str, Any]) -> str:
