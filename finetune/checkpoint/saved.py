@@ -19,6 +19,7 @@ from ..data.text_tokenizer import load_text_tokenizer
 from ..model.base import find_base_files, refuse_not_finite
 from ..model.tensor_file import DTYPES, main_dtype, read_header
 from ..settings.parsing import build
+from ..settings.record import with_paths_found, working_directories
 from ..settings.schema import MoshiPaths, TrainArgs
 from .folders import find_weights
 
@@ -94,7 +95,7 @@ def open_checkpoint(path: str | Path, key: str = "checkpoint_dir") -> SavedCheck
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Content of a `training_config.json`.
+    """Content of a `training_config.json`; its relative paths begin where the run was started, if they are there.
 
     Raises:
         ConfigError: when it cannot be read, or holds what no training writes.
@@ -108,6 +109,8 @@ def read_training(path: Path) -> dict[str, Any]:
         SavedCheckpoint(path, {}, content).train_args  # noqa: B018 it raises for a value of a wrong kind
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if "training" in content:
+        content["training"] = with_paths_found(content["training"], working_directories(content, path.parent))
     return content
 
 
