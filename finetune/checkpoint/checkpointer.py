@@ -16,6 +16,7 @@ next save.
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -224,4 +225,5 @@ class Checkpointer:
 
     def _training_config(self, step: int) -> dict[str, Any]:
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
-        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
+        place = {"working_directory": os.getcwd()}  # that relative paths of the settings begin at
+        return {**settings, **place, "step": step, "world_size": self.ctx.world_size, "versions": versions()}

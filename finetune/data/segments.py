@@ -81,7 +81,7 @@ class Listing:
     def __init__(self, spec: str, cutter: Cutter, *, quiet: bool = False):
         self._cutter, self._missing = cutter, []
         seconds = cutter.steps / cutter.frame_rate
-        self.command = f"python -m finetune.data check {shlex.quote(spec)} --duration {seconds:g}"
+        self.command = f"python -m finetune.data check {shlex.quote(spec)} --duration {seconds:.10g}"
         self.digests: dict[str, ListDigest] = {}
         self.sources: list[Source] = parse_sources(spec)
         self.entries = [[entry for file in source.files for entry in self._list(file)] for source in self.sources]

@@ -23,7 +23,9 @@ COMMAND_LINE, FOLDER, DEFAULT = "command line", "the checkpoint's own folder", "
 TRAINING_FILE, CONFIG_FILE = "training_config.json", "config.json"
 """Where a setting may come from; or from the YAML file, whose name then stands there."""
 
-CHANGEABLE = ("ttt.chunk_size", "ttt.learning_rate", "ttt.delta_clip", "ttt.decay")
+CHANGEABLE = tuple(
+    f"ttt.{name}" for name in ("chunk_size", "learning_rate", "delta_clip", "decay", "update", "target_gain")
+)
 """Settings of TTT that fit any weights: the command line may replace what they were trained with."""
 
 
