@@ -1,6 +1,6 @@
 """The demonstration behind `make demo`: a tiny Moshi learns to remember spoken words, beside a control without TTT.
 
-    python -m example.demo [--out demo_out] [--seeds 0]
+    python -m example.demo [--out demo_out] [--seeds 0] [options of train.py]
 
 Dialogues in which Moshi says words twice are put together from the words of `example/data`. `train.py` trains on them
 with TTT and, as a control, without. Dialogues that were held out then show who remembers. What `train.py` prints is in
@@ -32,6 +32,9 @@ from finetune.checkpoint.saved import load_language_model, open_checkpoint
 from finetune.common.files import write_json
 from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
+from finetune.training.control import compared
+from finetune.training.metrics import read_metrics
+from finetune.training.summary import verdict as trainer_verdict
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "train.py"
@@ -99,7 +102,7 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
         )
         heard = {"on": listen(models["on"], spoken), "off": listen(models["on"], spoken, updates=False)}
         heard["control"] = listen(models["control"], spoken)
-    return {"seed": seed, **summarise(heard, spoken)}
+    return {"seed": seed, "overall": overall(folder / "run"), **summarise(heard, spoken)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -120,6 +123,12 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
+def overall(run_dir: Path) -> str:
+    """The trainer's own verdict: on text and audio of the whole held-out dialogues, not on words that return alone."""
+    train, held_out = (read_metrics(run_dir / f"metrics.{part}.jsonl") for part in ("train", "eval"))
+    return trainer_verdict(train, held_out, compared(run_dir)).sentence
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m example.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to (default: demo_out)")
@@ -134,7 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = out / f"seed_{seed}" if len(args.seeds) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
         runs.append(run(folder, seed, options, {"train": args.train, "eval": args.eval}))
-        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}", flush=True)
+        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}")
+        print(f"All that is said, by train.py: {runs[-1]['overall']}", flush=True)
     write_json(out / "demo.json", {"runs": runs})
     draw(runs, out / "memory.png")
     print(f"Pictures: {out / 'memory.png'} (every word), {folder / 'run' / 'report.png'} (training).")
