@@ -112,7 +112,7 @@ def messages() -> list[str]:
 
 @pytest.mark.parametrize("message", [one for one in messages() if "unexpected keyword" not in one])
 def test_a_message_is_one_that_the_code_gives(message):
-    pattern = re.compile(".*".join(re.escape(part) for part in message.split("...")), re.S)
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("...")), re.S)
     assert any(pattern.search(template) for template in templates()), message
 
 
