@@ -9,6 +9,7 @@ with TTT and, as a control, without. Dialogues that were held out then show who 
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from example.make_dialogues import make_dialogues
 from example.memory_at_work import CONDITIONS, draw, listen, read_spoken, summarise
 from example.tiny_repo import make_tiny_repo
 from finetune.checkpoint.saved import load_language_model, open_checkpoint
+from finetune.common.errors import UserError
 from finetune.common.files import write_json
+from finetune.common.program import program
 from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
 from finetune.training.control import compared
@@ -63,7 +66,7 @@ def train(folder: Path, *options: str) -> None:
     """Runs `train.py` with the dialogues and the base in `folder`; what it prints goes to a file.
 
     Raises:
-        SystemExit: when it fails, with the end of that file.
+        UserError: when it fails, with the last line of that file.
     """
     base, data = folder / "base", folder / "dialogues"
     command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={folder / 'run'}", "--overwrite_run_dir"]
@@ -74,7 +77,8 @@ def train(folder: Path, *options: str) -> None:
         print("$", *command, file=file, flush=True)
         code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        raise SystemExit("\n".join([*log.read_text().splitlines()[-10:], f"train.py failed; all it said is in {log}"]))
+        *_, last = log.read_text().splitlines()
+        raise UserError(f"{last} (What train.py said before is in {log}.)")
 
 
 def trained_model(run_dir: Path) -> LMModel:
@@ -129,8 +133,9 @@ def overall(run_dir: Path) -> str:
     return trainer_verdict(train, held_out, compared(run_dir)).sentence
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m example.demo", description=__doc__.splitlines()[0])
+@program("python -m example.demo", logging.WARNING)
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to (default: demo_out)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and training (default: 0)")
     parser.add_argument("--train", type=int, default=192, help="dialogues to train on (default: 192)")
@@ -153,4 +158,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

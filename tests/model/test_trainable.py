@@ -228,6 +228,15 @@ def test_a_built_model_is_whole_frozen_where_it_should_be_and_described_for_serv
     assert all(torch.equal(value, again[name]) for name, value in built.model.state_dict().items())
 
 
+def test_the_settings_of_ttt_are_built_once_and_once_more_by_the_model(stock_repo, monkeypatch):
+    args, made, check = args_for(stock_repo), [], moshi_patch.TTTConfig.__post_init__
+    monkeypatch.setattr(moshi_patch.TTTConfig, "__post_init__", lambda self: (made.append(self), check(self))[1])
+    built = build_model(args, ONE)
+    assert made == [built.model.ttt_config]
+    assert isinstance(args.ttt, moshi_patch.TTTConfig)
+    assert made[0].to_kwargs() == args.ttt.to_kwargs()
+
+
 def test_single_files_do_as_well_as_the_folder(stock_repo):
     names = {"moshi": "model.safetensors", "mimi": "mimi.safetensors", "tokenizer": "tokenizer.model"}
     paths = {f"{kind}_path": str(stock_repo / name) for kind, name in names.items()}
