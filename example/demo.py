@@ -120,7 +120,7 @@ def report(on: Trace, off: Trace, chunk_size: int) -> str:
 def stream_speech(out: Path) -> None:
     """Makes the tiny repository, runs moshi's own inference on the speech, then looks at the fast weights."""
     print("\n== Real speech through a tiny local Moshi, TTT on ==", flush=True)
-    repo = make_tiny_repo(out / "repo")
+    repo = make_tiny_repo(out / "repo", ttt=True)
     speech = user_speech(out / "in.wav")
     command = [sys.executable, "-m", "moshi_patch", "moshi.run_inference", "--device", "cpu", "--hf-repo", str(repo)]
     command += ["--batch-size", "1", str(speech), str(out / "out.wav")]
@@ -141,7 +141,7 @@ def stream_speech(out: Path) -> None:
 def train_and_stream(out: Path) -> None:
     """Trains `example/tiny_ttt.yaml` with and without TTT from the same weights, then streams a held-out dialogue."""
     print("\n== Training on the example's dialogues, from one YAML file ==", flush=True)
-    repo = make_tiny_repo(out / "base", ttt_enabled=False)  # a stock model: TTT starts as an exact no-op
+    repo = make_tiny_repo(out / "base")  # a stock model: TTT starts as an exact no-op
     files = {"moshi_path": "model", "mimi_path": "mimi", "tokenizer_path": "tokenizer", "config_path": "config"}
     endings = {"config_path": "json", "tokenizer_path": "model"}
     paths = [f"--moshi_paths.{key}={repo / name}.{endings.get(key, 'safetensors')}" for key, name in files.items()]

@@ -1,14 +1,16 @@
-"""Makes a tiny local repository, laid out like Moshi's on the Hub: language model with TTT, Mimi and text tokenizer.
+"""Makes a tiny local repository, laid out like Moshi's on the Hub: language model, Mimi and text tokenizer.
 
-    python example/tiny_repo.py tiny_repo
-    python -m moshi_patch moshi.run_inference --device cpu --hf-repo tiny_repo --batch-size 1 in.wav out.wav
+    python example/tiny_repo.py tiny_repo              # a stock model, as training starts from
+    python example/tiny_repo.py tiny_repo_ttt --ttt    # with TTT, whose fast weights move
+    python -m moshi_patch moshi.run_inference --device cpu --hf-repo tiny_repo_ttt --batch-size 1 in.wav out.wav
 
-Nothing in it was trained to speak. It shows that the machinery runs, and answers nothing sensible.
+All weights are random. It shows that the machinery runs, and answers nothing sensible.
 """
 
 import argparse
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +75,14 @@ NAMES = {
 MIMI_CODEBOOKS, MIMI_WIDTH = 8, 32
 
 
-def make_tiny_repo(folder: str | Path, seed: int = 0, **lm_overrides: Any) -> Path:
+def make_tiny_repo(folder: str | Path, seed: int = 0, ttt: bool = False, **lm_overrides: Any) -> Path:
     """Writes the repository and returns its folder; the same seed and overrides give the same weights.
-
-    The weights are random. So are those of the target generators, unlike in a model that TTT is added to: a fresh
-    target generator is exactly zero, and the fast weights would not be seen to move.
 
     Args:
         folder: made if it does not exist; files in it are overwritten.
         seed: of all weights.
+        ttt: adds TTT with random target generators, so that the fast weights move. (Those that training starts with
+            write nothing: their filters are zero.) The other weights are those of the stock model.
         **lm_overrides: replace or add arguments of `LMModel`, `ttt_` ones included, in `config.json`. A `card` other
             than 64 also changes Mimi's.
     """
@@ -90,7 +91,7 @@ def make_tiny_repo(folder: str | Path, seed: int = 0, **lm_overrides: Any) -> Pa
     tokenizer = _train_tokenizer()
     (folder / NAMES["tokenizer_name"]).write_bytes(tokenizer)
     text_card = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
-    lm_config = {**LM, "text_card": text_card, **TTT, **lm_overrides}
+    lm_config = {**LM, "text_card": text_card, **(TTT if ttt else {}), **lm_overrides}
     mimi_config = _mimi_config(bins=lm_config["card"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -185,12 +186,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    print(make_tiny_repo(args.folder, args.seed))
+    parser.add_argument("--ttt", action="store_true", help="with TTT and random target generators; default: stock")
+    args = parser.parse_args(argv)
+    print(make_tiny_repo(args.folder, args.seed, args.ttt))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from .config import TTTConfig
 if TYPE_CHECKING:
     from .gating import TTTGating
     from .memory import fingerprint, load_memory, save_memory
-    from .model import stock_name, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
+    from .model import finite_rows, stock_name, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
     from .patch import install, is_installed, uninstall
     from .repository import load_checkpoint_info
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "gating": ("TTTGating",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
-    "model": ("stock_name", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
+    "model": ("finite_rows", "stock_name", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
     "patch": ("install", "is_installed", "uninstall"),
     "repository": ("load_checkpoint_info",),
 }
@@ -31,6 +31,7 @@ __all__ = [
     "TTTConfig",
     "TTTGating",
     "fingerprint",
+    "finite_rows",
     "install",
     "is_installed",
     "load_checkpoint_info",

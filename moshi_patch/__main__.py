@@ -14,28 +14,29 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from .patch import install
-from .repository import local_repositories
-
 SERVER = "moshi.server"
 SERVER_OPTIONS = {"--memory", "--idle-timeout"}
 """Taken out of the server's arguments, as the stock server refuses what it does not know."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch") -> None:
     """Install the patch and run a module as `__main__`, with `argv[1:]` (or the command line's) as its arguments.
+
+    Args:
+        prog: how this program was called, for its messages.
 
     Raises:
         SystemExit: with code 2 for a missing or unknown module; and whatever the module itself raises.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m moshi_patch", description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
+        prog=prog, description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
     )
     parser.add_argument("module", metavar="MODULE", help="for example moshi.server or moshi.run_inference")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
     options = parser.parse_args(argv)
+    from .patch import install  # with torch and moshi, which take their time
+    from .repository import local_repositories
+
     install()
     if not is_runnable(options.module):
         parser.exit(2, f"{parser.prog}: error: no module named {options.module!r} that can be run\n")
@@ -80,6 +81,8 @@ def without_cuda() -> Iterator[None]:
     `moshi.server` calls it after its warm-up on every device, so `--device cpu` could not start without CUDA. There is
     nothing to wait for then: operations on the CPU are done when they return.
     """
+    import torch
+
     if torch.cuda.is_available():
         yield
         return

@@ -52,9 +52,24 @@ def _unbind(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
     current_call.set(None)
 
 
+class _NoteFinite:
+    """Forward hook of a transformer: tells the state of its last TTT layer what the whole stack answered.
+
+    Whatever is not finite anywhere in a row reaches the stack's output in the same step, through the residual stream.
+    """
+
+    def __init__(self, gating: nn.Module):
+        self.gating = gating
+
+    def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if self.gating.is_streaming:
+            self.gating._streaming_state.note_finite(output)
+
+
 def pass_arguments(transformer: StreamingTransformer, gatings: list[nn.Module], with_x0: bool) -> None:
     """Let every call of `transformer` tell its layers, whatever their class, what `gatings` need to know."""
     transformer.register_forward_pre_hook(_AddArguments(gatings, with_x0), with_kwargs=True)
+    transformer.register_forward_hook(_NoteFinite(gatings[-1]))
     for layer in transformer.layers:
         layer.register_forward_pre_hook(_bind, with_kwargs=True)
         layer.register_forward_hook(_unbind, always_call=True)

@@ -9,6 +9,7 @@ no forward pass ever writes a parameter. What was learnt is an additive term wit
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from moshi.modules.gating import ActivationGating
@@ -46,14 +47,22 @@ class TTTState(State):
 
     Attributes:
         fast: the fast weights of `batch_size` rows.
+        finite: `[B]` bool, whether all that the transformer answered since a row's reset was finite. Kept by the last
+            TTT layer of a transformer.
     """
 
     fast: FastWeight
+    finite: torch.Tensor
 
     def reset(self, reset_mask: torch.Tensor) -> None:
         """Rows where `reset_mask [B]` is true become, bit for bit, those of a fresh stream."""
         super().reset(reset_mask)
         self.fast.reset(reset_mask)
+        self.finite |= reset_mask
+
+    def note_finite(self, answer: torch.Tensor) -> None:
+        """Remember which executed rows of `answer [B, T, D]` are not finite. Does not wait for the device."""
+        self.finite &= answer.isfinite().flatten(1).all(1) | ~self.exec_mask
 
 
 class TTTGating(StreamingModule[TTTState]):
@@ -118,41 +127,48 @@ class TTTGating(StreamingModule[TTTState]):
         if not needed:
             return out
         v = self.target_generator(x0[:, :needed], config.chunk_size)
-        return dual(
-            out,
-            z,
-            v,
-            config.chunk_size,
-            config.learning_rate,
-            delta_clip=config.delta_clip,
-            decay=config.decay,
-        )
+        return dual(out, z, v, config.chunk_size, config.learning_rate, **self._update_options())
 
     @torch.no_grad()
     def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        options = {"delta_clip": config.delta_clip, "decay": config.decay}
-        long = z.shape[1] >= max(SEGMENT_STEPS, config.chunk_size // 4)
-        if long and not self.updates_enabled and state.fast.untouched():
-            state.fast.position += z.shape[1] * state.exec_mask  # nothing is in force and nothing is written
-            return out
-        if long and self.updates_enabled:
-            targets = partial(self.target_generator, chunk_size=config.chunk_size)
-            return segment_(state.fast, out, z, x0, targets, config.learning_rate, state.exec_mask, **options)
+        """In one of three ways that leave the same state: a skipped segment, a segment in whole, or step by step."""
+        if z.shape[1] >= max(SEGMENT_STEPS, self.config.chunk_size // 4):
+            if self.updates_enabled:
+                return self._stream_segment(state, out, z, x0)
+            if state.fast.untouched():
+                return self._skip_segment(state, out)
+        return self._stream_steps(state, out, z, x0)
+
+    def _skip_segment(self, state: TTTState, out: torch.Tensor) -> torch.Tensor:
+        """Nothing was learnt and nothing is written: positions alone move on."""
+        state.fast.position += out.shape[1] * state.exec_mask
+        return out
+
+    def _stream_segment(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        targets = partial(self.target_generator, chunk_size=self.config.chunk_size)
+        return segment_(
+            state.fast, out, z, x0, targets, self.config.learning_rate, state.exec_mask, **self._update_options()
+        )
+
+    def _stream_steps(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The only one that a CUDA graph replays."""
         deltas = [
             step_(
                 state.fast,
                 z[:, t],
                 self.target_generator.taps(x0[:, t]),
-                config.learning_rate,
+                self.config.learning_rate,
                 state.exec_mask,
                 enabled=self._enabled,
-                **options,
+                **self._update_options(),
             )
             for t in range(z.shape[1])
         ]
         delta = torch.stack(deltas, 1)
         return (out.to(delta.dtype) + delta).to(out.dtype)
+
+    def _update_options(self) -> dict[str, Any]:
+        return {"delta_clip": self.config.delta_clip, "decay": self.config.decay}
 
     def _init_streaming_state(self, batch_size: int) -> TTTState:
         device = next(self.target_generator.parameters()).device
@@ -162,7 +178,7 @@ class TTTGating(StreamingModule[TTTState]):
         fast = FastWeight.allocate(
             batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device
         )
-        return TTTState(batch_size, device, fast)
+        return TTTState(batch_size, device, fast, torch.ones(batch_size, dtype=torch.bool, device=device))
 
     def set_updates(self, enabled: bool) -> None:
         """Whether what is heard from now on is written. Reaches replayed CUDA graphs too."""

@@ -1,7 +1,7 @@
 """A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,17 +60,24 @@ def prepare_targets(model: nn.Module, state_dict: dict, prefix: str, *_) -> None
 
 
 @contextlib.contextmanager
-def ttt_updates(model: nn.Module, enabled: bool = False) -> Iterator[None]:
+def ttt_updates(model: nn.Module, enabled: bool = False, layers: Sequence[int | str] | None = None) -> Iterator[None]:
     """Inside, the fast weights of `model` learn nothing: the control for every comparison.
 
     What was learnt before stays in force. While streaming, positions and chunk boundaries go on, what is heard inside
     is never written, and a chunk heard wholly inside makes no update. In one pass no step learns from any other.
     Works for rows of a batch together, and holds inside replayed CUDA graphs. Such blocks may nest, not overlap.
 
+    Args:
+        model: has TTT layers.
+        enabled: True switches updates on, inside a block where they are off.
+        layers: of these TTT layers alone, by index in the transformer or by the name of the gating or of its layer.
+            None: of all.
+
     Raises:
-        ValueError: when `model` has no TTT layer, as the comparison would show nothing.
+        ValueError: when `model` has no TTT layer, as the comparison would show nothing, or `layers` names something
+            else than its TTT layers.
     """
-    gatings = list(require_gatings(model).values())
+    gatings = _selected(require_gatings(model), layers)
     before = [gating.updates_enabled for gating in gatings]
     for gating in gatings:
         gating.set_updates(enabled)
@@ -79,6 +86,40 @@ def ttt_updates(model: nn.Module, enabled: bool = False) -> Iterator[None]:
     finally:
         for gating, was_enabled in zip(gatings, before, strict=True):
             gating.set_updates(was_enabled)
+
+
+def _selected(gatings: dict[str, TTTGating], layers: Sequence[int | str] | None) -> list[TTTGating]:
+    if layers is None:
+        return list(gatings.values())
+    by_name: dict[int | str, TTTGating] = {}
+    for name, gating in gatings.items():
+        layer = stock_name(name).removesuffix(".gating")
+        by_name |= {name: gating, stock_name(name): gating, layer: gating}
+        if layer.rpartition(".")[2].isdecimal():
+            by_name[int(layer.rpartition(".")[2])] = gating
+    indices = [key for key in by_name if isinstance(key, int)]
+    chosen = list(layers) if isinstance(layers, (list, tuple, set, frozenset, range)) else []
+    if not chosen or not all(type(key) in (int, str) and key in by_name for key in chosen):
+        raise ValueError(
+            f"layers={layers!r}: must be a list of TTT layers of this model: {indices}, or names such as "
+            f"{next(iter(gatings))!r}."
+        )
+    return list(dict.fromkeys(by_name[key] for key in chosen))
+
+
+def finite_rows(model: nn.Module) -> torch.Tensor:
+    """`[B]` bool: whether all that the transformer of the streaming `model` answered since a row's reset was finite.
+
+    A row that is not stays so until it is reset, as its caches are spoilt. Nothing is computed and nothing waits for
+    the device; the tensor is a copy. With classifier-free guidance B counts the rows with and without conditions.
+
+    Raises:
+        ValueError: when `model` has no TTT layer or is not streaming.
+    """
+    last = list(require_gatings(model).values())[-1]
+    if last._streaming_state is None:
+        raise ValueError(f"{type(model).__name__} is not streaming: there are no rows outside of a stream.")
+    return last._streaming_state.finite.clone()
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ import moshi
 from moshi.models.lm import LMModel
 from moshi.modules.gating import ActivationGating
 from moshi.modules.streaming import State, StreamingModule
-from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
+from moshi.modules.transformer import RingKVCache, StreamingTransformer, StreamingTransformerLayer
 
 from .call import pass_arguments
 from .config import PREFIX, TTTConfig
 from .gating import TTTGating
+from .healing import forget_on_reset
 from .model import prepare_targets
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def check_moshi() -> None:
             (StreamingTransformerLayer._ff_block, "take x alone", _takes(2)),
             (ActivationGating.forward, "take x alone", _takes(2)),
             (State.reset, "take a reset_mask", _takes(2)),
+            (RingKVCache.reset, "take a reset_mask", _takes(2)),
             (State.set_exec_mask, "take an exec_mask", _takes(2)),
             (StreamingModule._init_streaming_state, "take a batch_size", _takes(2)),
         )
@@ -138,5 +140,6 @@ def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
         layer.gating = TTTGating(layer.gating, config, device=device, dtype=model.dtype)
     gatings = [model.transformer.layers[index].gating for index in layers]
     pass_arguments(model.transformer, gatings, with_x0=config.target == "token_embeddings")
+    forget_on_reset(model)
     model._register_load_state_dict_pre_hook(prepare_targets, with_module=True)
     model.ttt_config = config

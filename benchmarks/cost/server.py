@@ -178,8 +178,8 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        ttt = make_tiny_repo(Path(folder, "ttt"))
-        stock = make_tiny_repo(Path(folder, "stock"), ttt_enabled=False)
+        ttt = make_tiny_repo(Path(folder, "ttt"), ttt=True)
+        stock = make_tiny_repo(Path(folder, "stock"))
         if args.cycles:
             with Server(ttt) as server:
                 results["cycles"] = asyncio.run(cycle_memory(server, args.cycles))

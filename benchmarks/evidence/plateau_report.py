@@ -19,7 +19,7 @@ CHANCE, BAG_OF_WORDS = 3.784, 3.494
 """Nats: ln 44, and the best that counting the tokens heard so far can do on the repeat at a gap of 36."""
 
 FIRST_SIGN = (4.0, 1e-4)
-"""Standard errors and nats from which a gain counts, as `finetune.training.health.GainWatch` has them."""
+"""Standard errors and nats from which a gain counts, as `finetune.training.advice.Advice` has them."""
 
 DEAD = ("dead_eta", "dead_target_lr", "dead_frozen", "nothing_returns", "nothing_returns_readout_text_5_0.1")
 

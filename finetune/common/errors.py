@@ -1,11 +1,19 @@
 """The errors that end a program in one line, and how the words of a library get into one."""
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """Something that the user has to put right. It ends a program in one line, with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
     """A setting that cannot be used; the message names the dotted key, its value and what is allowed."""
 
+    exit_code = 2
 
-class DiskError(RuntimeError):
+
+class DiskError(UserError, RuntimeError):
     """A run cannot write what it has to; the message names the folder, and what the system said."""
 
 

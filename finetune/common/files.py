@@ -33,6 +33,36 @@ def finite_or_none(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What the JSON in `text` holds.
+
+    Raises:
+        ValueError: when it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
+
+
+def parse_object(line: str | bytes) -> dict[str, Any] | None:
+    """The JSON object in `line`; None for anything else, such as a line that a crash cut short."""
+    try:
+        content = parse_json(line)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, in order; empty when there is no file.
+
+    Left out are lines that hold no object, and a last line without its end: a crash may leave such.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [content for line in lines if (content := parse_object(line)) is not None]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -40,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: when there is no such file, or it holds anything else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:

@@ -5,13 +5,33 @@ Shapes: `B` channels, `S` samples, `K` codebooks, `T` steps.
 
 from typing import Any
 
+import numpy as np
 import torch
 from moshi.utils.compile import no_cuda_graph
 
+from ..common.errors import ConfigError
 from ..common.sliding_window import FullWindow
 
 BLOCK_STEPS = 1250
 """Longer recordings are encoded in blocks of so many steps (100 s)."""
+
+
+def check_codebooks(mimi: Any, n_q: int, dep_q: int) -> None:
+    """That `mimi` has the `dep_q` codebooks of Moshi's channel and the `n_q - dep_q` of the user's.
+
+    Raises:
+        ConfigError: when it has not.
+    """
+    needed = max(dep_q, n_q - dep_q)
+    if mimi.num_codebooks < needed:
+        raise ConfigError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+
+
+def encode_channels(mimi: Any, pcm: np.ndarray, n_q: int, dep_q: int) -> torch.Tensor:
+    """Codes `[n_q, T]` int64 on the CPU of `pcm [2, S]`: Moshi's first `dep_q` codebooks, then the user's others."""
+    device = next(mimi.parameters()).device
+    moshi, user = encode(mimi, torch.from_numpy(pcm).to(device)[:, None]).cpu()
+    return torch.cat([moshi[:dep_q], user[: n_q - dep_q]])
 
 
 @torch.no_grad()

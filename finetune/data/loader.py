@@ -17,7 +17,8 @@ from moshi.conditioners import ConditionAttributes
 
 from ..common.errors import ConfigError
 from ..settings.schema import TrainArgs
-from .items import Gather, Items
+from .reader import Gather, ItemReader
+from .segments import Listing
 from .tokenize import Item, SpeechTokenizer
 
 logger = logging.getLogger(__name__)
@@ -40,16 +41,16 @@ def collate(items: list[Item]) -> Batch:
 class TrainLoader:
     """Endless batches of `args.data.train_data`. Iterate it once; `state_dict()` is the position after the last batch.
 
-    Each source appears by its weight. Within a source every segment comes once per epoch, in the order of the lists, or
+    Each source appears by its share. Within a source every segment comes once per epoch, in the order of the lists, or
     shuffled anew each epoch with `args.data.shuffle`. A broken item is replaced by the next one of its epoch, which
     shifts nothing: the position in the data never depends on what was broken.
 
     Args:
         seed: of the shuffling; `args.seed` if None.
-        gather: as in `Items`; without it a rank stops for what it has found itself.
+        gather: as in `ItemReader`; without it a rank stops for what it has found itself.
 
     Attributes:
-        items: those of all sources.
+        listing: the segments of all sources.
 
     Raises:
         BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
@@ -69,11 +70,12 @@ class TrainLoader:
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle = args.seed if seed is None else seed, args.data.shuffle
         planned = args.max_steps * args.num_microbatches * args.batch_size * world_size
-        self.items = Items(args.data.train_data, tokenizer, planned=planned, gather=gather, quiet=rank > 0)
-        self._segments = self.items.segments
-        total = sum(source.weight for source in self.items.sources)
-        self._weights = [source.weight / total for source in self.items.sources]
-        self._drawn = [0] * len(self._weights)
+        self.listing = Listing(args.data.train_data, tokenizer, quiet=rank > 0)
+        self._reader = ItemReader(self.listing, tokenizer, planned=planned, gather=gather)
+        self._segments = self.listing.segments
+        total = sum(source.share for source in self.listing.sources)
+        self._shares = [source.share / total for source in self.listing.sources]
+        self._drawn = [0] * len(self._shares)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -83,7 +85,7 @@ class TrainLoader:
         """The next `batch_size` items of this rank, `world_size` times as many of the global order."""
         positions = [self._advance() for _ in range(self.batch_size * self.world_size)]
         items = [self._load(*position) for position in positions[self.rank :: self.world_size]]
-        self.items.check()
+        self._reader.check()
         return collate(items)
 
     @property
@@ -126,9 +128,7 @@ class TrainLoader:
 
         The source furthest behind its share comes next, so that shares hold at any time and no randomness is kept.
         """
-        behind = [
-            weight * (self.consumed + 1) - drawn for weight, drawn in zip(self._weights, self._drawn, strict=True)
-        ]
+        behind = [share * (self.consumed + 1) - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
         source = behind.index(max(behind))
         self._drawn[source] += 1
         return source, self._drawn[source] - 1
@@ -137,8 +137,8 @@ class TrainLoader:
         segments = self._segments[source]
         epoch, position = divmod(place, len(segments))
         order = self._order(source, epoch)
-        while not self.items.hopeless:  # so one is left
-            item = self.items.read(segments[order[position % len(segments)]])
+        while not self._reader.hopeless:  # so one is left
+            item = self._reader.read(segments[order[position % len(segments)]])
             if item is not None:
                 return item
             position += 1
@@ -161,10 +161,11 @@ class EvalLoader:
     at the end or because it is broken, hold blank rows that carry no loss.
 
     Args:
-        gather: as in `Items`; without it a rank stops for what it has found itself.
+        gather: as in `ItemReader`; without it a rank stops for what it has found itself.
 
     Attributes:
-        items: all of them.
+        listing: the segments of all sources.
+        mine: the segments of this rank, in the order of the rows of its batches; rows after them are blank.
 
     Raises:
         BrokenData: on construction or from iterating, on all ranks, when more than 5 % of the items are broken.
@@ -181,16 +182,17 @@ class EvalLoader:
     ):
         self.tokenizer, self.batch_size = tokenizer, args.batch_size
         self.rank, self.world_size = rank, world_size
-        self.items = Items(args.data.eval_data, tokenizer, gather=gather, quiet=rank > 0)
-        self.segments = [segment for segments in self.items.segments for segment in segments]
+        self.listing = Listing(args.data.eval_data, tokenizer, quiet=rank > 0)
+        self._reader = ItemReader(self.listing, tokenizer, gather=gather)
+        self.segments = [segment for segments in self.listing.segments for segment in segments]
+        self.mine = self.segments[rank::world_size]
 
     def __len__(self) -> int:
         return -(-len(self.segments) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        mine = self.segments[self.rank :: self.world_size]
         for index in range(len(self)):
-            here = mine[index * self.batch_size : (index + 1) * self.batch_size]
-            items = [self.items.read(segment) or self.tokenizer.blank() for segment in here]
-            self.items.check()
+            here = self.mine[index * self.batch_size : (index + 1) * self.batch_size]
+            items = [self._reader.read(segment) or self.tokenizer.blank() for segment in here]
+            self._reader.check()
             yield collate(items + [self.tokenizer.blank()] * (self.batch_size - len(items)))

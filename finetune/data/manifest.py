@@ -1,12 +1,13 @@
 """Reads what users write: `.jsonl` lists of stereo files, and the alignments that lie beside each file."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LONGEST = 1e6
+from ..common.files import parse_json
+
+MAX_DURATION = 1e6
 """Seconds, twelve days: a list that claims more of one file is wrong, and its segments would fill the memory."""
 
 Alignment = tuple[str, tuple[float, float], str]
@@ -53,7 +54,7 @@ def read_entries(file: Path) -> tuple[list[Entry], list[Problem]]:
         if not line.strip():
             continue
         try:
-            content = _parse_json(line)
+            content = parse_json(line)
             path, duration = _check_line(content)
             entries.append(Entry(file.parent / path, duration, file, number))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
@@ -67,8 +68,8 @@ def _check_line(content: Any) -> tuple[str, float]:
     path, duration = content.get("path"), content.get("duration")
     if not isinstance(path, str) or not Path(path).name or not _is_text(path):
         raise ValueError(f"path={path!r}: must be the name of an audio file")
-    if not _is_number(duration) or not 0 < duration <= LONGEST:
-        raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {LONGEST:g}")
+    if not _is_number(duration) or not 0 < duration <= MAX_DURATION:
+        raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {MAX_DURATION:g}")
     return path, float(duration)
 
 
@@ -98,7 +99,7 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
         FileNotFoundError: no such file.
         ValueError: not JSON, or not an object with a list of alignments.
     """
-    content = _parse_json(path.read_bytes())
+    content = parse_json(path.read_bytes())
     items = content.get("alignments") if isinstance(content, dict) else None
     if not isinstance(items, list):
         raise ValueError('must be an object with a list "alignments"')
@@ -115,13 +116,6 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
                 must = 'must be ["word", [start_s, end_s], "SPEAKER"]'
                 malformed[index] = f"alignments[{index}]={item!r}: {must}"
     return alignments, malformed, conditions
-
-
-def _parse_json(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("brackets in brackets without end") from error
 
 
 def _is_text(text: str) -> bool:

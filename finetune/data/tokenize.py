@@ -3,40 +3,24 @@
 Shapes: `K` = 1 + n_q rows, `T` steps of a segment, `S` samples.
 """
 
-import functools
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sphn
 import torch
 from moshi.conditioners import ConditionAttributes
 from moshi.models.loaders import CheckpointInfo
 
 from ..common.disk import reading
 from .audio import AudioFile
-from .encode import encode
+from .broken import BrokenItem
+from .encode import check_codebooks, encode_channels
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
-from .manifest import Entry, Transcript, read_transcript, transcript_path
-
-
-class BrokenItem(ValueError):
-    """A file that cannot be trained on; the message says what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of an audio file that starts `first_step` steps into it."""
-
-    path: Path
-    first_step: int
-
-    def __str__(self) -> str:
-        return f"{self.path} from step {self.first_step}"
+from .manifest import Transcript, read_transcript, transcript_path
+from .resample import resample
+from .segments import Cutter, Segment
 
 
 @dataclass(frozen=True)
@@ -45,24 +29,6 @@ class Item:
 
     codes: torch.Tensor
     conditions: ConditionAttributes | None
-
-
-class Cutter:
-    """Cuts files into segments: what it takes to count the items of a dataset, before any model is there.
-
-    Args:
-        duration_sec: of a segment, rounded up to whole steps.
-        frame_rate: steps per second.
-    """
-
-    def __init__(self, duration_sec: float, frame_rate: float):
-        self.frame_rate = frame_rate
-        self.steps = math.ceil(duration_sec * frame_rate - 1e-6)
-
-    def segments(self, entry: Entry) -> list[Segment]:
-        """`entry` cut into segments of T steps; the last may be shorter. At least one."""
-        steps = math.ceil(entry.duration * self.frame_rate - 1e-3)
-        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
 
 
 class SpeechTokenizer(Cutter):
@@ -99,9 +65,7 @@ class SpeechTokenizer(Cutter):
     ):
         if not 0 < dep_q < n_q:
             raise ValueError(f"dep_q={dep_q}, n_q={n_q}: a dialogue needs codebooks of both channels, 0 < dep_q < n_q.")
-        if mimi.num_codebooks < max(dep_q, n_q - dep_q):
-            needed = max(dep_q, n_q - dep_q)
-            raise ValueError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+        check_codebooks(mimi, n_q, dep_q)
         super().__init__(duration_sec, mimi.frame_rate)
         self.mimi, self.text_tokenizer = mimi, text_tokenizer
         self.n_q, self.dep_q, self.zero_id = n_q, dep_q, zero_id
@@ -149,7 +113,7 @@ class SpeechTokenizer(Cutter):
     def _make(self, segment: Segment) -> Item:
         pcm, transcript = self._read(segment)
         conditions = self._known_conditions(segment, transcript)
-        audio = self._encode(pcm)
+        audio = encode_channels(self.mimi, pcm, self.n_q, self.dep_q)[:, : self.steps]
         text = text_row(
             transcript.alignments,
             self.text_tokenizer,
@@ -180,13 +144,6 @@ class SpeechTokenizer(Cutter):
             raise BrokenItem(f"{segment}: no audio; is the list's duration too long?")
         return pcm, transcript
 
-    @torch.no_grad()
-    def _encode(self, pcm: np.ndarray) -> torch.Tensor:
-        """Codes `[n_q, T or fewer]` of `pcm [2, S]`."""
-        device = next(self.mimi.parameters()).device
-        moshi, user = encode(self.mimi, torch.from_numpy(pcm).to(device)[:, None])[..., : self.steps].cpu()
-        return torch.cat([moshi[: self.dep_q], user[: self.n_q - self.dep_q]])
-
     def _known_conditions(self, segment: Segment, transcript: Transcript) -> ConditionAttributes | None:
         """Those of a file, tried out: the model would only raise in the middle of a step."""
         conditions = self._attributes(transcript.text_conditions or {})
@@ -203,28 +160,9 @@ class SpeechTokenizer(Cutter):
         return ConditionAttributes(text={name: found.get(name) for name in self.conditions}, tensor={})
 
 
-def resample(pcm: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """`[C, S]` at `rate` as `[C, S * target_rate / rate]`, in time with the original.
-
-    `sphn.resample` answers late, by 32 ms from 16 to 24 kHz; here the delay is cut off and the tail kept.
-    """
-    if rate == target_rate:
-        return pcm
-    delay = _resampling_delay(rate, target_rate)
-    tail = np.zeros((pcm.shape[0], math.ceil(delay * rate / target_rate) + 1), dtype=pcm.dtype)
-    late = sphn.resample(np.concatenate([pcm, tail], axis=1), rate, target_rate)
-    return np.ascontiguousarray(late[:, delay : delay + round(pcm.shape[1] * target_rate / rate)])
-
-
-@functools.lru_cache
-def _resampling_delay(rate: int, target_rate: int) -> int:
-    """Samples by which `sphn.resample` delays an impulse."""
-    impulse = np.zeros((1, 2 * rate), dtype=np.float32)
-    impulse[0, rate] = 1
-    return int(np.abs(sphn.resample(impulse, rate, target_rate)[0]).argmax()) - target_rate
-
-
-def load_tokenizer(model: Any, info: CheckpointInfo, duration_sec: float, device: torch.device) -> SpeechTokenizer:
+def load_speech_tokenizer(
+    model: Any, info: CheckpointInfo, duration_sec: float, device: torch.device
+) -> SpeechTokenizer:
     """What turns speech into codes for `model`, an `LMModel`: Mimi, on `device` and frozen, and the text tokenizer.
 
     Raises:

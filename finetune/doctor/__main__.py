@@ -3,19 +3,23 @@
 Each finding is a line that begins with ok, warning or FAILED. Exits with 1 if anything failed, else with 0.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common.program import program
 from .finding import FAILED, OK, Finding
-from .machine import check_machine
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m finetune.doctor", description=__doc__.splitlines()[0])
+@program("python -m finetune.doctor", logging.WARNING)
+def main(argv: list[str], prog: str) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run, a checkpoint of it, or an export")
     parser.add_argument(
         "--base",
@@ -44,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Finding]:
+    from .machine import check_machine
+
     found = []
     for check in check_machine(Path(args.checkpoint or ".")):
         found.append(check)

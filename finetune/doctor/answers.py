@@ -12,7 +12,7 @@ import moshi_patch
 
 from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths
 from ..checkpoint.verify import patched, stored_dtype
-from ..model.conditions import absent_conditions
+from ..model.conditions import absent_conditions, fused_conditions
 from .finding import FAILED, OK, WARNING, Finding, in_units
 from .machine import available_memory
 
@@ -100,7 +100,5 @@ def _active(model: LMModel) -> Finding:
 
 def _text_logits(model: LMModel, codes: torch.Tensor) -> torch.Tensor:
     """`[1, T, card]` float32, of a model that may take conditions; they are left empty."""
-    conditions, fused, source = absent_conditions(model, 1), None, None
-    if conditions is not None:
-        fused, source = model.fuser.get_sum(conditions), model.fuser.get_cross(conditions)
-    return model.forward_text(codes, fused, source)[1][:, 0].float()
+    fused = fused_conditions(model, absent_conditions(model, 1))
+    return model.forward_text(codes, *fused)[1][:, 0].float()

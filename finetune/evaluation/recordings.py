@@ -20,10 +20,13 @@ import moshi_patch
 
 from ..common.distributed import Context
 from ..data.audio import durations
-from ..data.items import BROKEN_SHARE, BrokenData, Items
+from ..data.broken import BrokenCount
 from ..data.loader import collate
 from ..data.manifest import transcript_path
-from ..data.tokenize import Item, Segment, SpeechTokenizer
+from ..data.reader import ItemReader
+from ..data.segments import Listing, Segment
+from ..data.tokenize import Item, SpeechTokenizer
+from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
 from ..settings.schema import STEPS_PER_SECOND
 from .results import ResultStore, file_identity
@@ -49,13 +52,13 @@ class Streams:
         segments: the streams, each once.
         seconds: how long each is.
         curve_steps: how many steps a point of the plot has.
-        items: reads them.
+        reader: reads them.
     """
 
     segments: list[Segment]
     seconds: list[float]
     curve_steps: int
-    items: Items
+    reader: ItemReader
 
     @classmethod
     def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer, ctx: Context) -> "Streams":
@@ -64,8 +67,8 @@ class Streams:
         Raises:
             BrokenData: when more than 5 % of them are missing, or all.
         """
-        items = Items(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
-        segments = list(dict.fromkeys(segment for source in items.segments for segment in source))
+        listing = Listing(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
+        segments = list(dict.fromkeys(segment for source in listing.segments for segment in source))
         longest = tokenizer.steps / tokenizer.mimi.frame_rate
         whole = durations(segment.path for segment in segments)
         seconds = [
@@ -73,7 +76,7 @@ class Streams:
             for segment, duration in zip(segments, whole, strict=True)
         ]
         points = math.ceil(max(seconds) * tokenizer.mimi.frame_rate / CURVE_POINTS)
-        return cls(segments, seconds, max(points, MIN_CURVE_STEPS), items)
+        return cls(segments, seconds, max(points, MIN_CURVE_STEPS), ItemReader(listing, tokenizer))
 
     def identity(self) -> list[Any]:
         """What the results depend on, for a fingerprint."""
@@ -122,8 +125,8 @@ def score_streams(
     with bar:
         for first in range(0, len(mine), args.eval_batch_size):
             part = mine[first : first + args.eval_batch_size]
-            batch = list(_loaded([segment for segment, _ in part], streams.items, model.zero_token_id))
-            streams.items.check()
+            batch = list(_loaded([segment for segment, _ in part], streams.reader, model.zero_token_id))
+            streams.reader.check()
             seconds, longest = sum(seconds for _, seconds in part), max((i.codes.shape[2] for _, i in batch), default=1)
             progress = partial(_advance, bar, seconds / longest)
             for condition, kind in kinds.items():
@@ -138,10 +141,10 @@ def _advance(bar: tqdm, seconds_per_step: float, steps: int) -> None:
     bar.update(seconds_per_step * steps)
 
 
-def _loaded(segments: list[Segment], items: Items, zero_id: int) -> Iterator[tuple[Segment, Item]]:
+def _loaded(segments: list[Segment], reader: ItemReader, zero_id: int) -> Iterator[tuple[Segment, Item]]:
     """Those that can be read, without the zero tokens that fill up an item."""
     for segment in segments:
-        item = items.read(segment)
+        item = reader.read(segment)
         if item is not None:
             heard = (item.codes[0] != zero_id).any(0).nonzero()
             yield segment, Item(item.codes[..., : int(heard[-1]) + 1], item.conditions)
@@ -156,14 +159,12 @@ def _score(
         Item(torch.nn.functional.pad(item.codes, (0, max(lengths) - steps), value=model.zero_token_id), item.conditions)
         for (_, item), steps in zip(batch, lengths, strict=True)
     ]
-    together, tensors = collate(padded), None
-    if together.condition_attributes is not None:
-        tensors = model.condition_provider.prepare_and_provide(together.condition_attributes)
+    together = collate(padded)
     with moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext():
         losses = score_stream(
             model,
             together.codes,
-            condition_tensors=tensors,
+            condition_tensors=condition_tensors(model, together.condition_attributes),
             segment_steps=args.segment_steps,
             text_padding_weight=args.text_padding_weight,
             first_codebook_weight_multiplier=args.first_codebook_weight_multiplier,
@@ -191,7 +192,7 @@ def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
 
 def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:
     parts = losses.parts(first, end)
-    return [parts.sums.tolist(), parts.weights.tolist()]
+    return [parts.sums.tolist(), parts.counts.tolist()]
 
 
 def scored_streams(streams: Streams, kinds: dict[str, str], store: ResultStore) -> list[Segment]:
@@ -201,7 +202,7 @@ def scored_streams(streams: Streams, kinds: dict[str, str], store: ResultStore) 
         BrokenData: when more than 5 % were not, having been found broken by any of the ranks.
     """
     found = [one for one in streams.segments if all(store.get(kind, item_id(one)) for kind in kinds.values())]
-    broken = len(streams.segments) - len(found)
-    if broken > BROKEN_SHARE * len(streams.segments):
-        raise BrokenData(f"data.eval_data: {broken} of {len(streams.segments)} streams could not be read.")
+    broken = BrokenCount("data.eval_data", "streams", len(streams.segments), "; warnings before name them")
+    broken.add("", len(streams.segments) - len(found))
+    broken.refuse()
     return found

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ..common.files import read_json_lines
 
 
 class ResultStore:
@@ -33,7 +34,8 @@ class ResultStore:
         """Reads what all ranks have written by now."""
         self._known = {}
         for path in sorted(self.folder.glob(f"{self.fingerprint}-rank*.jsonl")):
-            self._known |= {(line["kind"], line["item"]): line["values"] for line in _whole_lines(path)}
+            lines = (line for line in read_json_lines(path) if {"kind", "item", "values"} <= line.keys())
+            self._known |= {(line["kind"], line["item"]): line["values"] for line in lines}
 
     def get(self, kind: str, item: str) -> dict[str, Any] | None:
         """The values of an item, None while it has none."""
@@ -73,16 +75,6 @@ def file_identity(path: Path) -> list[Any]:
 def tree_identity(path: Path) -> list[Any]:
     """`file_identity` of a file, or of all files in a folder."""
     return [file_identity(file) for file in sorted(path.rglob("*")) if file.is_file()] or file_identity(path)
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            content = json.loads(line)
-        except ValueError:  # a crash of the machine may leave anything
-            continue
-        if isinstance(content, dict) and {"kind", "item", "values"} <= content.keys():
-            yield content
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -24,7 +24,7 @@ from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setu
 from ..common.errors import ConfigError, in_one_line
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
-from ..data.tokenize import load_tokenizer
+from ..data.tokenize import load_speech_tokenizer
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .published.evaluate import evaluate_paper
@@ -117,7 +117,7 @@ class Evaluation:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
         model, info = on_all_ranks(ctx, self._load)
-        tokenizer = load_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
+        tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)

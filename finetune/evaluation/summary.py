@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.tokenize import Segment
+from ..data.segments import Segment
 from ..settings.schema import STEPS_PER_SECOND
 from .recordings import MINUTES, Streams, item_id, scored_streams
 from .results import ResultStore

@@ -1,16 +1,17 @@
 """`python -m finetune.export CHECKPOINT OUT`: makes a folder that is served by its path."""
 
+from __future__ import annotations
+
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from ..common.errors import ConfigError
-from .export import Options, export
+from ..common.program import program
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m finetune.export", description=__doc__)
+@program("python -m finetune.export")
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run (its newest checkpoint) or a checkpoint of it")
     parser.add_argument("out", metavar="OUT", help="the folder to make; must not exist")
     parser.add_argument("--merge", action="store_true", help="merge adapters into the base model")
@@ -24,12 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", help="title of the model card; by default the name of OUT")
     parser.add_argument("--eval", metavar="EVAL_JSON", type=Path, help="results for the model card")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    options = Options(args.merge, args.with_base, args.base, args.name, args.eval)
-    try:
-        out = export(args.checkpoint, args.out, options)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"finetune.export: {error}")
+    from .export import Options, export
+
+    out = export(args.checkpoint, args.out, Options(args.merge, args.with_base, args.base, args.name, args.eval))
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:>15,} {path}")
     print(f"Serve it: python -m moshi_patch moshi.server --hf-repo {out}")
@@ -37,4 +35,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

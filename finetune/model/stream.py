@@ -14,6 +14,7 @@ from moshi.conditioners import ConditionTensors
 from moshi.models.lm import LMModel, LMOutput
 
 from ..common.sliding_window import FullWindow
+from .conditions import fused_conditions
 from .loss import LossParts, position_losses
 
 SEGMENT_STEPS = 2048
@@ -112,9 +113,7 @@ def stream_outputs(
     """
     _check(model, codes, segment_steps)
     steps = codes.shape[2]
-    fused = (None, None)
-    if condition_tensors is not None:
-        fused = (model.fuser.get_sum(condition_tensors), model.fuser.get_cross(condition_tensors))
+    fused = fused_conditions(model, condition_tensors)
     single = steps <= segment_steps  # a single pass then; no state is kept for what follows
     with nullcontext() if single else model.streaming(len(codes)):
         window = None if single else FullWindow(model)

@@ -1,4 +1,4 @@
-"""Where training data comes from: lists of files and their weights, as a setting spells them."""
+"""Where training data comes from: lists of files and their shares, as a setting spells them."""
 
 import math
 import os
@@ -10,10 +10,14 @@ from ..common.files import is_file
 
 @dataclass(frozen=True)
 class Source:
-    """Lists that are drawn from together, and their share of all items among the sources."""
+    """Lists that are drawn from together.
+
+    Attributes:
+        share: of all items that are drawn, relative to the other sources': the number after the colon, or 1.
+    """
 
     name: str
-    weight: float
+    share: float
     files: tuple[Path, ...]
 
 
@@ -21,7 +25,7 @@ def parse_sources(spec: str) -> list[Source]:
     """`"a.jsonl:2,folder"` as two sources. A folder stands for every `.jsonl` below it.
 
     Raises:
-        ValueError: for a weight that is not positive, a path that does not exist, a folder without lists, or nothing.
+        ValueError: for a share that is not positive, a path that does not exist, a folder without lists, or nothing.
     """
     sources = [_parse_source(part.strip()) for part in spec.split(",") if part.strip()]
     if not sources:
@@ -30,16 +34,16 @@ def parse_sources(spec: str) -> list[Source]:
 
 
 def _parse_source(part: str) -> Source:
-    name, colon, weight_text = part.rpartition(":")
+    name, colon, share_text = part.rpartition(":")
     try:
-        weight = float(weight_text) if colon else 1.0
+        share = float(share_text) if colon else 1.0
     except ValueError:  # a colon within the path
-        colon, weight = "", 1.0
+        colon, share = "", 1.0
     path = Path(name if colon else part)
     if colon and not name:
         raise ValueError(f"{part}: there is no list before the colon.")
-    if not (math.isfinite(weight) and weight > 0):
-        raise ValueError(f"{part}: the weight after the colon must be a positive finite number.")
+    if not (math.isfinite(share) and share > 0):
+        raise ValueError(f"{part}: the share after the colon must be a positive finite number.")
     if os.path.isdir(path):
         files = tuple(sorted(path.rglob("*.jsonl")))
         if not files:
@@ -48,4 +52,4 @@ def _parse_source(part: str) -> Source:
         files = (path,)
     else:
         raise ValueError(f"{path}: no such file or folder.")
-    return Source(str(path), weight, files)
+    return Source(str(path), share, files)

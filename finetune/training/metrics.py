@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.disk import writing
 from ..common.errors import ConfigError
-from ..common.files import write_whole
+from ..common.files import parse_object, read_json_lines, write_whole
 from ..settings.command_line import to_dict
 from ..settings.schema import TrainArgs
 
@@ -115,7 +115,9 @@ class Monitor:
         if not path.is_file():
             return
         lines = path.read_text().splitlines()
-        earlier = [line for line in lines if (entry := _parse(line)) and entry["step"] < step]
+        earlier = [
+            line for line in lines if isinstance(at := (parse_object(line) or {}).get("step"), int) and at < step
+        ]
         if len(earlier) == len(lines):
             return
         known = set(earlier)
@@ -127,16 +129,15 @@ class Monitor:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The entries of a metrics file in order, without a line cut off by a kill; empty when there is no file."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [entry for line in lines if (entry := _parse(line))]
+    return [_renamed(entry) for entry in read_json_lines(path) if isinstance(entry.get("step"), int)]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with today's names: runs before 2026-11-25 wrote `ttt_gain`, the reliance with the other sign."""
+    gain, error = entry.pop("ttt_gain", None), entry.pop("ttt_gain_error", None)
+    if isinstance(gain, (int, float)):
+        entry["ttt_reliance"] = -gain
+    return entry if error is None else entry | {"ttt_reliance_error": error}
 
 
 def _start_tensorboard(run_dir: Path, step: int) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from moshi.models.lm import LMOutput
 from moshi.utils.compile import no_compile
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -23,18 +22,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.training_state import TrainState
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup, sum_over_ranks
-from ..data.loader import Batch
+from ..common.errors import UserError
 from ..model.loss import LossParts
 from ..model.trainable import parameter_groups
 from ..settings.schema import STEPS_PER_SECOND, TrainArgs
 from ..settings.validation import unusual_settings, validate
-from .build import build_model
-from .data import check_data, open_data
-from .health import Activity, GainWatch, InactivityWatch
-from .losses import batch_loss, evaluate, forward_loss
+from .activity import Activity, InactivityWatch
+from .advice import Advice
+from .batch_loss import batch_counts, forward_loss
+from .build_model import build_model
+from .held_out import evaluate
 from .metrics import Monitor
+from .open_data import check_data, open_data
 from .optimizer import build_optimizer, learning_rates
-from .start import check_run_dir, start_run_dir
+from .run_dir import check_run_dir, start_run_dir
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ MAX_BAD_STEPS = 10
 """So many steps in a row with a non-finite loss or gradient stop the run."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """Loss or gradients were not finite for `MAX_BAD_STEPS` steps in a row; the last checkpoint is from before."""
 
 
@@ -87,7 +88,7 @@ def train(args: TrainArgs) -> None:
 
 
 def _train(args: TrainArgs, ctx: Context) -> None:
-    """What holds the model; it is gone when this returns, and the process group can end."""
+    """Holds the model, and frees it when it returns: only then can the process group end."""
     # On a CPU, compiling takes longer than what it saves.
     compiling = no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext()
     with compiling, contextlib.closing(Trainer(args, ctx)) as trainer:
@@ -118,7 +119,7 @@ class Trainer:
         run_dir = on_rank_0(ctx, lambda: start_run_dir(args))  # not before: a run that is refused changes nothing
         self.monitor = on_all_ranks(ctx, lambda: Monitor(run_dir, args, ctx))
         on_rank_0(ctx, lambda: self.monitor.resume(self.state.step))
-        self.activity, self._watch, self._gain = Activity(self.model, ctx), InactivityWatch(), GainWatch()
+        self.activity, self._watch, self._advice = Activity(self.model, ctx), InactivityWatch(), Advice()
         self._bad_steps, self._save_owed = 0, False
         self._clock = (time.monotonic(), self.state.step)
 
@@ -151,24 +152,24 @@ class Trainer:
         """One update from `num_microbatches` batches per rank; advances `state.step`.
 
         The loss is that of the global batch: sums over all positions of all ranks and microbatches, over the sums of
-        their weights. `measure` prepares `activity.values()`.
+        their counts. `measure` prepares `activity.values()`.
 
         Raises:
             TrainingDiverged: after `MAX_BAD_STEPS` steps whose loss or gradients were not finite.
         """
         args, ctx, state = self.args, self.ctx, self.state
         batches = [next(state.loader) for _ in range(args.num_microbatches)]
-        weights = sum_over_ranks(sum(self._weights(batch) for batch in batches))
-        sums = torch.zeros_like(weights)
+        counts = sum_over_ranks(sum(batch_counts(self.model, batch, args, ctx) for batch in batches))
+        sums = torch.zeros_like(counts)
         for index, batch in enumerate(batches):
             with self.activity.measure() if measure and index == 0 else contextlib.nullcontext():
                 parts = forward_loss(self.model, batch, args, ctx)
             # FSDP takes the mean over ranks, where the sum is wanted.
-            (parts.normalised_by(weights) * ctx.world_size).backward()
+            (parts.normalised_by(counts) * ctx.world_size).backward()
             sums += parts.sums.detach()
-        total = LossParts(sum_over_ranks(sums), weights)
+        total = LossParts(sum_over_ranks(sums), counts)
         norm = self._clip()
-        loss, text, audio, grad_norm = torch.stack([total.loss, total.text, total.audio, norm.to(weights)]).tolist()
+        loss, text, audio, grad_norm = torch.stack([total.loss, total.text, total.audio, norm.to(counts)]).tolist()
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         rates = dict(learning_rates(state.optimizer))
         if applied:
@@ -179,22 +180,6 @@ class Trainer:
         state.step += 1
         self._count_bad_steps(loss, grad_norm, applied)
         return StepResult(loss, text, audio, grad_norm, rates, applied)
-
-    @torch.no_grad()
-    def _weights(self, batch: Batch) -> torch.Tensor:
-        """The sums of weights `[Q]` that the loss of `batch` will have: they follow from its codes alone.
-
-        A code only matters by being padding or not, so all others count as one, and the logits are few and blank.
-        """
-        codes, model = batch.codes.to(self.ctx.device), self.model
-        rows, steps = codes[:, : 1 + model.dep_q], codes.shape[2]
-        delays = torch.tensor(model.delays[: 1 + model.dep_q], device=codes.device)
-        heard = torch.arange(steps, device=codes.device) < steps - delays[:, None]
-        mask = (rows != model.zero_token_id) & heard
-        other = max(model.text_padding_token_id, model.end_of_text_padding_id) + 1
-        blank = torch.zeros(len(codes), 1 + model.dep_q, steps, other + 1, device=codes.device)
-        output = LMOutput(blank[:, 1:], mask[:, 1:], blank[:, :1], mask[:, :1])
-        return batch_loss(model, output, codes.clamp(max=other), self.args).weights
 
     def _clip(self) -> torch.Tensor:
         """Clips the gradients of all ranks together; their norm before that."""
@@ -249,11 +234,11 @@ class Trainer:
             self._watch.observe(state.step, activity)
 
     def _evaluate(self) -> None:
-        values = evaluate(self.model, self.eval_loader, self.args, self.ctx)
+        values = evaluate(self.model, self.eval_loader, self.args, self.ctx).values
         on_rank_0(self.ctx, lambda: self.monitor.eval(self.state.step, values))
         if self.ctx.rank == 0:
             logger.info("Step %d, evaluation: %s", self.state.step, _in_words(values))
-            self._gain.observe(self.state.step, values)
+            self._advice.observe(self.state.step, values)
 
     def _save(self) -> None:
         """When due; in a row of bad steps only after it, so that it cannot displace checkpoints from before."""

@@ -3,7 +3,8 @@
 
 from .dual import dual
 from .naive import naive, naive_target
+from .rows import fill_rows_
 from .segment import segment_
 from .step import FastWeight, step_
 
-__all__ = ["FastWeight", "dual", "naive", "naive_target", "segment_", "step_"]
+__all__ = ["FastWeight", "dual", "fill_rows_", "naive", "naive_target", "segment_", "step_"]

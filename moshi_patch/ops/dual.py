@@ -12,7 +12,7 @@ import torch
 QUERY_BLOCK = 256
 """Smallest number of query steps per matrix product: chunks shorter than this share one and are masked inside it."""
 
-SEGMENT = 2048
+SEGMENT_STEPS = 2048
 """Steps per segment once carrying a delta between segments costs fewer operations than attending to everything."""
 
 
@@ -26,53 +26,42 @@ def dual(
     delta_clip: float | None = None,
     decay: float = 1.0,
     delta: torch.Tensor | None = None,
-    return_delta: bool = False,
-    segment: int | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """`base` plus what the fast weight adds, equal to :func:`naive` with `base = z @ w_down.T`.
 
     Args:
         base: `[B, T, D]`, the output of the stock down projection.
         z: `[B, T, H]`.
         v: `[B, T', D]`, targets of the first T' steps: all full chunks but a last one nobody needs, i.e.
-            `T' >= (ceil(T / C) - 1) * C`, and `T' >= floor(T / C) * C` with `return_delta`.
+            `T' >= (ceil(T / C) - 1) * C`.
         chunk_size, learning_rate, delta_clip, decay: as in :func:`naive`.
         delta: `[B, D, H]`, what came before; None at the start of a stream.
-        return_delta: also return the delta after the last full chunk.
-        segment: steps per segment, rounded down to full chunks (at least one). None chooses: all at once while
-            `T (D + H) <= 4 D H`, i.e. below about 12,000 steps at Moshi's size, else segments of `SEGMENT` steps.
     Returns:
-        `[B, T, D]` in the dtype of `base`; with `return_delta` also `[B, D, H]`, at least float32.
+        `[B, T, D]` in the dtype of `base`.
     """
     if z.dtype == torch.float16:  # z·z sums H products and leaves float16's range
         z, v = z.float(), v.float()
-    steps, width, hidden = z.shape[1], v.shape[2], z.shape[2]
-    v = v.to(z.dtype)
-    full_steps = steps // chunk_size * chunk_size
-    if segment is None:
-        segment = steps + chunk_size if steps * (width + hidden) <= 4 * width * hidden else SEGMENT
-    segment = max(1, segment // chunk_size) * chunk_size
+    v = v[:, : z.shape[1]].to(z.dtype)
     if delta_clip is not None:
         v = clip_chunks(z, v, chunk_size, learning_rate, delta_clip)
-    if steps <= segment and delta is None:
-        out = _chunk_causal(base, z, v, chunk_size, learning_rate, decay)
-        if not return_delta:
-            return out
-        return out, _update(None, z[:, :full_steps], v[:, :full_steps], chunk_size, learning_rate, decay)
-
-    v = v[:, : min(steps, v.shape[1])]
-    outs, starts = [], range(0, steps, segment)
-    z_parts, base_parts = z.split(segment, 1), base.split(segment, 1)
-    for start, z_part, base_part in zip(starts, z_parts, base_parts, strict=True):
-        v_part = v[:, start : start + segment]
+    outs = []
+    segment = _segment_steps(z.shape[1], v.shape[2], z.shape[2], chunk_size)
+    for start in range(0, z.shape[1], segment):
+        part = slice(start, start + segment)
+        base_part, z_part, v_part = base[:, part], z[:, part], v[:, part]
         if delta is not None:
             base_part = base_part + _apply(delta, z_part, chunk_size, decay).to(base.dtype)
         outs.append(_chunk_causal(base_part, z_part, v_part, chunk_size, learning_rate, decay))
-        if return_delta or start + segment < steps:
-            full = z_part.shape[1] // chunk_size * chunk_size
-            delta = _update(delta, z_part[:, :full], v_part[:, :full], chunk_size, learning_rate, decay)
-    out = torch.cat(outs, 1)
-    return (out, delta) if return_delta else out
+        if start + segment < z.shape[1]:
+            delta = _update(delta, z_part, v_part, chunk_size, learning_rate, decay)
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
+def _segment_steps(steps: int, width: int, hidden: int, chunk_size: int) -> int:
+    """Steps per segment, in full chunks: all at once while `T (D + H) <= 4 D H`, below about 12,000 steps in Moshi."""
+    if steps * (width + hidden) <= 4 * width * hidden:
+        return steps + chunk_size
+    return max(1, SEGMENT_STEPS // chunk_size) * chunk_size
 
 
 def clip_chunks(

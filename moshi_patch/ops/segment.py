@@ -42,59 +42,99 @@ def segment_(
         `[B, T, D]` in the dtype of `base`.
     """
     size, steps = state.chunk_size, z.shape[1]
-    inside = state.position % size
     length = ((steps + size - 1) // size + 1) * size
-    place = inside[:, None] + torch.arange(steps, device=z.device)  # [B, T], of each step in the buffers
-    previous, current = _halves(state.keys, state.position), _halves(state.values, state.position)
-    held = (torch.arange(size, device=z.device) < inside[:, None])[:, :, None]
-
-    keys = _spread(z.to(state.keys.dtype), place, length)
-    keys[:, :size] += torch.where(held, previous[1], 0.0)
-    values = targets(_spread(x0, place, length)).to(state.values.dtype)
-    values[:, :size] += torch.where(held, current[1], 0.0)
+    place = (state.position % size)[:, None] + torch.arange(steps, device=z.device)  # [B, T], of each step in a buffer
+    keys = _behind_held(state.keys, state.position, _spread(z, place, length))
+    values = _behind_held(state.values, state.position, targets(_spread(x0, place, length)))
     clipped = values if delta_clip is None else clip_chunks(keys, values, size, learning_rate, delta_clip)
 
-    full = state.full_delta(learning_rate)
-    out = dual(_spread(base, place, length), keys, clipped, size, learning_rate, decay=decay, delta=full)
-    out = _pick(out, place)
+    before = state.full_delta(learning_rate)
+    out = dual(_spread(base, place, length), keys, clipped, size, learning_rate, decay=decay, delta=before)
 
-    ended = (inside + steps) // size  # [B], chunks that end in this segment
-    rest = (inside + steps) % size
-    new = _advance(state, full, keys, clipped, ended, rest, learning_rate, decay)
-    new["position"] = state.position + steps
-    new["updates"] = state.updates + ended
-    new["wrote"] = rest > 0
-    first = torch.arange(size, device=z.device) + size * ended[:, None]  # of the current chunk, in the buffers
-    before = (first - size).clamp(min=0)
-    stays = (ended == 0)[:, None, None]
-    for name, buffer, current_buffer, old in (("keys", keys, keys, previous), ("values", clipped, values, current)):
-        new[name] = _ring(
-            torch.where(stays, old[0], _pick(buffer, before)), _pick(current_buffer, first), new["position"]
-        )
-    new["scale"] = torch.where(ended > 0, torch.ones_like(state.scale), state.scale)
-    new["keep"] = torch.where(ended > 0, torch.full_like(state.keep, decay), state.keep)
+    ended = (state.position % size + steps) // size  # [B], chunks that end in this segment
+    after = {
+        "delta": _delta_after(state, before, keys, clipped, ended, steps, learning_rate, decay),
+        "keys": _ring_after(state.keys, state.position, steps, keys, keys),
+        "values": _ring_after(state.values, state.position, steps, clipped, values),
+        "position": state.position + steps,
+        "updates": state.updates + ended,
+        "wrote": (state.position + steps) % size > 0,
+        "scale": torch.where(ended > 0, torch.ones_like(state.scale), state.scale),  # `clipped` has the factor in it
+        "keep": torch.where(ended > 0, torch.full_like(state.keep, decay), state.keep),
+    }
     if delta_clip is not None:
-        z_c, v_c = _pick(keys, first).double(), _pick(values, first).double()
-        new["square"] = ((z_c @ z_c.transpose(1, 2)) * (v_c @ v_c.transpose(1, 2))).sum((1, 2))
-    for name, value in new.items():
+        after["square"] = _square(_pick(keys, _chunk(ended, size)), _pick(values, _chunk(ended, size)))
+    for name, value in after.items():
         tensor = getattr(state, name)
         tensor.copy_(torch.where(exec_mask.view(-1, *[1] * (tensor.dim() - 1)), value, tensor))
-    return out
+    return _pick(out, place)
 
 
-def _advance(state, full, keys, values, ended, rest, learning_rate, decay) -> dict[str, torch.Tensor]:
-    """The delta as steps would leave it: all but the last ended chunk in whole, of that one the rows that were due."""
-    size, width = state.chunk_size, full.shape[1]
-    narrow = values.dtype if values.dtype != torch.float16 else full.dtype
-    due = (torch.arange(width, device=full.device) < (rest * rows_per_step(width, size))[:, None])[:, :, None]
-    age = ended[:, None] - 2 - torch.arange(keys.shape[1], device=full.device) // size  # [B, L]
-    weight = (age >= 0) * decay ** age.clamp(min=0).double()
-    older = (values * weight[:, :, None].to(values.dtype)).to(narrow).transpose(1, 2) @ keys.to(narrow)
-    whole = (decay ** (ended - 1).clamp(min=0).double()).to(full)[:, None, None] * full + learning_rate * older.to(full)
-    last = (torch.arange(size, device=full.device) + size * (ended - 1)[:, None]).clamp(min=0)
-    newest = learning_rate * (_pick(values, last).to(narrow).transpose(1, 2) @ _pick(keys, last).to(narrow)).to(full)
-    moved_on = torch.where(due, decay * whole + newest, whole)
-    return {"delta": torch.where((ended > 0)[:, None, None], moved_on, torch.where(due, full, state.delta))}
+def _behind_held(ring: torch.Tensor, position: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """`buffer [B, L, *]` in the dtype of `ring`, and before it, added to it, what each row holds of its current chunk.
+
+    Added, as a step's convolution also reaches back into values that are held.
+    """
+    size = ring.shape[1] // 2
+    held = (torch.arange(size, device=ring.device) < (position % size)[:, None])[:, :, None]
+    _, current = _halves(ring, position)
+    buffer = buffer.to(ring.dtype)
+    buffer[:, :size] += torch.where(held, current, 0.0)
+    return buffer
+
+
+def _delta_after(
+    state: FastWeight,
+    before: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    ended: torch.Tensor,
+    steps: int,
+    learning_rate: float,
+    decay: float,
+) -> torch.Tensor:
+    """The delta as steps would leave it: all but the last ended chunk in whole, of that one the rows that were due.
+
+    `before [B, D, H]` is the delta in force at the segment's start, `ended [B]` the chunks that end in it.
+    """
+    size, width = state.chunk_size, before.shape[1]
+    narrow = values.dtype if values.dtype != torch.float16 else before.dtype
+    rest = (state.position + steps) % size
+    due = (torch.arange(width, device=before.device) < (rest * rows_per_step(width, size))[:, None])[:, :, None]
+
+    def outer(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return learning_rate * (v.to(narrow).transpose(1, 2) @ z.to(narrow)).to(before)
+
+    age = ended[:, None] - 2 - torch.arange(keys.shape[1], device=before.device) // size  # [B, L], 0: the last but one
+    weight = ((age >= 0) * decay ** age.clamp(min=0).double()).to(values.dtype)
+    earlier = (decay ** (ended - 1).clamp(min=0).double()).to(before)[:, None, None] * before
+    whole = earlier + outer(values * weight[:, :, None], keys)
+    last = _chunk((ended - 1).clamp(min=0), size)
+    moved_on = torch.where(due, decay * whole + outer(_pick(values, last), _pick(keys, last)), whole)
+    return torch.where((ended > 0)[:, None, None], moved_on, torch.where(due, before, state.delta))
+
+
+def _ring_after(
+    ring: torch.Tensor, position: torch.Tensor, steps: int, finished: torch.Tensor, current: torch.Tensor
+) -> torch.Tensor:
+    """`[B, 2C, *]`: `ring` after the segment, from buffers `[B, L, *]` of finished chunks and of the current one."""
+    size = ring.shape[1] // 2
+    ended = (position % size + steps) // size
+    old_previous, _ = _halves(ring, position)
+    new_previous = _pick(finished, _chunk((ended - 1).clamp(min=0), size))
+    previous = torch.where((ended == 0)[:, None, None], old_previous, new_previous)
+    return _ring(previous, _pick(current, _chunk(ended, size)), position + steps)
+
+
+def _square(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`[B]` float64: `‖Σ v zᵀ‖²` of chunks `[B, C, *]`."""
+    z, v = keys.double(), values.double()
+    return ((z @ z.transpose(1, 2)) * (v @ v.transpose(1, 2))).sum((1, 2))
+
+
+def _chunk(number: torch.Tensor, size: int) -> torch.Tensor:
+    """`[B, C]`: the places of each row's chunk `number [B]` in a buffer."""
+    return size * number[:, None] + torch.arange(size, device=number.device)
 
 
 def _spread(x: torch.Tensor, place: torch.Tensor, length: int) -> torch.Tensor:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from .rows import fill_rows_
+
 
 @dataclass
 class FastWeight:
@@ -65,8 +67,7 @@ class FastWeight:
         """Make the rows where `reset_mask [B]` is true bitwise those of a fresh stream, in place."""
         for field in fields(self):
             tensor = getattr(self, field.name)
-            fresh = 1.0 if field.name in ("scale", "keep") else 0
-            tensor.masked_fill_(reset_mask.view(-1, *[1] * (tensor.dim() - 1)), fresh)
+            fill_rows_(tensor, reset_mask, 1.0 if field.name in ("scale", "keep") else 0)
 
     @property
     def chunk_size(self) -> int:
@@ -112,7 +113,7 @@ def apply_delta(state: FastWeight, z: torch.Tensor, learning_rate: float) -> tor
     return torch.where(state.unfolded_rows(), state.keep[:, None] * kept + learning_rate * recent, kept)
 
 
-def fold(state: FastWeight, learning_rate: float, exec_mask: torch.Tensor) -> None:
+def fold_(state: FastWeight, learning_rate: float, exec_mask: torch.Tensor) -> None:
     """Add this step's `ceil(D / C)` rows of the previous chunk's update to the delta, in place, where `exec_mask`."""
     width = state.delta.shape[1]
     count = rows_per_step(width, state.chunk_size)
@@ -126,13 +127,13 @@ def fold(state: FastWeight, learning_rate: float, exec_mask: torch.Tensor) -> No
     values = state.values.gather(2, rows[:, None].expand(-1, state.values.shape[1], -1))
     values = values.to(wide) * (state.previous_chunk() * state.scale[:, None])[:, :, None]
     update = learning_rate * torch.bmm(values.to(narrow).transpose(1, 2), state.keys.to(narrow)).to(wide)
-    index = _stream(rows)[:, None], rows  # whole rows of H values; gather and scatter would go value by value
+    index = _each_row(rows)[:, None], rows  # whole rows of H values; gather and scatter would go value by value
     old = state.delta[index]
     new = torch.where(todo[:, :, None], state.keep[:, None, None] * old + update, old)
     state.delta.index_put_(index, new)
 
 
-def _stream(rows: torch.Tensor) -> torch.Tensor:
+def _each_row(rows: torch.Tensor) -> torch.Tensor:
     """`[B]`: 0 to B - 1, to index with."""
     return torch.arange(len(rows), device=rows.device)
 
@@ -162,14 +163,14 @@ def write_(
     taps = torch.where((reach & enabled)[:, :, None], taps, 0.0).to(state.values.dtype)
     key = torch.where(enabled, z, 0.0).to(state.keys.dtype)
 
-    stream = _stream(places)
-    here, run = (stream, places[:, 0]), exec_mask[:, None]
+    row = _each_row(places)
+    here, run = (row, places[:, 0]), exec_mask[:, None]
     state.keys.index_put_(here, torch.where(run, key, state.keys[here]))
     state.values.index_put_(here, torch.where(run, 0.0, state.values[here]))
     if delta_clip is not None:
         state.square += torch.where(exec_mask, _square_growth(state, taps, places), 0.0)
     for k in range(taps.shape[1]):  # K is a setting; places repeat when K > 2C, so one lag at a time
-        there = stream, places[:, k]
+        there = row, places[:, k]
         state.values.index_put_(there, state.values[there] + taps[:, k])
 
     state.wrote |= active
@@ -229,6 +230,6 @@ def step_(
         `[B, D]`: what the fast weight adds to the down projection's output, in the delta's dtype.
     """
     out = apply_delta(state, z, learning_rate)
-    fold(state, learning_rate, exec_mask)
+    fold_(state, learning_rate, exec_mask)
     write_(state, z, taps, learning_rate, exec_mask, delta_clip=delta_clip, decay=decay, enabled=enabled)
     return out

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.items import BrokenData, Items
+from finetune.data.broken import BrokenData
 from finetune.data.loader import EvalLoader, TrainLoader
+from finetune.data.reader import ItemReader
+from finetune.data.segments import Listing
 from tests.support.datasets import make_tokenizer, run_args, take, write_dataset
 
 
@@ -115,7 +117,7 @@ def test_missing_and_broken_items_are_counted_together(some_broken, codec, caplo
 
 def test_broken_lines_are_named_and_too_many_refused_at_once(tmp_path, codec, caplog):
     path = write_dataset(tmp_path, 30, train7="line")
-    assert len(TrainLoader(run_args(path), make_tokenizer(codec, 0.32))._segments[0]) == 29
+    assert len(TrainLoader(run_args(path), make_tokenizer(codec, 0.32)).listing.segments[0]) == 29
     assert f"{path}:8: not a valid line" in caplog.text
     with pytest.raises(BrokenData, match="1 of 4 items are broken"):
         TrainLoader(run_args(write_dataset(tmp_path, 4, train2="line")), make_tokenizer(codec, 0.32))
@@ -139,15 +141,18 @@ def test_a_short_run_does_not_stop_for_one_broken_item_of_a_good_list(some_broke
     loader = TrainLoader(args, make_tokenizer(codec, 0.32))
     codes = take(loader, 2).flatten(0, 1)
     assert all((item != loader.tokenizer.zero_id).any() for item in codes), "a blank item stands for a broken one"
-    broken, good = loader.items.segments[0][:2]
+    broken, good = loader.listing.segments[0][:2]
     assert loader.tokenizer.asked.count((broken.path.stem, broken.first_step)) == 1
     assert (good.path.stem, good.first_step) in loader.tokenizer.asked
 
 
 def test_what_another_rank_found_counts_and_is_not_read_again(some_broken, codec):
     path, found, tokenizers = some_broken(39, 2), [], [make_tokenizer(codec, 0.32) for _ in range(2)]
-    first, second = (Items(str(path), tokenizer, gather=lambda new: [*found, *new]) for tokenizer in tokenizers)
-    one, other = first.segments[0][:2]
+    first, second = (
+        ItemReader(Listing(str(path), tokenizer), tokenizer, gather=lambda new: [*found, *new])
+        for tokenizer in tokenizers
+    )
+    one, other = first.listing.segments[0][:2]
     assert first.read(one) is None
     first.check()  # 1 of 39
     found.append((one, "as the first rank says"))

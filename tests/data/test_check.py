@@ -12,12 +12,12 @@ from tests.support.datasets import MAIN, USER, write_dataset
 from tests.support.tiny_repository import DATA
 
 
-def test_lists_folders_and_weights(tmp_path):
+def test_lists_folders_and_shares(tmp_path):
     for name in ("a.jsonl", "folder/b.jsonl", "folder/deep/c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     sources = parse_sources(f"{tmp_path}/a.jsonl:0.5,{tmp_path}/folder")
-    assert [(source.weight, [file.name for file in source.files]) for source in sources] == [
+    assert [(source.share, [file.name for file in source.files]) for source in sources] == [
         (0.5, ["a.jsonl"]),
         (1.0, ["b.jsonl", "c.jsonl"]),
     ]
@@ -25,7 +25,7 @@ def test_lists_folders_and_weights(tmp_path):
     for spec, named in (
         (f"{tmp_path}/empty", "without any"),
         ("gone", "no such"),
-        (f"{tmp_path}/a.jsonl:-1", "weight"),
+        (f"{tmp_path}/a.jsonl:-1", "share"),
         (":2", "before the colon"),
         (" , ", "names no list"),
     ):

@@ -1,4 +1,4 @@
-"""Data: one order for all ranks, weights, exact resume, and evaluation."""
+"""Data: one order for all ranks, shares of sources, exact resume, and evaluation."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_resuming_on_other_data_is_said_or_refused(tmp_path, codec, caplog):
         two.load_state_dict(state)
 
 
-def test_sources_appear_by_their_weights(tmp_path, codec):
+def test_sources_appear_by_their_shares(tmp_path, codec):
     spec = f"{write_dataset(tmp_path, 2, 'often')}:3, {write_dataset(tmp_path, 3, 'seldom')}"
     tokenizer = make_tokenizer(codec, 0.32)
     loader = TrainLoader(run_args(spec, 4), tokenizer)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import moshi_patch
 from finetune.common.errors import ConfigError
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
@@ -148,7 +148,7 @@ def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, 
 def test_the_program_refuses_in_one_line(words, options, named):
     process = start(words("merged", *options))
     out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
+    assert (process.returncode, out) == (2, "")
     assert len(errors.strip().splitlines()) == 1
     assert errors.startswith("eval_from_checkpoint.py: ")
     assert named in errors

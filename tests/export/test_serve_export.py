@@ -22,7 +22,7 @@ def python(*arguments: str) -> None:
 @pytest.fixture
 def export(tmp_path):
     """Adapters and target generators of a short training of a model without TTT, exported with their base."""
-    base = build_repo(tmp_path / "base", ttt_enabled=False)
+    base = build_repo(tmp_path / "base", ttt=False)
     files = {"moshi": "model.safetensors", "mimi": "mimi.safetensors", "tokenizer": "tokenizer.model"}
     paths = [f"--moshi_paths.{name}_path={base / file}" for name, file in {**files, "config": "config.json"}.items()]
     training = ["--max_steps=3", "--duration_sec=4", "--batch_size=1", "--do_eval=false", f"--ttt.chunk_size={CHUNK}"]

@@ -8,7 +8,7 @@ from finetune.common.distributed import Context
 from finetune.model.adapters import add_adapters
 from finetune.model.initial_targets import covariance, readout_projection, start_targets
 from finetune.settings.command_line import from_dict
-from finetune.training.build import build_model
+from finetune.training.build_model import build_model
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import build_repo
 
@@ -88,7 +88,7 @@ def test_adapters_change_nothing_and_a_model_without_weights_is_left_alone():
 
 
 def test_the_trainers_model_starts_with_it(tmp_path):
-    repo = build_repo(tmp_path / "repo", ttt_enabled=False)
+    repo = build_repo(tmp_path / "repo", ttt=False)
     ttt = {"enabled": True, "layers": [1, 3], "chunk_size": 16}
     settings = {"moshi_paths": {"hf_repo_id": str(repo)}, "lora": {"enable": True}, "param_dtype": "float32"}
     weights = {}

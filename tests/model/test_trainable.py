@@ -18,7 +18,7 @@ from finetune.model.trainable import describe, parameter_groups
 from finetune.settings.command_line import from_dict, load_args
 from finetune.settings.schema import TrainArgs
 from finetune.settings.validation import unusual_settings
-from finetune.training.build import build_model, trained_config
+from finetune.training.build_model import build_model, trained_config
 from finetune.training.optimizer import MasterAdamW, build_optimizer
 from tests.support.loading import KEYS
 from tests.support.models import TTT, random_codes, tiny_model
@@ -188,7 +188,7 @@ def test_a_loaded_optimizer_continues_bit_for_bit(through):
 
 @pytest.fixture(scope="module")
 def stock_repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 def args_for(repo: Path, **settings) -> TrainArgs:

@@ -1,6 +1,8 @@
 """Bad settings: one ValueError each, naming argument, value and what is allowed, before anything is built."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from moshi.models.lm import LMModel
 import moshi_patch
 from moshi_patch import TTTConfig
 from tests.support.models import TINY, TTT, tiny_model
+from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 BAD = [
     ({"ttt_chunck_size": 4}, "ttt_chunck_size=4", "ttt_chunk_size"),
@@ -124,3 +127,12 @@ def test_stats_before_streaming_report_weights_only():
         assert stats["updates"] is stats["delta_norm"] is stats["relative_delta"] is None
         assert stats["conv_norm"] == 0.0
         assert stats["W_target_norm"] == pytest.approx(4.0)
+
+
+def test_settings_are_read_without_torch_and_every_public_name_is_there():
+    code = "import sys, moshi_patch; moshi_patch.TTTConfig(); print(sys.modules.keys() & {'torch', 'moshi', 'numpy'})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+    assert all(hasattr(moshi_patch, name) for name in moshi_patch.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = moshi_patch.nothing

@@ -14,6 +14,7 @@ from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
 
 import moshi_patch
+from example.tiny_repo import main
 from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
@@ -124,6 +125,18 @@ def test_the_same_seed_makes_the_same_repository(tiny_repo, tmp_path):
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in tiny_repo.iterdir())
     for path in again.iterdir():
         assert path.read_bytes() == (tiny_repo / path.name).read_bytes(), path.name
+
+
+def test_a_stock_repository_has_the_same_weights_and_knows_nothing_of_ttt(tiny_repo, tmp_path):
+    main([str(tmp_path / "stock")])
+    stock, with_ttt = load_file(tmp_path / "stock" / "model.safetensors"), load_file(tiny_repo / "model.safetensors")
+    assert stock.keys() == {name for name in with_ttt if "target_generator" not in name}
+    assert all(torch.equal(tensor, with_ttt[name]) for name, tensor in stock.items())
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert not [key for key in config if key.startswith("ttt")]
+    assert (tmp_path / "stock" / "mimi.safetensors").read_bytes() == (tiny_repo / "mimi.safetensors").read_bytes()
+    main([str(tmp_path / "ttt"), "--ttt"])
+    assert (tmp_path / "ttt" / "model.safetensors").read_bytes() == (tiny_repo / "model.safetensors").read_bytes()
 
 
 def test_overrides_reach_the_model(tmp_path, patched, one_thread):

@@ -1,5 +1,6 @@
 """A stream with updates switched off: nothing is written, what was learnt stays, and what is muted is not heard."""
 
+import contextlib
 import copy
 
 import pytest
@@ -81,6 +82,59 @@ def test_updates_can_be_switched_after_streaming_in_inference_mode():
     with moshi_patch.ttt_updates(model), model.streaming(B):
         steps(model, codes)
         assert moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"] == [0] * B
+
+
+LAYERS = {"transformer.layers.1.gating": 1, "transformer.layers.3.gating": 3}
+
+
+@pytest.mark.parametrize("form", ["one pass", "steps"])
+@pytest.mark.parametrize(
+    "muted", [[1], [3], ["transformer.layers.1.gating"], ["transformer.layers.3"], (1, 3)], ids=str
+)
+def test_single_layers_can_be_muted_by_index_or_name(muted, form):
+    model = ttt_model()
+    codes = random_codes(model, B, T)
+    still = [name for name, index in LAYERS.items() if not {index, name, name.removesuffix(".gating")} & set(muted)]
+    run = one_pass if form == "one pass" else steps
+    with torch.no_grad():
+        for name in LAYERS.keys() - set(still):
+            generator = moshi_patch.ttt_gatings(model)[name].target_generator
+            before = copy.deepcopy(generator.state_dict())
+            generator.conv1d.conv.weight.zero_()  # nothing is learnt by that layer, and so nothing muted
+            expected = one_pass(model, codes) if len(muted) == 1 else None
+            generator.load_state_dict(before)
+    with model.streaming(B) if form == "steps" else contextlib.nullcontext():
+        with moshi_patch.ttt_updates(model, layers=muted):
+            actual = run(model, codes)
+        if form == "steps":
+            updates = {name: stats["updates"] for name, stats in moshi_patch.ttt_stats(model).items()}
+            assert updates == {name: [T // 5 if name in still else 0] * B for name in LAYERS}
+    if expected is None:
+        with moshi_patch.ttt_updates(model):
+            expected = one_pass(model, codes)
+    assert relative(actual, expected) < 1e-12
+    assert relative(expected, one_pass(model, codes)) > 1e-3
+
+
+def test_blocks_that_mute_single_layers_nest():
+    model = ttt_model()
+    codes = random_codes(model, B, T)
+    with moshi_patch.ttt_updates(model, layers=[1]):
+        expected = one_pass(model, codes)
+    with moshi_patch.ttt_updates(model), moshi_patch.ttt_updates(model, enabled=True, layers=[3]):
+        assert torch.equal(one_pass(model, codes), expected)
+    assert all(gating.updates_enabled for gating in moshi_patch.ttt_gatings(model).values())
+
+
+@pytest.mark.parametrize(
+    "layers", [[0], [-1], [], [1, 99], ["transformer.layers.2"], [True], [1.0], 1, "1", [[1]]], ids=str
+)
+def test_layers_that_have_no_ttt_are_refused_and_nothing_is_muted(layers):
+    model = ttt_model()
+    with pytest.raises(ValueError, match=r"^layers=.*: must be a list of TTT layers of this model: \[1, 3\], or") as e:
+        moshi_patch.ttt_updates(model, layers=layers).__enter__()
+    assert repr(layers) in str(e.value)
+    assert all(gating.updates_enabled for gating in moshi_patch.ttt_gatings(model).values())
 
 
 def test_updates_switched_off_from_the_start_are_the_stock_model():

@@ -20,7 +20,7 @@ from tests.support.tiny_repository import ENVIRONMENT, ROOT
 TEXT = (ROOT / "docs" / "checkpoints.md").read_text()
 NOT_RUN = {
     "hf upload": "needs an account",
-    "python -m moshi_patch moshi.server": "runs until it is stopped; tests/moshi_patch/test_server.py starts it",
+    "python -m moshi_patch moshi.server": "runs until it is stopped; tests/moshi_patch/serving starts it",
 }
 """Commands that are not run here, and why."""
 

@@ -35,7 +35,7 @@ def training(repo: Path, run_dir: Path, **changes) -> dict:
 
 def make_runs(folder: Path) -> Path:
     """Runs of all modes, one without TTT, the base model, and a list of three dialogues; never to be written to."""
-    repo = build_repo(folder / "repo", ttt_enabled=False)
+    repo = build_repo(folder / "repo", ttt=False)
     for name, mode in MODES.items():
         train(from_dict(training(repo, folder / name, **mode)))
     train(from_dict(training(repo, folder / "stock", **MODES["merged"], ttt={"enabled": False})))

@@ -15,14 +15,14 @@ ENVIRONMENT = os.environ | {"NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1", "HF
 """For subprocesses. One thread: on layers this small several only wait for each other."""
 
 
-def build_repo(folder: Path, **lm_overrides) -> Path:
-    """The repository that `example/tiny_repo.py` makes, made with one thread."""
+def build_repo(folder: Path, ttt: bool = True, **lm_overrides) -> Path:
+    """The repository that `example/tiny_repo.py` makes, with TTT unless told otherwise, made with one thread."""
     from example.tiny_repo import make_tiny_repo
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return make_tiny_repo(folder, **lm_overrides)
+        return make_tiny_repo(folder, ttt=ttt, **lm_overrides)
     finally:
         torch.set_num_threads(threads)
 

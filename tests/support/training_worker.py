@@ -18,7 +18,7 @@ from moshi.models import loaders
 from safetensors import SafetensorError
 
 from finetune.common.errors import ConfigError, DiskError
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.settings.command_line import from_dict
 from finetune.training import trainer
 

@@ -115,7 +115,7 @@ def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
 def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     """All cases once, on two ranks and on one with twice the batch; with the reports of the two ranks."""
     folder = tmp_path_factory.mktemp("runs")
-    repo = build_repo(folder / "repo", ttt_enabled=False)
+    repo = build_repo(folder / "repo", ttt=False)
     moshi_patch.install()
     cases = CASES | {"conditioned": CASES["conditioned"] | with_conditions(folder / "conditioned", repo)}
     two = [job(repo, folder / f"two-{name}", batch_size=1, **case) for name, case in cases.items()]
@@ -154,7 +154,7 @@ def test_two_ranks_evaluate_as_one(runs):
     evaluations = [metrics(runs[0] / f"{number}-lora+ttt", "eval")[0] for number in ("one", "two")]
     assert evaluations[0].keys() == evaluations[1].keys()
     for name in evaluations[0].keys() - {"time"}:
-        size = evaluations[0]["loss" if name.startswith("ttt_gain") else name]  # a difference of two losses
+        size = evaluations[0]["loss" if name.startswith("ttt_reliance") else name]  # a difference of two losses
         assert evaluations[1][name] == pytest.approx(evaluations[0][name], abs=1e-5 * size)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from finetune.common.errors import DiskError
-from finetune.training.start import start_run_dir
+from finetune.training.run_dir import start_run_dir
 from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 from tests.training.test_refused import write_settings

@@ -82,6 +82,13 @@ def test_steps_after_a_resume_are_counted_once_and_nothing_is_lost(tmp_path, tol
     run.close()
 
 
+def test_lines_of_an_old_run_are_read_with_todays_names_and_sign(tmp_path):
+    (tmp_path / "metrics.eval.jsonl").write_text('{"step": 3, "loss": 2.0, "ttt_gain": 0.5, "ttt_gain_error": 0.1}\n')
+    assert read_metrics(tmp_path / "metrics.eval.jsonl") == [
+        {"step": 3, "loss": 2.0, "ttt_reliance": -0.5, "ttt_reliance_error": 0.1}
+    ]
+
+
 def test_a_run_that_goes_straight_on_replaces_nothing(tmp_path):
     write(monitor(tmp_path), 1, 4)
     write(monitor(tmp_path), 5, 8)

@@ -27,7 +27,7 @@ def on_two_disks(folder: Path, last: str = "sister") -> dict:
 def runs(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
     """A folder, and by the name of the job the reports of both ranks."""
     folder = tmp_path_factory.mktemp("runs")
-    repo = build_repo(folder / "repo", ttt_enabled=False)
+    repo = build_repo(folder / "repo", ttt=False)
     gone = on_two_disks(folder / "gone")
     for path in (folder / "gone" / "1").glob("boat.*"):
         path.unlink()

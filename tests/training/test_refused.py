@@ -1,5 +1,7 @@
-"""A run that cannot work ends in one line that names what is wrong, with exit code 1, and changes no file."""
+"""A run that cannot work ends in one line that names what is wrong, with exit code 2 or 1, and changes no file."""
 
+import contextlib
+import io
 import logging
 import os
 import shutil
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import train as program
 from finetune.common.distributed import check_local_rank
 from finetune.common.errors import ConfigError
+from finetune.training.__main__ import main
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
 NEWEST = "checkpoints/checkpoint_000004"
@@ -71,16 +73,14 @@ def content(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def refused(place: Path, monkeypatch, *words: str) -> str:
+def refused(place: Path, *words: str, exit_code: int = 2) -> str:
     """The line that `train.py run.yaml WORDS` ends with."""
     before = content(place.parent)
-    monkeypatch.setattr(sys, "argv", ["train.py", str(place / "run.yaml"), *words])
-    with pytest.raises(SystemExit) as end:
-        program.main()
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert main([str(place / "run.yaml"), *words], "train.py") == exit_code
     assert content(place.parent) == before
-    line = end.value.code  # which Python prints, and exits with 1
+    line = errors.getvalue().splitlines()[-1]
     assert line.startswith("train.py: ")
-    assert "\n" not in line
     return line
 
 
@@ -110,9 +110,9 @@ damages = pytest.mark.parametrize("damage", [truncate, garble, empty])
         "mimi_config.json": "moshi_paths: repo/mimi_config.json: not valid JSON",
     }.items(),
 )
-def test_a_damaged_file_of_the_base_model(place, monkeypatch, file, named, damage):
+def test_a_damaged_file_of_the_base_model(place, file, named, damage):
     damage(place / "repo" / file)
-    line = refused(place, monkeypatch, "--run_dir=new")
+    line = refused(place, "--run_dir=new")
     assert named in line
     assert "opy it anew" in line or "copy the file anew" in line
 
@@ -127,9 +127,9 @@ def test_a_damaged_file_of_the_base_model(place, monkeypatch, file, named, damag
         ("mimi_config.json", "{}", "cannot be loaded into the Mimi of mimi_config.json (KeyError: 'seanet')"),
     ],
 )
-def test_a_configuration_that_describes_no_model(place, monkeypatch, file, text, named):
+def test_a_configuration_that_describes_no_model(place, file, text, named):
     (place / "repo" / file).write_text(text)
-    assert named in refused(place, monkeypatch, "--run_dir=new")
+    assert named in refused(place, "--run_dir=new")
 
 
 @damages
@@ -142,9 +142,9 @@ def test_a_configuration_that_describes_no_model(place, monkeypatch, file, text,
         "consolidated/config.json": "consolidated/config.json: not valid JSON",
     }.items(),
 )
-def test_a_damaged_checkpoint_is_not_resumed(place, monkeypatch, file, named, damage):
+def test_a_damaged_checkpoint_is_not_resumed(place, file, named, damage):
     damage(place / "run" / NEWEST / file)
-    line = refused(place, monkeypatch, "--resume")
+    line = refused(place, "--resume")
     assert f"run/{NEWEST}/{named}" in line
     assert "--resume STEP" in line
 
@@ -157,27 +157,26 @@ def test_a_damaged_checkpoint_is_not_resumed(place, monkeypatch, file, named, da
         "consolidated/training_config.json": "training_config.json: cannot be read (No such file",
     }.items(),
 )
-def test_a_checkpoint_that_lacks_a_file_is_not_resumed_and_an_earlier_one_is(place, monkeypatch, file, named):
+def test_a_checkpoint_that_lacks_a_file_is_not_resumed_and_an_earlier_one_is(place, file, named):
     (place / "run" / NEWEST / file).unlink()
     for words in (["--resume"], ["--resume", "4"]):
-        assert named in refused(place, monkeypatch, *words)
-    monkeypatch.setattr(sys, "argv", ["train.py", "run.yaml", "--resume", "2"])
-    program.main()
+        assert named in refused(place, *words)
+    assert main(["run.yaml", "--resume", "2"]) == 0
     assert (place / "run" / NEWEST / file).is_file()
     assert (place / "run" / "checkpoints" / "abandoned-checkpoint_000004").is_dir()
 
 
 @pytest.mark.parametrize("layers", ["[0,2]", "[1]", "[1,2,3]"])
-def test_ttt_in_other_layers_than_the_base_models(place, monkeypatch, layers):
-    line = refused(place, monkeypatch, "--run_dir=new", f"--ttt.layers={layers}")
+def test_ttt_in_other_layers_than_the_base_models(place, layers):
+    line = refused(place, "--run_dir=new", f"--ttt.layers={layers}")
     assert f"ttt.layers={layers.replace(',', ', ')}: " in line
     assert "has TTT weights in the layers [1, 3]; set ttt.enabled=true and ttt.layers=[1,3]" in line
 
 
 @pytest.mark.parametrize("file", ["consolidated.safetensors", "config.json"])
-def test_a_damaged_beginning(place, monkeypatch, file):
+def test_a_damaged_beginning(place, file):
     truncate(place / "run" / NEWEST / "consolidated" / file)
-    assert f"run/{NEWEST}/consolidated/{file}" in refused(place, monkeypatch, "--run_dir=new", "--init_from=run")
+    assert f"run/{NEWEST}/consolidated/{file}" in refused(place, "--run_dir=new", "--init_from=run")
 
 
 @pytest.mark.parametrize(
@@ -191,50 +190,50 @@ def test_a_damaged_beginning(place, monkeypatch, file):
         ([f"--init_from=run/{NEWEST}"], "init_from"),
     ],
 )
-def test_nothing_that_is_in_use_is_moved_aside(place, monkeypatch, words, named):
-    line = refused(place, monkeypatch, "--overwrite_run_dir", *words)
+def test_nothing_that_is_in_use_is_moved_aside(place, words, named):
+    line = refused(place, "--overwrite_run_dir", *words)
     assert f"overwrite_run_dir=true would move aside {named}" in line
     assert "choose another run_dir" in line
 
 
 @pytest.mark.parametrize("words", [["--resume"], ["--overwrite_run_dir"], []])
 @pytest.mark.parametrize("run_dir", ["run.yaml", "run.yaml/below"])
-def test_a_run_dir_that_cannot_be_a_folder(place, monkeypatch, words, run_dir):
-    assert "run.yaml is a file; choose a folder" in refused(place, monkeypatch, f"--run_dir={run_dir}", *words)
+def test_a_run_dir_that_cannot_be_a_folder(place, words, run_dir):
+    assert "run.yaml is a file; choose a folder" in refused(place, f"--run_dir={run_dir}", *words)
 
 
 @pytest.mark.parametrize("words", [["--resume"], ["--overwrite_run_dir"], []])
-def test_a_run_dir_that_links_to_nothing(place, monkeypatch, words):
+def test_a_run_dir_that_links_to_nothing(place, words):
     (place / "scratch").symlink_to("not_mounted")
-    line = refused(place, monkeypatch, "--run_dir=scratch", *words)
+    line = refused(place, "--run_dir=scratch", *words)
     assert "run_dir='scratch': a link to not_mounted, which is not there" in line
 
 
-def test_a_run_dir_that_cannot_be_made(place, monkeypatch):
-    line = refused(place, monkeypatch, f"--run_dir={300 * 'x'}")
+def test_a_run_dir_that_cannot_be_made(place):
+    line = refused(place, f"--run_dir={300 * 'x'}")
     assert "cannot be made (File name too long); choose another" in line
 
 
-def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place, monkeypatch):
+def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place):
     (place / "data" / "train.wav").rename(place / "data" / "elsewhere.wav")
-    assert "items are broken" in refused(place, monkeypatch, "--overwrite_run_dir")
+    assert "items are broken" in refused(place, "--overwrite_run_dir", exit_code=1)
     (place / "data" / "elsewhere.wav").rename(place / "data" / "train.wav")
     truncate(place / "repo" / "tokenizer.model")
-    assert "tokenizer.model" in refused(place, monkeypatch, "--overwrite_run_dir")
+    assert "tokenizer.model" in refused(place, "--overwrite_run_dir")
 
 
 @pytest.mark.parametrize("words", [[], ["--do_eval", "--data.eval_data=data/eval.jsonl"]])
-def test_missing_files_are_found_before_any_model_is_read(place, monkeypatch, words):
+def test_missing_files_are_found_before_any_model_is_read(place, words):
     truncate(place / "repo" / "model.safetensors")
     name = "sister" if words else "train"
     (place / "data" / f"{name}.wav").unlink()
-    line = refused(place, monkeypatch, "--run_dir=new", *words)
+    line = refused(place, "--run_dir=new", *words, exit_code=1)
     assert "items are broken, more than 5%" in line
     assert f"data/{name}.wav: no such file" in line
 
 
-def test_a_list_that_cannot_be_read(place, monkeypatch):
-    line = refused(place, monkeypatch, "--run_dir=new", "--data.train_data=/proc/self/mem")  # nothing lies at address 0
+def test_a_list_that_cannot_be_read(place):
+    line = refused(place, "--run_dir=new", "--data.train_data=/proc/self/mem", exit_code=1)  # nothing lies at address 0
     assert "/proc/self/mem: cannot be read (Input/output error)" in line
 
 
@@ -245,21 +244,20 @@ def test_a_process_without_a_gpu_of_its_own(local_rank, gpus):
     check_local_rank(gpus - 1, gpus)
 
 
-def test_a_damaged_checkpoint_of_an_old_run_is_moved_aside_with_it(place, monkeypatch, caplog):
+def test_a_damaged_checkpoint_of_an_old_run_is_moved_aside_with_it(place, caplog):
     (place / "run" / NEWEST / "consolidated" / "config.json").write_text("{")
-    monkeypatch.setattr(sys, "argv", ["train.py", "run.yaml", "--overwrite_run_dir", "--max_steps=2"])
-    program.main()
+    assert main(["run.yaml", "--overwrite_run_dir", "--max_steps=2"]) == 0
     (aside,) = place.glob("run.2*")
     assert (aside / NEWEST).is_dir()
     assert "config.json: not valid JSON" in caplog.text
     assert [path.name for path in (place / "run" / "checkpoints").iterdir()] == ["checkpoint_000002"]
 
 
-def test_the_exit_code_is_1_and_the_line_goes_to_stderr(place):
+def test_the_exit_code_is_2_and_the_line_goes_to_stderr(place):
     truncate(place / "repo" / "model.safetensors")
     words = [sys.executable, ROOT / "train.py", "run.yaml", "--run_dir=new"]
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("train.py: moshi_paths.moshi_path='repo/model.safetensors'")
     assert "Traceback" not in done.stderr
     assert not (place / "new").exists()

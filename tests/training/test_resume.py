@@ -11,8 +11,8 @@ from finetune.checkpoint.training_state import TrainState
 from finetune.data.loader import TrainLoader
 from finetune.data.tokenize import SpeechTokenizer
 from finetune.model.trainable import parameter_groups
-from finetune.training.build import build_model
-from finetune.training.losses import forward_loss
+from finetune.training.batch_loss import forward_loss
+from finetune.training.build_model import build_model
 from finetune.training.optimizer import build_optimizer
 from tests.support.checkpoint_runs import CTX, LORA, MODES, TTT, advance, arguments, same, snapshot, tiny_run
 from tests.support.loading import KEYS

@@ -18,7 +18,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
-    return build_repo(tmp_path_factory.mktemp("tiny") / "repo", ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("tiny") / "repo", ttt=False)
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 
 from finetune.common.distributed import Context, cleanup, setup
 from finetune.common.errors import ConfigError
-from finetune.model.loss import LossParts
 from finetune.settings.command_line import from_dict
 from finetune.settings.validation import validate
-from finetune.training import health as activity_module
-from finetune.training import losses as eval_module
-from finetune.training.losses import forward_loss
-from finetune.training.start import open_run_dir
+from finetune.training import activity as activity_module
+from finetune.training.batch_loss import batch_counts, forward_loss
+from finetune.training.held_out import difference, evaluate
+from finetune.training.run_dir import open_run_dir
 from finetune.training.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 from tests.support.training_runs import metrics, settings_for
@@ -35,7 +34,7 @@ def _patched(patched):
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 @pytest.fixture
@@ -86,8 +85,8 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
         assert rows[-1]["ttt/layers.3/relative_delta"] > 1e-3
         assert rows[-1]["lr/target_generators"] == pytest.approx(5 * rows[-1].get("lr/w_down", 0))
         assert evaluations[1]["loss_updates_off"] != evaluations[1]["loss"]
-        gain = evaluations[1]["loss_updates_off"] - evaluations[1]["loss"]
-        assert evaluations[1]["ttt_gain"] == pytest.approx(gain, abs=1e-5)
+        reliance = evaluations[1]["loss"] - evaluations[1]["loss_updates_off"]
+        assert evaluations[1]["ttt_reliance"] == pytest.approx(reliance, abs=1e-5)
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
@@ -172,13 +171,13 @@ def test_recomputed_activations_change_nothing(trainer):
     assert losses[0] == losses[1]
 
 
-def test_weights_known_from_the_codes_are_those_of_the_loss(trainer):
+def test_counts_known_from_the_codes_are_those_of_the_loss(trainer):
     made = trainer(first_codebook_weight_multiplier=100.0, text_padding_weight=0.25, duration_sec=9)
     for _ in range(3):
         batch = next(made.state.loader)
         assert (batch.codes == -1).any() or batch.codes.shape[2] == 113
         parts = forward_loss(made.model, batch, made.args, ONE)
-        assert torch.equal(made._weights(batch), parts.weights)
+        assert torch.equal(batch_counts(made.model, batch, made.args, ONE), parts.counts)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(trainer, caplog):
@@ -206,22 +205,27 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_next_good_one_counts(train
         made.train_step()
 
 
-def test_what_updates_gain_has_the_standard_error_of_its_mean_over_items(trainer, monkeypatch):
-    """Items of equal weight: then the gain is a plain mean of differences."""
-    made = trainer(do_eval=True, batch_size=2)
+def test_a_difference_has_the_standard_error_of_a_sum_over_recordings():
     torch.manual_seed(0)
-    rows = torch.rand(5, 1 + made.model.dep_q, dtype=torch.float64)
-    weights = torch.ones_like(rows)
-    blank = torch.zeros_like(rows[:1])  # where an item is missing or broken
-    on = LossParts(torch.cat([rows, blank]), torch.cat([weights, blank]))
-    off = LossParts(torch.cat([rows * 2, blank]), on.weights)
-    found = eval_module._gain(on, off, weights.sum(0))
-    each = rows[:, 0] + rows[:, 1:].mean(1)
-    assert found["ttt_gain"].item() == pytest.approx(each.mean().item())
-    assert found["ttt_gain_error"].item() == pytest.approx(each.std().item() / 5**0.5)
-    assert eval_module._gain(*(LossParts(p.sums[:1], p.weights[:1]) for p in (on, off)), weights[0]).keys() == {
-        "ttt_gain"
-    }, "one item has no spread"
+    ours, theirs = ({f"{index}.wav": value for index, value in enumerate(torch.rand(6).tolist())} for _ in range(2))
+    each = torch.tensor([ours[name] - theirs[name] for name in ours])
+    found = difference("d", ours, theirs)
+    assert found["d"] == pytest.approx(sum(ours.values()) - sum(theirs.values()))
+    assert found["d_error"] == pytest.approx(6 * (each.std() / 6**0.5).item())
+    few = [dict(list(shares.items())[:4]) for shares in (ours, theirs)]
+    assert difference("d", *few).keys() == {"d"}, "four recordings say nothing of the spread"
+    with pytest.raises(ValueError, match="different recordings"):
+        difference("d", ours, few[0])
+
+
+def test_the_shares_of_the_recordings_add_up_to_the_loss_on_any_number_of_ranks(trainer):
+    made = trainer(do_eval=True, batch_size=2, duration_sec=3)
+    found = evaluate(made.model, made.eval_loader, made.args, ONE)
+    assert sum(found.shares.values()) == pytest.approx(found.values["loss"], rel=1e-6)
+    assert [Path(path).name for path in found.shares] == ["sister.wav"], "one recording of several segments"
+    assert found.values["ttt_reliance"] == pytest.approx(
+        found.values["loss"] - found.values["loss_updates_off"], abs=1e-5
+    )
 
 
 def test_a_run_with_inactive_ttt_says_what_to_raise(trainer, caplog, monkeypatch):
@@ -246,5 +250,5 @@ def test_from_the_command_line(repo, tmp_path):
     for line in ("target_generators", "w_down", "adapters", "(frozen)"):
         assert f"\n{line}" in done.stderr
     refused = command("--config", file, "--ttt.chunk_sise", "8")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith("train.py: ttt.chunk_sise='8': unknown key; did you mean")

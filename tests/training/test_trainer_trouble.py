@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.settings.command_line import from_dict
 from finetune.training.trainer import Trainer, TrainingDiverged, train
 from tests.support.tiny_repository import DATA, build_repo
@@ -21,7 +21,7 @@ def _patched(patched):
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt_enabled=False)
+    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import torch
 
 from ...common.errors import ConfigError
 from ...data.audio import AudioFile
-from ...data.encode import encode
-from ...data.tokenize import BrokenItem, resample
+from ...data.broken import BrokenItem
+from ...data.encode import check_codebooks, encode_channels
+from ...data.resample import resample
 
 CUT_OFF_SECONDS = 0.1
 """A file that ends so much earlier than its header says was not copied whole; compressed ones may end a little so."""
@@ -39,9 +40,7 @@ class MonoTokenizer:
     def __init__(self, mimi: Any, *, n_q: int, dep_q: int, delays: list[int], padding_id: int, zero_id: int):
         if dep_q < 1:
             raise ConfigError(f"dep_q={dep_q}: the model predicts no audio, so no recording has a likelihood.")
-        if mimi.num_codebooks < max(dep_q, n_q - dep_q):
-            needed = max(dep_q, n_q - dep_q)
-            raise ConfigError(f"mimi.num_codebooks={mimi.num_codebooks}: at least {needed} are needed.")
+        check_codebooks(mimi, n_q, dep_q)
         self.mimi, self.n_q, self.dep_q = mimi, n_q, dep_q
         self.tail = max(delays[: 1 + dep_q])
         self.padding_id, self.zero_id = padding_id, zero_id
@@ -72,13 +71,11 @@ class MonoTokenizer:
 
     def codes(self, pcm: np.ndarray) -> torch.Tensor:
         """The same of samples `[S]` float32 at Mimi's rate."""
-        both = torch.from_numpy(np.stack([pcm, np.zeros_like(pcm)]))
-        moshi, user = encode(self.mimi, both[:, None].to(next(self.mimi.parameters()).device)).cpu()
-        steps = moshi.shape[-1]
+        audio = encode_channels(self.mimi, np.stack([pcm, np.zeros_like(pcm)]), self.n_q, self.dep_q)
+        steps = audio.shape[1]
         codes = torch.full((1, 1 + self.n_q, steps + self.tail), self.zero_id)
         codes[0, 0, :steps] = self.padding_id
-        codes[0, 1 : 1 + self.dep_q, :steps] = moshi[: self.dep_q]
-        codes[0, 1 + self.dep_q :, :steps] = user[: self.n_q - self.dep_q]
+        codes[0, 1:, :steps] = audio
         return codes
 
 

@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
-from ...data.items import BROKEN_SHARE, BrokenData
-from ...data.tokenize import BrokenItem
+from ...data.broken import BrokenCount, BrokenItem
 from ..results import ResultStore
 from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
-from .share import gather, merge, select
+from .share import count_skipped, gather, merge, select
 from .stats import mean_interval
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def score_longform(
 
     def score_mine() -> dict[str, Any]:
         mine: dict[str, Any] = {}
-        broken = 0
+        broken = BrokenCount("paper.longform", "files", len(files))
         for index in tqdm(share, desc="longform", unit="file", disable=ctx.rank != 0):
             name = str(files[index])
             record = store.get(scored_as, name)
@@ -64,14 +63,13 @@ def score_longform(
                 record = _score(files[index], args, likelihood, tokenizer)
                 store.add(scored_as, name, record)
             mine[name] = record
-            broken += "skipped" in record
-            _check(broken, len(files), record)
+            count_skipped(broken, record)
         return mine
 
     records = gather(on_all_ranks(ctx, score_mine), ctx)
-    skipped = [record for record in records.values() if "skipped" in record]
-    if skipped:
-        _check(len(skipped), len(files), skipped[-1])
+    broken = BrokenCount("paper.longform", "files", len(files))
+    for record in records.values():
+        count_skipped(broken, record)
     return LongScores([str(file) for file in files], records, edges(args, tokenizer), tokenizer.mimi.frame_rate)
 
 
@@ -96,14 +94,6 @@ def _score(path: Path, args: EvalArgs, likelihood: Likelihood, tokenizer: MonoTo
             nats: torch.Tensor = likelihood([codes])[0]
         record[name] = [nats[first:end].sum().item() for first, end in buckets]
     return record
-
-
-def _check(broken: int, total: int, record: dict[str, Any]) -> None:
-    if "skipped" in record and broken > BROKEN_SHARE * total:
-        raise BrokenData(
-            f"paper.longform: {broken} of {total} files cannot be used, more than {BROKEN_SHARE:.0%}; "
-            f"the last: {record['skipped']}"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from tqdm import tqdm
 
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
-from ...data.items import BROKEN_SHARE, BrokenData
-from ...data.tokenize import BrokenItem
+from ...data.broken import BrokenCount, BrokenItem
 from ..recordings import OFF, ON
 from ..results import ResultStore
 from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .sets import Pair, PairSet
-from .share import gather, merge, select
+from .share import count_skipped, gather, merge, select
 from .stats import mean_interval
 
 logger = logging.getLogger(__name__)
@@ -50,11 +49,12 @@ def score_pairs(
     pairs = select(found.pairs, args.paper.max_items, args.seed)
     for problem in found.problems if ctx.rank == 0 else ():
         logger.warning("Skipped: %s", problem)
+    _refuse_broken_list(kind, found)
     batches = list(_batches(pairs, tokenizer, args.paper.batch_steps))[ctx.rank :: ctx.world_size]
 
     def score_mine() -> dict[str, Any]:
         mine: dict[str, Any] = {}
-        health = _Health(kind, found, len(pairs))
+        broken = BrokenCount(f"paper.{kind}", "pairs", len(pairs))
         scored_as = f"paper/{kind}/{'+'.join(likelihood.variants)}"
         with tqdm(total=sum(map(len, batches)), desc=kind, unit="pair", disable=ctx.rank != 0) as bar:
             for batch in batches:
@@ -65,37 +65,23 @@ def score_pairs(
                         store.add(scored_as, pair.id, record)
                 for pair, record in zip(batch, records, strict=True):
                     mine[pair.id] = record
-                    health.note(record)
+                    count_skipped(broken, record)
                 bar.update(len(batch))
         return mine
 
     everything = gather(on_all_ranks(ctx, score_mine), ctx)
-    health = _Health(kind, found, len(pairs))
+    broken = BrokenCount(f"paper.{kind}", "pairs", len(pairs))
     for pair in pairs:
-        health.note(everything[pair.id])
+        count_skipped(broken, everything[pair.id])
     return PairScores(kind, pairs, everything, found.problems)
 
 
-class _Health:
-    """Counts pairs that cannot be used; raises `BrokenData` as soon as they are more than `BROKEN_SHARE` of the set."""
-
-    def __init__(self, kind: str, found: PairSet, selected: int):
-        self._kind, self._selected = kind, selected
-        self._broken = 0
-        total = len(found.pairs) + len(found.problems)
-        self._check(len(found.problems), total, found.problems[-1:])
-
-    def note(self, record: dict[str, Any]) -> None:
-        if "skipped" in record:
-            self._broken += 1
-            self._check(self._broken, self._selected, [record["skipped"]])
-
-    def _check(self, broken: int, total: int, last: list[str]) -> None:
-        if broken > BROKEN_SHARE * total:
-            raise BrokenData(
-                f"paper.{self._kind}: {broken} of {total} pairs cannot be used, more than {BROKEN_SHARE:.0%}; "
-                f"the last: {last[0]}"
-            )
+def _refuse_broken_list(kind: str, found: PairSet) -> None:
+    """Raises BrokenData when too much of the list itself cannot be used, before any file is read."""
+    broken = BrokenCount(f"paper.{kind}", "pairs", len(found.pairs) + len(found.problems))
+    for problem in found.problems:
+        broken.add(problem)
+    broken.refuse()
 
 
 def _batches(pairs: list[Pair], tokenizer: MonoTokenizer, batch_steps: int) -> Iterator[list[Pair]]:

@@ -1,7 +1,6 @@
 """Reads which audio files are to be compared: the data sets' own published layouts, and a plain list of pairs."""
 
 import csv
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import ConfigError
+from ...common.files import parse_json
 
 KINDS = {"swuggy": "lexical", "sblimp": "syntactic", "sstorycloze": "sSC", "tstorycloze": "tSC"}
 """Data sets of pairs, and the folder in which each is published."""
@@ -210,7 +210,7 @@ def _lines(path: Path, key: str) -> Iterable[tuple[int, str]]:
 def _read_line(line: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[dict[str, str], str]:
     """The texts of a line by name, and what is wrong with it, or nothing. Ids may be numbers."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError as error:
         return {}, f"not valid JSON ({error})"
     if not isinstance(content, dict):

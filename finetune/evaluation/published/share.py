@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...common.distributed import Context, gather_over_ranks
+from ...data.broken import BrokenCount
 
 T = TypeVar("T")
 
@@ -29,3 +30,10 @@ def merge(records: dict[str, dict[str, Any]], others: dict[str, dict[str, Any]])
 def gather(mine: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """The records of all ranks together, the same on each."""
     return dict(mine) if ctx.world_size == 1 else dict(gather_over_ranks(list(mine.items())))
+
+
+def count_skipped(broken: BrokenCount, record: dict[str, Any]) -> None:
+    """Counts `record` in `broken` when its item was skipped, and raises BrokenData when those are too many."""
+    if "skipped" in record:
+        broken.add(record["skipped"])
+        broken.refuse()

@@ -10,8 +10,7 @@ import torch
 
 from example.make_pairs import make_list, play
 from finetune.common.errors import ConfigError
-from finetune.data.items import BrokenData
-from finetune.data.tokenize import BrokenItem
+from finetune.data.broken import BrokenData, BrokenItem
 from finetune.evaluation.published.audio import MonoTokenizer
 from tests.support.published import evaluate, model_of, settings
 from tests.support.tiny_repository import ROOT
@@ -96,7 +95,7 @@ def test_a_header_without_a_rate_is_one_skipped_recording_and_not_the_end(mimi, 
 def test_many_broken_pairs_stop_the_evaluation(mimi, tmp_path):
     break_files(tmp_path, 20)
     args = settings(swuggy=str(tmp_path / "pairs.jsonl"))
-    with pytest.raises(BrokenData, match=r"paper\.swuggy: 2 of 25 pairs cannot be used, more than 5%; the last: .*wav"):
+    with pytest.raises(BrokenData, match=r"paper\.swuggy: 2 of 25 pairs are broken, more than 5%. The last: .*wav"):
         evaluate(model_of(0), mimi, tmp_path / "store", args)
 
 

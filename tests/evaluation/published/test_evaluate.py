@@ -12,7 +12,7 @@ import sphn
 import torch
 
 from example.make_pairs import make_benchmarks, play
-from finetune.data.items import BrokenData
+from finetune.data.broken import BrokenData
 from finetune.evaluation.published.audio import MonoTokenizer
 from finetune.evaluation.published.likelihood import Likelihood
 from finetune.evaluation.published.report import plot, table, text
@@ -87,7 +87,7 @@ def test_a_bucket_within_the_first_chunk_cannot_be_changed_by_updates(mimi, benc
 def test_a_long_file_that_is_broken_stops_the_evaluation_by_name(mimi, tmp_path):
     sphn.write_wav(str(tmp_path / "good.wav"), play(np.arange(4), "A", 24_000), 24_000)
     (tmp_path / "bad.flac").write_bytes(b"no audio")
-    with pytest.raises(BrokenData, match=r"paper\.longform: 1 of 2 files cannot be used.*bad\.flac"):
+    with pytest.raises(BrokenData, match=r"paper\.longform: 1 of 2 files are broken.*bad\.flac"):
         evaluate(model_of(0), mimi, tmp_path / "store", settings(longform=str(tmp_path)))
 
 
@@ -156,7 +156,7 @@ def test_files_that_one_rank_cannot_use_end_the_other_too(benchmarks, tmp_path):
     workers = two_ranks(tmp_path / "benchmarks", tmp_path, stderr=subprocess.PIPE, text=True)
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     for error in errors:
-        assert "BrokenData: paper.longform: 1 of 3 files cannot be used" in error, error
+        assert "BrokenData: paper.longform: 1 of 3 files are broken" in error, error
 
 
 def test_two_ranks_find_what_one_finds(benchmarks, tmp_path):

@@ -211,7 +211,7 @@ def test_a_server_does_not_start_with_the_memory_of_another_model_or_a_damaged_o
 
 
 def test_a_server_without_ttt_has_nothing_to_remember_and_says_so(tmp_path):
-    repo = build_repo(tmp_path / "repo", ttt_enabled=False)
+    repo = build_repo(tmp_path / "repo", ttt=False)
     assert "LMModel has no TTT layer, so there is nothing to remember" in refusal(
         repo, tmp_path / "memory", tmp_path / "log"
     )

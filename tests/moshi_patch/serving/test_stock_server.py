@@ -141,7 +141,7 @@ def test_settings_come_from_the_repository_alone(serve, tmp_path, said):
 
 
 def test_a_model_without_ttt_is_served_too_and_the_status_says_so(serve, tmp_path, said):
-    server = serve(build_repo(tmp_path / "repo", ttt_enabled=False), "moshi.server")
+    server = serve(build_repo(tmp_path / "repo", ttt=False), "moshi.server")
     assert len(server.talk(said).pcm) >= (ANSWERS - 2) * FRAME
     status = server.status()
     assert (status["enabled"], status["settings"], status["layers"]) == (False, None, {})

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..common.distributed import Context, gather_over_ranks, on_all_ranks
-from ..data.items import BrokenData, Items, differing_view
+from ..data.broken import BrokenData
 from ..data.loader import EvalLoader, TrainLoader
-from ..data.tokenize import Cutter, load_tokenizer
+from ..data.segments import Cutter, Listing, first_difference
+from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import STEPS_PER_SECOND, TrainArgs
-from .build import BuiltModel
+from .build_model import BuiltModel
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ def check_data(args: TrainArgs, ctx: Context) -> None:
     """
     cutter = Cutter(args.duration_sec, STEPS_PER_SECOND)
     specs = [args.data.train_data] + [args.data.eval_data] * args.do_eval
-    _refuse_other_files(_find(ctx, lambda: [Items(spec, cutter, quiet=True) for spec in specs]))
+    _refuse_other_files(_find(ctx, lambda: [Listing(spec, cutter, quiet=True) for spec in specs]))
 
 
 def open_data(args: TrainArgs, ctx: Context, built: BuiltModel) -> tuple[TrainLoader, EvalLoader | None]:
@@ -33,13 +34,13 @@ def open_data(args: TrainArgs, ctx: Context, built: BuiltModel) -> tuple[TrainLo
     """
 
     def load() -> tuple[TrainLoader, EvalLoader | None]:
-        tokenizer = load_tokenizer(built.model, built.info, args.duration_sec, ctx.device)
+        tokenizer = load_speech_tokenizer(built.model, built.info, args.duration_sec, ctx.device)
         ranks = {"rank": ctx.rank, "world_size": ctx.world_size, "gather": gather_over_ranks}
         loader = TrainLoader(args, tokenizer, **ranks)
         return loader, EvalLoader(args, tokenizer, **ranks) if args.do_eval else None
 
     loaders = _find(ctx, load)
-    _refuse_other_files([loader.items for loader in loaders if loader is not None])
+    _refuse_other_files([loader.listing for loader in loaders if loader is not None])
     return loaders
 
 
@@ -55,13 +56,13 @@ def _find(ctx: Context, action: Callable[[], T]) -> T:
     return on_all_ranks(ctx, action if ctx.world_size == 1 else named)
 
 
-def _refuse_other_files(mine: list[Items]) -> None:
-    """Collective."""
-    views = gather_over_ranks([[items.views for items in mine]])
-    for each in zip(*views, strict=True):
-        differing = differing_view(list(each))
-        if differing is not None:
+def _refuse_other_files(mine: list[Listing]) -> None:
+    """That all ranks see the same files. Collective."""
+    digests = gather_over_ranks([[listing.digests for listing in mine]])
+    for each in zip(*digests, strict=True):
+        difference = first_difference(list(each))
+        if difference is not None:
             raise BrokenData(
-                f"{differing}; all processes must see the same files. Copy them to every machine, or put them on a "
+                f"{difference}; all processes must see the same files. Copy them to every machine, or put them on a "
                 "disk that all of them see."
             )

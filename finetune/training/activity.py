@@ -1,4 +1,4 @@
-"""What the fast weights do while training: the numbers that tell a run that learns from one that is inactive.
+"""How much the fast weights of each TTT layer move while training, and a warning when they do not.
 
 Shapes: `T` steps, `D` model width, `H` hidden width, `C` chunk size.
 
@@ -26,19 +26,7 @@ INACTIVE_BELOW = 1e-6
 
 INACTIVE_STEPS = 100
 
-GAIN_ERRORS, GAIN_NATS = 4.0, 1e-4
-"""A contribution counts from so many standard errors, and from so many nats: less is rounding. Runs that cannot learn
-stayed below 3 errors (docs/evidence_plateau.md)."""
-
-SAID = {
-    "gain": "while this rises TTT is learning. If the loss itself does not fall yet, that is the plateau before memory "
-    "sets in; go on.",
-    "none": "nothing that can be told from chance. It should rise well before the loss falls; if it never does, see "
-    "whether relative_delta rises, and whether what is to be remembered returns after more than a chunk.",
-    "loss": "they do harm at present. Early on that is usual; if it stays, lower ttt.learning_rate.",
-}
-
-NUMBERS = ("conv_norm", "W_target_norm", "delta_norm", "relative_delta")
+QUANTITIES = ("conv_norm", "W_target_norm", "delta_norm", "relative_delta")
 
 
 def delta_norm(z: torch.Tensor, v: torch.Tensor, config: moshi_patch.TTTConfig) -> torch.Tensor:
@@ -69,7 +57,7 @@ class Activity:
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
-        """A forward pass inside is measured. Not the backward pass: checkpointed layers would be measured twice."""
+        """Measures a forward pass inside. The backward pass stays outside: it computes checkpointed layers again."""
         handles, hidden = [], {}
         self._delta.clear()
 
@@ -111,7 +99,7 @@ class Activity:
             delta /= self._ctx.world_size
             numbers = (conv**0.5, target**0.5, delta, delta / down**0.5 if down else float("nan"))
             layer = name.removeprefix("transformer.").removesuffix(".gating")
-            found |= {f"ttt/{layer}/{key}": value for key, value in zip(NUMBERS, numbers, strict=True)}
+            found |= {f"ttt/{layer}/{key}": value for key, value in zip(QUANTITIES, numbers, strict=True)}
         return found
 
     def _sharded(self) -> bool:
@@ -154,27 +142,3 @@ class InactivityWatch:
             max(relative),
         )
         return True
-
-
-class GainWatch:
-    """Says what evaluations with and without updates tell of TTT, whenever that changes, and when a gain has doubled.
-
-    The loss may stay where it is for thousands of steps before memory sets in. On the same items the difference that
-    updates make is known far better than the loss, and rises first; in a run that cannot learn it does not rise.
-    """
-
-    def __init__(self):
-        self._last, self._told = "", 0.0
-
-    def observe(self, step: int, values: dict[str, float]) -> str:
-        """Looks at what `evaluate` returned after `step`; returns `"gain"`, `"none"`, `"loss"`, or `""` if unknown."""
-        if "ttt_gain_error" not in values:
-            return ""
-        gain, error = values["ttt_gain"], values["ttt_gain_error"]
-        clear = abs(gain) > GAIN_ERRORS * error and abs(gain) >= GAIN_NATS
-        verdict = "none" if not clear else "gain" if gain > 0 else "loss"
-        if verdict != self._last or (verdict == "gain" and gain >= 2 * self._told):
-            self._last, self._told = verdict, gain
-            said = "Step %d, TTT's updates take %.2g ± %.1g nats from the loss: %s"
-            logger.info(said, step, gain, error, SAID[verdict])
-        return verdict

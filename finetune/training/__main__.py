@@ -1,0 +1,32 @@
+"""`python -m finetune.training FILE.yaml [--resume [STEP]] [--key value]`: trains, as `train.py` does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+
+from ..common.program import program
+
+
+@program("python -m finetune.training")
+def main(argv: list[str], prog: str) -> None:
+    from ..settings.command_line import parse_command_line
+
+    args = parse_command_line(argv)
+    from .trainer import train
+
+    threading.excepthook = _failed_thread
+    train(args)
+
+
+def _failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """One line for tensorboard's thread on a full disk: the run itself meets that error next, and ends with it."""
+    if isinstance(failure.exc_value, OSError):
+        logging.warning("In the background: %s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Made-up series of evaluations: what is said of each, and when."""
+
+import logging
+
+import pytest
+
+from finetune.training.advice import Advice
+
+
+def evaluation(loss: float, reliance: float | None = None, error: float | None = None) -> dict[str, float]:
+    given = {"loss": loss, "ttt_reliance": reliance, "ttt_reliance_error": error}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def findings(series: list[dict[str, float]]) -> list[str]:
+    advice = Advice()
+    return [advice.observe(10 * number, values) for number, values in enumerate(series, 1)]
+
+
+@pytest.mark.parametrize(
+    ("series", "expected"),
+    {
+        "a loss that falls": ([(3.2, -0.02, 1e-3), (3.1, -0.03, 1e-3), (3.0, -0.05, 1e-3)], ["falling"] * 3),
+        "a loss that rises while updates seem to help": (
+            [(2.96, -0.1, 1e-3), (2.97, -0.4, 1e-3), (3.2, -1.0, 1e-3), (3.39, -2.4, 1e-3)],
+            ["falling", "plateau", "rising", "rising"],
+        ),
+        "a plateau": ([(3.0, -0.01, 1e-3), (3.0, -0.02, 1e-3), (2.99, -0.04, 1e-3)], ["falling", "plateau", "plateau"]),
+        "dead": ([(3.0, 0.0, 0.0), (2.9, -1e-5, 1e-9), (2.9, -0.01, 0.005)], ["dead"] * 3),
+        "harmed": ([(3.0, 0.02, 2e-3), (3.0, 0.02, 2e-3)], ["harmed"] * 2),
+        "recovered": ([(3.0, -0.1, 1e-3), (3.2, -0.1, 1e-3), (2.9, -0.1, 1e-3)], ["falling", "rising", "falling"]),
+        "without TTT": ([(3.0,), (2.9,), (3.3,)], ["", "", "rising"]),
+        "too few recordings for an error": ([(3.0, -0.1), (2.9, -0.2), (3.3, -2.0)], ["", "", "rising"]),
+        "a loss that is no number": ([(3.0, -0.1, 1e-3), (float("nan"), -0.1, 1e-3)], ["falling", "rising"]),
+    }.values(),
+    ids=lambda value: None,
+)
+def test_what_a_series_means(series, expected):
+    assert findings([evaluation(*values) for values in series]) == expected
+
+
+def test_a_rising_loss_is_told_with_its_best_step_and_never_go_on(caplog):
+    with caplog.at_level(logging.INFO):
+        findings([evaluation(2.96, -0.1, 1e-3), evaluation(3.39, -2.4, 1e-3)])
+    last = caplog.records[-1]
+    assert last.levelno == logging.WARNING
+    assert "the held-out loss rose from 2.96 (step 10) to 3.39" in last.message
+    assert "go on" not in last.message.lower()
+
+
+def test_a_finding_is_told_when_it_changes_or_has_doubled(caplog):
+    with caplog.at_level(logging.INFO):
+        findings([evaluation(3.0, reliance, 1e-3) for reliance in (0.0, 0.0, -0.01, -0.015, -0.03, -0.04)])
+    assert [record.message.split(":")[0] for record in caplog.records] == ["Step 10", "Step 30", "Step 50"]
+    assert "change the loss of these weights by -0.01 ± 0.001 nats" in caplog.text
