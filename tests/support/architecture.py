@@ -14,6 +14,7 @@ ROOMS = ("common", "settings", "data", "model", "checkpoint", "training", "evalu
 """The rooms of `finetune`; each may use those before it."""
 
 TREES = ("moshi_patch", "finetune", "benchmarks", "example")
+"""Folders of the tree, in the order in which they are read."""
 ENTRY_POINTS = ("train.py", "eval_from_checkpoint.py")
 
 
@@ -98,16 +99,17 @@ def tree() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def _order(folder: Path) -> tuple:
-    parts = folder.relative_to(ROOT).parts
-    return (TREES.index(parts[0]), *(ROOMS.index(part) if part in ROOMS else 99 for part in parts[1:2]), parts)
+def _order(folder: Path) -> tuple[int, int, str]:
+    top, *rest = folder.relative_to(ROOT).parts
+    below = ROOMS.index(rest[0]) if rest and rest[0] in ROOMS else -1
+    return TREES.index(top), below, str(folder)
 
 
 def fill(text: str) -> str:
     """The page with its generated parts as the sources are now."""
     for name, content in (("picture", picture()), ("tree", tree())):
         text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.S
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, c=content: m[1] + c + "\n" + m[2], text, flags=re.S
         )
         if found != 1:
             raise ValueError(f"{PAGE}: needs one part <!-- {name} --> ... <!-- end -->, has {found}.")
