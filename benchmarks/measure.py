@@ -3,18 +3,18 @@
 import argparse
 import datetime
 import itertools
-import json
 import os
 import platform
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import moshi
 import torch
 from torch.profiler import ProfilerActivity
+
+from finetune.common.files import write_json
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -114,26 +114,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write `result` where nothing half-written can be seen."""
+def write_result(path: Path, benchmark: str, args: argparse.Namespace, **results: Any) -> None:
+    """Write what one benchmark measured, with its settings and the machine, to `path`; whole or not at all."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    device = torch.device(settings.get("device", "cpu"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    temporary.replace(path)
-
-
-def fill(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """`page` with everything between `<!-- name -->` and `<!-- end name -->` made anew by the part of that name.
-
-    Raises:
-        ValueError: for a marker without its end, or one whose name is not known.
-    """
-    for name in re.findall(r"<!-- (?!end )([a-z0-9_]+) -->", page):
-        if name not in parts:
-            raise ValueError(f"<!-- {name} -->: no such part; there are {', '.join(parts)}.")
-        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        if end not in page:
-            raise ValueError(f"{begin}: {end} is missing.")
-        start, stop = page.index(begin) + len(begin), page.index(end)
-        page = f"{page[:start]}\n{parts[name]()}\n{page[stop:]}"
-    return page
+    write_json(path, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})

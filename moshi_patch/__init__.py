@@ -6,38 +6,82 @@ Importing changes nothing, and imports neither torch nor moshi before one of the
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax error further on
+    message = f"moshi_patch: needs Python 3.10 or newer; this is Python {sys.version.split()[0]}."
+    raise SystemExit(message) if sys.argv[:1] == ["-m"] else ImportError(message)
 
 from .config import TTTConfig
 
 if TYPE_CHECKING:
     from .gating import TTTGating
+    from .json_object import parse_json, parse_object, read_object
     from .memory import fingerprint, load_memory, save_memory
-    from .model import finite_rows, stock_name, ttt_gatings, ttt_parameters, ttt_stats, ttt_updates
+    from .model import (
+        TARGET_KEYS,
+        finite_rows,
+        stock_name,
+        target_key,
+        ttt_gatings,
+        ttt_parameters,
+        ttt_stats,
+        ttt_updates,
+    )
+    from .model_config import FILE_KEYS, LORA_KEYS, NOT_ARGUMENTS, check_mimi_config, read_model_config
     from .patch import install, is_installed, uninstall
-    from .repository import load_checkpoint_info
+    from .repository import DEFAULT_NAMES, HUB, RepositoryError, load_checkpoint_info, named_file
+    from .tokenizer import load_text_tokenizer
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "gating": ("TTTGating",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
-    "model": ("finite_rows", "stock_name", "ttt_gatings", "ttt_parameters", "ttt_stats", "ttt_updates"),
+    "json_object": ("parse_json", "parse_object", "read_object"),
+    "model": (
+        "TARGET_KEYS",
+        "finite_rows",
+        "stock_name",
+        "target_key",
+        "ttt_gatings",
+        "ttt_parameters",
+        "ttt_stats",
+        "ttt_updates",
+    ),
+    "model_config": ("FILE_KEYS", "LORA_KEYS", "NOT_ARGUMENTS", "check_mimi_config", "read_model_config"),
     "patch": ("install", "is_installed", "uninstall"),
-    "repository": ("load_checkpoint_info",),
+    "repository": ("DEFAULT_NAMES", "HUB", "RepositoryError", "load_checkpoint_info", "named_file"),
+    "tokenizer": ("load_text_tokenizer",),
 }
 
 __all__ = [
+    "DEFAULT_NAMES",
+    "FILE_KEYS",
+    "HUB",
+    "LORA_KEYS",
+    "NOT_ARGUMENTS",
+    "TARGET_KEYS",
+    "RepositoryError",
     "TTTConfig",
     "TTTGating",
+    "check_mimi_config",
     "fingerprint",
     "finite_rows",
     "install",
     "is_installed",
     "load_checkpoint_info",
     "load_memory",
+    "load_text_tokenizer",
+    "named_file",
+    "parse_json",
+    "parse_object",
+    "read_model_config",
+    "read_object",
     "save_memory",
     "stock_name",
+    "target_key",
     "ttt_gatings",
     "ttt_parameters",
     "ttt_stats",

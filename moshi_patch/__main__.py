@@ -4,7 +4,8 @@
     python -m moshi_patch moshi.run_inference --device cpu --hf-repo ./my_model in.wav out.wav
 
 Two things the stock programs refuse work here: a machine without CUDA, and a local folder in place of a Hub repository.
-`moshi.server` also gets a status at `/api/ttt`, a busy answer, `--memory PATH` and `--idle-timeout SECONDS`.
+`moshi.server` also gets a status at `/api/ttt`, a busy answer, `--memory PATH`, `--idle-timeout SECONDS` and
+`--allow-origin ORIGIN`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 SERVER = "moshi.server"
-SERVER_OPTIONS = {"--memory", "--idle-timeout"}
+SERVER_OPTIONS = {"--memory", "--idle-timeout", "--allow-origin"}
 """Taken out of the server's arguments, as the stock server refuses what it does not know."""
 
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     options = parser.parse_args(argv)
     from .patch import install  # with torch and moshi, which take their time
     from .repository import local_repositories
+    from .tokenizer import fitting_tokenizers
 
     install()
     if not is_runnable(options.module):
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), additions:
+    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
         runpy.run_module(options.module, run_name="__main__", alter_sys=True)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,60 +11,73 @@ PREFIX = "ttt_"
 TARGETS = ("token_embeddings", "hidden_states")
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max and not math.isnan(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _field(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
+    """A field with what it may be, in words and as a function."""
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds})
+
+
+def _whole(default: int, least: int, most: int) -> Any:
+    return _field(
+        default, f"a whole number from {least} to {most}", lambda value: _is_int(value) and least <= value <= most
+    )
+
+
+def _positive(default: float | None, most: float) -> Any:
+    def holds(value: Any) -> bool:
+        return (value is None and default is None) or (_is_number(value) and 0 < value <= most)
+
+    return _field(default, f"a positive number, at most {most:g}", holds)
+
+
 @dataclass(frozen=True)
 class TTTConfig:
     """Settings of In-Place Test-Time Training. `ttt_chunk_size=64` as a keyword of `LMModel` is `chunk_size=64` here.
-
-    Args:
-        enabled: off means stock classes.
-        layer_frequency, start_layer: layers i >= start with (i - start) % frequency == 0.
-        layers: overrides the two: a list of indices, `"1,5,10"`, `"all"`, or `"middle"` (n//4 up to, not including,
-            3n//4).
-        chunk_size: C, in steps of 80 ms. Keep it well below the attention's context.
-        learning_rate: η. The update sums over the chunk, so η and C are coupled.
-        conv_kernel_size: K, this step and the next K - 1.
-        conv_depthwise: one filter per channel; otherwise a full D×D×K convolution.
-        target: `"token_embeddings"`, the input of the transformer stack, or `"hidden_states"`, the MLP's own input.
-        delta_clip: largest Frobenius norm of one chunk's update, η included. None: no clip.
-        decay: γ in (0, 1], multiplies the accumulated delta before each chunk's update is added.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
 
-    enabled: bool = False
-    layer_frequency: int = 6
-    start_layer: int = 5
+    enabled: bool = _field(False, "True or False", _is_flag)
+    """learn from the stream while it runs; off: the stock model"""
+    layer_frequency: int = _whole(6, 1, 10_000)
+    """every so many layers one has TTT: 5, 11, 17, 23, 29 of 32"""
+    start_layer: int = _whole(5, 0, 10_000)
+    """the first layer with TTT, counted from 0"""
     layers: list[int] | str | None = None
-    chunk_size: int = 256
-    learning_rate: float = 1e-3
-    conv_kernel_size: int = 2
-    conv_depthwise: bool = True
-    target: str = "token_embeddings"
-    delta_clip: float | None = None
-    decay: float = 1.0
+    """overrides the two: a list of layers, "1,5,10", "all", or "middle" (n//4 up to, not including, 3n//4 of n)"""
+    chunk_size: int = _whole(256, 1, 1_000_000)
+    """C, steps of 80 ms between two updates; keep it well below the attention's context"""
+    learning_rate: float = _positive(1e-3, 1e6)
+    """η, of the fast weights, not of the optimizer; an update sums over a chunk: halve it for twice the chunk"""
+    conv_kernel_size: int = _whole(2, 1, 1024)
+    """K, steps that a target is made from: this one and the next K - 1"""
+    conv_depthwise: bool = _field(True, "True or False", _is_flag)
+    """one filter per channel; off: a full D x D x K convolution"""
+    target: str = _field(TARGETS[0], " or ".join(map(repr, TARGETS)), lambda value: value in TARGETS)
+    """what targets are made from: token_embeddings, the input of the transformer, or hidden_states, the MLP's own"""
+    delta_clip: float | None = _positive(None, 1e9)
+    """largest Frobenius norm of one chunk's update, η included; null: no clip"""
+    decay: float = _field(1.0, "a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
+    """γ, factor of what was learnt before each update; 1: nothing is forgotten"""
 
     def __post_init__(self):
-        for name in ("enabled", "conv_depthwise"):
-            self._require(name, isinstance(getattr(self, name), bool), "True or False")
-        for name in ("layer_frequency", "chunk_size", "conv_kernel_size"):
-            value = getattr(self, name)
-            self._require(name, _is_int(value) and value > 0, "a positive whole number")
-        self._require(
-            "start_layer", _is_int(self.start_layer) and self.start_layer >= 0, "a whole number that is not negative"
-        )
-        self._require(
-            "learning_rate",
-            _is_number(self.learning_rate) and self.learning_rate > 0,
-            "a positive finite number",
-        )
-        self._require(
-            "delta_clip",
-            self.delta_clip is None or (_is_number(self.delta_clip) and self.delta_clip > 0),
-            "a positive finite number, or None for no clip",
-        )
-        self._require("decay", _is_number(self.decay) and 0 < self.decay <= 1, "a number in (0, 1]")
-        self._require("target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
+        for field in (field for field in dataclasses.fields(TTTConfig) if field.metadata):
+            allowed = field.metadata["allowed"] + ", or None" * (field.default is None)
+            self._require(field.name, field.metadata["holds"](getattr(self, field.name)), allowed)
         self._parse_layers()
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", list(self.layers))  # not the caller's own, who may change it
@@ -122,14 +135,4 @@ class TTTConfig:
 
     def to_kwargs(self) -> dict[str, Any]:
         """All settings with their prefix, as `LMModel` takes them and `config.json` keeps them."""
-        return {PREFIX + field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) <= sys.float_info.max and not math.isnan(value)
+        return {PREFIX + field.name: getattr(self, field.name) for field in dataclasses.fields(TTTConfig)}

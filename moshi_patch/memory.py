@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .config import TTTConfig
 from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
@@ -43,8 +45,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         ValueError: when `model` has no TTT layer.
     """
     gatings = _gatings_by_stock_name(model)
-    config = next(iter(gatings.values())).config
-    settings = {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
+    settings = _learning_settings(next(iter(gatings.values())).config)
     weights = {stock_name(name): _dtype_shape_checksum(tensor) for name, tensor in model.state_dict().items()}
     return {"settings": {"layers": list(gatings), **settings}, "weights": weights}
 
@@ -64,18 +65,21 @@ def save_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
     Raises:
         ValueError: when `model` has no TTT layer or is not streaming, or when a fast weight is not finite: what it
             would answer from then on is lost for good.
-        OSError: when the file cannot be written.
+        OSError: when the file cannot be written; one line with the path and what the system said.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in fast_weight_tensors(model).items()}
-    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
+    if broken := _not_finite(state):
         raise ValueError(f"{path}: not saved, as {_first_of(broken)} of the fast weights is not finite.")
     metadata = {
         "format": FORMAT,
         "fingerprint": json.dumps(known if known is not None else fingerprint(model)),
         "state": json.dumps({key: _dtype_shape_checksum(tensor) for key, tensor in state.items()}),
     }
-    path = Path(path).resolve()  # a link stays one
+    with _words_of_the_system(path, "cannot be written"):
+        _write_whole(state, metadata, Path(path).resolve())  # a link stays one
+
+
+def _write_whole(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         # Nobody else may open it, not even while it is being written.
@@ -106,23 +110,26 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: naming the file and the reason: it is damaged or no memory at all, belongs to other weights or
-            settings (which), or to another number of rows; or `model` is not streaming.
+        ValueError: in one line that names the file and the reason: it is damaged or no memory at all, belongs to other
+            weights or settings (which), or to another number of rows; or `model` is not streaming.
+        OSError: when the file cannot be read.
     """
     live = fast_weight_tensors(model)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
-        with safe_open(path, "pt") as file:
+        with _words_of_the_system(path, "cannot be read"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
-            owner, contents = json.loads(metadata["fingerprint"]), json.loads(metadata["state"])
+            owner, checksums = (_json_object(path, metadata, name) for name in ("fingerprint", "state"))
             _require_same_model(path, owner, known if known is not None else fingerprint(model))
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: the file is damaged or cut off: {error}") from error
-    if {key: _dtype_shape_checksum(tensor) for key, tensor in saved.items()} != contents or saved.keys() != live.keys():
+    except SafetensorError as error:
+        raise ValueError(f"{path}: the file is damaged or cut off: {_shortened(error)}") from error
+    if {
+        key: _dtype_shape_checksum(tensor) for key, tensor in saved.items()
+    } != checksums or saved.keys() != live.keys():
         raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
     for key, tensor in live.items():
         if tensor.shape != saved[key].shape or tensor.dtype != saved[key].dtype:
@@ -130,8 +137,40 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
                 f"{path}: {key} is {_dtype_and_shape(saved[key])} in the file and {_dtype_and_shape(tensor)} in the "
                 "model: stream as many rows as were saved."
             )
+    if broken := _not_finite(saved):
+        raise ValueError(f"{path}: {_first_of(broken)} in the file is not finite.")
     for key, tensor in live.items():
         tensor.copy_(saved[key])
+
+
+@contextlib.contextmanager
+def _words_of_the_system(path: str | Path, problem: str) -> Iterator[None]:
+    """An OSError inside, also one that safetensors hides in its own, becomes one that names `path` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: {problem} ({error.strerror or _shortened(error)}).") from error
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(f"{path}: {problem} ({os.strerror(int(number[1]))}).") from error
+
+
+def _json_object(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """An object in the header of a memory.
+
+    Raises:
+        ValueError: when there is none, or it is anything else.
+    """
+    try:
+        content = json.loads(metadata[name])
+    except (KeyError, ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
+        reason = f"{type(error).__name__}: {_shortened(error)}"
+        raise ValueError(f"{path}: the file is damaged: its {name!r} is no JSON ({reason}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: the file is damaged: its {name!r} is no object but {_shortened(repr(content))}.")
+    return content
 
 
 def _gatings_by_stock_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -154,21 +193,44 @@ def fast_weight_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(here))  # lists for tuples, as in the file
+    for section in here:
+        if not isinstance(saved.get(section), dict):
+            found = _shortened(repr(saved.get(section)))
+            raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
+    # A setting that an older version did not know had its default.
+    settings = {**_learning_settings(TTTConfig()), **saved["settings"]}
     reasons = [
-        f"{key} is {saved['settings'].get(key)!r} in the file and {here['settings'].get(key)!r} in the model"
-        for key in sorted(saved["settings"].keys() | here["settings"].keys())
-        if saved["settings"].get(key) != here["settings"].get(key)
+        f"{name} is {_shortened(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
+        for name in _differing(settings, here["settings"])
     ]
-    names = sorted(saved["weights"].keys() | here["weights"].keys())
-    differing = [name for name in names if saved["weights"].get(name) != here["weights"].get(name)]
-    if differing:
-        reasons.append(f"weights differ: {_first_of(differing)} of {len(names)}")
+    if names := _differing(saved["weights"], here["weights"]):
+        number = len(saved["weights"].keys() | here["weights"])
+        reasons.append(f"weights differ: {_first_of(names)} of {number}")
     if reasons:
-        raise ValueError(f"{path}: this memory was made with another model or other settings: {'; '.join(reasons)}.")
+        told = _shortened("; ".join(reasons), 1000)
+        raise ValueError(f"{path}: this memory was made with another model or other settings: {told}.")
+
+
+def _learning_settings(config: TTTConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
+def _shortened(error: object, limit: int = 200) -> str:
+    """The text of `error` in one line, cut after `limit` characters."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _first_of(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+    return _shortened(names[0]) + (f" (and {len(names) - 1} more)" if names[1:] else "")
 
 
 def _dtype_and_shape(tensor: torch.Tensor) -> str:

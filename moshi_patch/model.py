@@ -1,6 +1,7 @@
 """A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from .gating import TTTGating
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
+TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 """What FSDP, activation checkpointing and torch.compile add to names of modules, but not to those of a checkpoint."""
 
@@ -17,6 +19,12 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_or
 def stock_name(name: str) -> str:
     """The name of a module or parameter without what wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def target_key(name: str) -> tuple[int, str] | None:
+    """The layer of a target generator and which of `TARGET_KEYS` it is, for its name in a checkpoint; else None."""
+    match = TARGET_KEY.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
 
 
 def ttt_gatings(model: nn.Module) -> dict[str, TTTGating]:

@@ -1,7 +1,8 @@
 """Watches the fast weights of a model that streams: lines of JSON every n steps, and a plot, live or afterwards.
 
-    with Recorder(lm_gen, "memory.jsonl", every=25):
-        ...                                             # lm_gen.step(...), for hours
+    recorder = Recorder(lm_gen, "memory.jsonl", every=25)   # from now on; `with Recorder(...)` closes it at the end
+    ...                                                     # lm_gen.step(...), for hours
+    recorder.close()
     python -m moshi_patch.recorder memory.jsonl memory.png [--follow 10]
 
 Steps are counted in Python; the device is asked, and waited for, at every n-th step alone.
@@ -10,10 +11,12 @@ Shapes: `B` rows of the stream.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,18 +24,23 @@ from torch import nn
 
 from .model import require_gatings, ttt_stats
 
+logger = logging.getLogger(__name__)
+
 STEP_METHODS = ("step", "step_with_extra_heads", "forward_text")
 """Methods that move a stream on: those of `LMGen`, which replays a graph, or else that of `LMModel`."""
 
-FIELD_OF_EVENT = {"start": "chunk_size", "read": "layers", "reset": "rows"}
-"""What a line has besides its step, by its event."""
+READ = ("position", "updates", "delta_norm", "relative_delta")
+"""What is read of a layer: each a list with a number per row."""
 
 
 class Recorder:
-    """Attaches to a streaming `LMGen` or `LMModel` and appends to a file what its fast weights do; a context manager.
+    """Appends to a file what the fast weights of a streaming `LMGen` or `LMModel` do, from its construction on.
+
+    It records until :meth:`close`, also as a context manager, or until the process ends. When the file cannot be
+    written any more, an error is logged and the model goes on unrecorded.
 
     Lines are objects with `event`, `step` (of the model, since it was attached), `time` (seconds since then) and
-    - `start`: also `every`, and `chunk_size` and `rows` per layer;
+    - `start`: also `every`, and `chunk_size` per layer;
     - `reset`: also `rows`, a list of those that were reset, or null for all;
     - `read`: also `layers`: per layer `position` (steps since the row's reset), `updates`, `delta_norm` and
       `relative_delta`, each a list of B numbers.
@@ -44,6 +52,7 @@ class Recorder:
 
     Raises:
         ValueError: when the model has no TTT layer, or `every` is not a positive whole number.
+        OSError: when the file cannot be written.
     """
 
     def __init__(self, model: nn.Module, path: str | Path, every: int = 25):
@@ -53,31 +62,30 @@ class Recorder:
         self.gatings = require_gatings(self.language_model)
         self.model, self.path, self.every = model, Path(path), every
         self.steps = 0
-        self._begin = time.monotonic()
         self._last_read = 0
-        self._wrapped: dict[str, Callable | None] = {}  # by name what the model itself had in its place, if anything
-
-    def __enter__(self) -> "Recorder":
-        self._file = _append_to(self.path)
+        self._file: TextIO | None = _append_to(self.path)
         self._begin = time.monotonic()
-        sizes = {name: gating.config.chunk_size for name, gating in self.gatings.items()}
-        self._write("start", every=self.every, chunk_size=sizes)
-        names = [name for name in STEP_METHODS[:2] if hasattr(self.model, name)] or [STEP_METHODS[2]]
-        for name in names:
+        self._wrapped: dict[str, tuple[Callable, Callable | None]] = {}  # by name: ours, and the model's own before it
+        self._write("start", every=every, chunk_size={name: g.config.chunk_size for name, g in self.gatings.items()})
+        if self._file is None:
+            raise OSError(f"{self.path}: cannot be written.")
+        for name in [name for name in STEP_METHODS[:2] if hasattr(model, name)] or [STEP_METHODS[2]]:
             self._wrap(name, self._stepping)
         self._wrap("reset_streaming", self._resetting)
+
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, before in self._wrapped.items():
-            if before is None:
-                delattr(self.model, name)  # the class's own method shows again
-            else:
-                setattr(self.model, name, before)  # another recorder's, or a server's
-        self._wrapped.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Writes what was not read yet, closes the file and leaves the model as it was. Closing again does nothing."""
+        if self._file is None:
+            return
         if self.steps > self._last_read and self._streaming():
             self.read()
-        self._file.close()
+        self._detach()
 
     def read(self) -> None:
         """Writes a line now. Waits for the device."""
@@ -85,14 +93,31 @@ class Recorder:
         layers = {}
         for name, stats in ttt_stats(self.language_model).items():
             position = self.gatings[name]._streaming_state.fast.position.tolist()
-            kept = {key: stats[key] for key in ("updates", "delta_norm", "relative_delta")}
-            layers[name] = {"position": position, **kept}
+            layers[name] = {"position": position, **{key: stats[key] for key in READ[1:]}}
         self._write("read", layers=layers)
 
     def _wrap(self, name: str, around: Callable) -> None:
         stock = getattr(self.model, name)
-        self._wrapped[name] = vars(self.model).get(name)
-        setattr(self.model, name, lambda *args, **kwargs: around(stock, *args, **kwargs))
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            if self._file is None:  # closed, below a recorder that was attached later
+                return stock(*args, **kwargs)
+            return around(stock, *args, **kwargs)
+
+        self._wrapped[name] = recorded, vars(self.model).get(name)
+        setattr(self.model, name, recorded)
+
+    def _detach(self) -> None:
+        for name, (recorded, before) in self._wrapped.items():
+            if vars(self.model).get(name) is not recorded:
+                continue  # another recorder's stands above ours and still calls it
+            if before is None:
+                delattr(self.model, name)  # the class's own method shows again
+            else:
+                setattr(self.model, name, before)  # another recorder's, or a server's
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
 
     def _stepping(self, stock: Callable, *args: Any, **kwargs: Any) -> Any:
         result = stock(*args, **kwargs)
@@ -113,7 +138,14 @@ class Recorder:
 
     def _write(self, event: str, **content: Any) -> None:
         line = {"event": event, "step": self.steps, "time": round(time.monotonic() - self._begin, 3), **content}
-        self._file.write(json.dumps(line) + "\n")
+        if self._file is None:
+            raise ValueError(f"{self.path}: this recorder is closed.")
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            logger.error("%s: recording ends, as it cannot be written (%s).", self.path, error.strerror or error)
+            with contextlib.suppress(OSError):  # what is still in its buffer
+                self._detach()
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -124,9 +156,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: when the file is not one of `Recorder`'s; names the line.
     """
-    found = [_record(line) for line in Path(path).read_text().splitlines()]
+    found = [_record(line) for line in Path(path).read_bytes().splitlines()]
     records: list[dict[str, Any]] = []
-    for number, (record, following) in enumerate(zip(found, [*found[1:], None], strict=True), start=1):
+    for number, (record, following) in enumerate(zip(found, [*found[1:], None], strict=False), start=1):
         if record is None:
             cut_off = records and following is not None and following["event"] == "start"
             if number < len(found) and not cut_off:
@@ -134,19 +166,32 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             continue
         if record["event"] == "start":
             records = []
+        elif records and record["event"] == "read" and record["layers"].keys() != records[0]["chunk_size"].keys():
+            raise ValueError(f"{path}:{number}: its layers are not those that the recording started with.")
         records.append(record)
     if not records or records[0]["event"] != "start":
         raise ValueError(f"{path}: holds no recording; its first line must be a start.")
     return records
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _record(line: bytes) -> dict[str, Any] | None:
     """A line of a recording; None for anything else."""
     try:
         record = json.loads(line)
-        return record if FIELD_OF_EVENT[record["event"]] in record and isinstance(record["step"], int) else None
-    except (ValueError, TypeError, KeyError):
+        event = record["event"]
+        whole = isinstance(record["step"], int) and (
+            (event == "start" and min(record["chunk_size"].values()) > 0)
+            or (event == "reset" and (record["rows"] is None or all(row >= 0 for row in record["rows"])))
+            or (event == "read" and all(_is_read(layer) for layer in record["layers"].values()))
+        )
+        return record if whole else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _is_read(layer: dict[str, list[float]]) -> bool:
+    rows = len(layer["updates"])
+    return all(len(layer[key]) == rows and all(isinstance(value, (int, float)) for value in layer[key]) for key in READ)
 
 
 def _append_to(path: Path) -> TextIO:
@@ -193,8 +238,11 @@ def plot(records: list[dict[str, Any]], path: str | Path, row: int = 0) -> None:
     panels[1].set_xlabel("step of 80 ms")
     figure.suptitle(f"Fast weights of row {row}" + ("" if reads else ": nothing was read yet"))
     temporary = Path(path).with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, dpi=120)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _chunk_ends(start: dict[str, Any], reads: list[dict[str, Any]], row: int) -> list[int]:
@@ -209,13 +257,20 @@ def _chunk_ends(start: dict[str, Any], reads: list[dict[str, Any]], row: int) ->
     return sorted(ends)[:: 1 + len(ends) // 400]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws a recording, once or again and again.
+
+    Raises:
+        SystemExit: with code 2 for arguments that make no sense, 1 for a file that cannot be drawn; one line each.
+    """
     parser = argparse.ArgumentParser(prog="python -m moshi_patch.recorder", description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path, help="what a Recorder wrote")
     parser.add_argument("plot", type=Path, nargs="?", help="the PNG to write (default: beside the log)")
     parser.add_argument("--row", type=int, default=0, help="of the batch (default: 0)")
     parser.add_argument("--follow", type=float, metavar="SECONDS", help="draw again every so often, until interrupted")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.follow is not None and not 0 <= args.follow < 1e6:
+        parser.error(f"argument --follow: {args.follow}: must be seconds, 0 or more")
     target = args.plot or args.log.with_suffix(".png")
     try:
         while True:

@@ -1,13 +1,47 @@
-"""A model's repository: a folder, laid out like one on the Hub, wherever moshi takes the name of a repository."""
+"""A model's repository: a folder, laid out like one on the Hub, wherever moshi takes the name of a repository.
+
+What a `config.json` names is looked for in its own repository alone, so that nobody else's config reads, serves or
+copies a file of this machine.
+"""
 
 import contextlib
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import LocalEntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from moshi.models import loaders
+
+from .json_object import read_object
+from .model_config import check_mimi_config, read_model_config
+
+HUB, LOCAL = "hf://", "file://"
+HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
+"""A file of any repository on the Hub, as moshi takes it: `hf://owner/name/file`."""
+
+DEFAULT_NAMES = {
+    "moshi_name": loaders.MOSHI_NAME,
+    "mimi_name": loaders.MIMI_NAME,
+    "tokenizer_name": loaders.TEXT_TOKENIZER_NAME,
+}
+"""What moshi looks for where a config.json does not say."""
+
+ARGUMENTS = {
+    "moshi_name": "moshi_weights",
+    "mimi_name": "mimi_weights",
+    "mimi_config_name": "mimi_config_path",
+    "tokenizer_name": "tokenizer",
+    "lora_name": "lora_weights",
+}
+"""For each key of a config.json that names a file, the argument of `CheckpointInfo.from_hf_repo` that replaces it."""
+
+
+class RepositoryError(ValueError):
+    """A repository whose config.json cannot be used; the message names the file and, where it is one, the key."""
 
 
 def load_checkpoint_info(repository: str | Path, **options: Any) -> loaders.CheckpointInfo:
@@ -16,6 +50,10 @@ def load_checkpoint_info(repository: str | Path, **options: Any) -> loaders.Chec
     Args:
         repository: a folder, or the name of a repository on the Hub. A folder that exists wins over such a name.
         **options: of `CheckpointInfo.from_hf_repo`.
+
+    Raises:
+        RepositoryError: when its config.json is of no model, or names a file outside of the repository.
+        LocalEntryNotFoundError: when a folder lacks a file that its config.json names.
     """
     with local_repositories():
         return loaders.CheckpointInfo.from_hf_repo(str(repository), **options)
@@ -25,29 +63,121 @@ def load_checkpoint_info(repository: str | Path, **options: Any) -> loaders.Chec
 def local_repositories() -> Iterator[None]:
     """Inside, `CheckpointInfo.from_hf_repo` and so `--hf-repo` also take the path of a folder.
 
-    A folder that exists wins over a repository of the same name on the Hub.
+    A folder that exists wins over a repository of the same name on the Hub. Of both, config.json is checked before
+    anything is read or built, as by `load_checkpoint_info`.
     """
-    stock = loaders.hf_hub_download
+    stock_download, stock_find = loaders.hf_hub_download, loaders.CheckpointInfo.from_hf_repo
 
     def download(repo_id: str | Path, filename: str, *args: Any, **kwargs: Any) -> str:
         if os.path.isdir(repo_id):
-            return file_in_folder(repo_id, filename)
-        return stock(repo_id, filename, *args, **kwargs)
+            return str(file_in_folder(repo_id, filename))
+        return stock_download(repo_id, filename, *args, **kwargs)
 
-    loaders.hf_hub_download = download
+    @functools.wraps(stock_find)
+    def find(hf_repo: str, *args: Any, **kwargs: Any) -> loaders.CheckpointInfo:
+        bound = inspect.signature(stock_find).bind(hf_repo, *args, **kwargs).arguments
+        given = {name: value for name, value in bound.items() if value is not None and name != "hf_repo"}
+        if "config_path" not in given:
+            try:
+                given["config_path"] = loaders.hf_hub_download(hf_repo, "config.json", revision=given.get("revision"))
+            except EntryNotFoundError:
+                return stock_find(hf_repo, **given)  # warns, and takes it for Moshi 7B
+        files = named_files(hf_repo, given["config_path"], given)
+        return stock_find(hf_repo, **{**files, **given, "config_path": Path(given["config_path"])})
+
+    loaders.hf_hub_download, loaders.CheckpointInfo.from_hf_repo = download, staticmethod(find)
     try:
         yield
     finally:
-        loaders.hf_hub_download = stock
+        loaders.hf_hub_download, loaders.CheckpointInfo.from_hf_repo = stock_download, staticmethod(stock_find)
 
 
-def file_in_folder(folder: str | Path, filename: str) -> str:
+def named_files(repository: str | Path, config_path: str | Path, given: Collection[str] = ()) -> dict[str, Any]:
+    """The files that a config.json names, as arguments of `CheckpointInfo.from_hf_repo`; on the Hub, those it can find.
+
+    Args:
+        repository: in which the names are looked for, a folder or the name of one on the Hub.
+        given: arguments that are not needed.
+
+    Raises:
+        RepositoryError, LocalEntryNotFoundError: as `load_checkpoint_info`.
+    """
+    try:
+        config = read_model_config(config_path)
+    except ValueError as error:
+        raise RepositoryError(str(error)) from error
+    files: dict[str, Any] = {}
+    for key, argument in ARGUMENTS.items():
+        name = config.get(key) or DEFAULT_NAMES.get(key)
+        if name is None or argument in given:
+            continue
+        try:
+            place = named_file(repository, Path(config_path).parent, name)
+        except LocalEntryNotFoundError as error:
+            raise LocalEntryNotFoundError(
+                f"{config_path} names {name!r}, and there is no such file: {error}"
+            ) from error
+        except RepositoryError as error:
+            raise RepositoryError(f"{config_path}: {key}={error}") from error
+        if place is not None:
+            files[argument] = place
+    codec = files.get("mimi_config_path")
+    if isinstance(codec, Path):
+        try:
+            check_mimi_config(read_object(codec))
+        except ValueError as error:
+            raise RepositoryError(f"{codec}: {error}") from error
+    return files
+
+
+def named_file(repository: str | Path, config_folder: Path, name: str) -> Path | str | None:
+    """What a `name` in a config.json stands for: a file of a folder, `hf://owner/name/file`, or None for a Hub's own.
+
+    `file://` is what a training writes for its adapters. The file stands beside the config.json, also after both were
+    copied to elsewhere.
+
+    Raises:
+        RepositoryError: when the name leads out of the repository.
+        LocalEntryNotFoundError: when there is no such file in it.
+    """
+    if name.startswith(HUB):
+        if not HUB_FILE.fullmatch(name):
+            raise RepositoryError(f"{name!r}: must be of the form hf://owner/name/file.")
+        return name
+    if name.startswith(LOCAL):
+        beside = config_folder / Path(name).name
+        if not beside.is_file():
+            raise LocalEntryNotFoundError(f"a file {LOCAL} has to lie beside its config.json, and {beside} does not.")
+        return file_in_folder(config_folder, beside.name)
+    if os.path.isdir(repository):
+        return file_in_folder(repository, name)
+    _refuse_outside(name)
+    return None
+
+
+def file_in_folder(folder: str | Path, filename: str) -> Path:
     """The path of `filename` in `folder`.
 
     Raises:
+        RepositoryError: when it lies elsewhere, also through a link; the Hub's cache may link to its own contents.
         LocalEntryNotFoundError: naming both. It is a FileNotFoundError, and an EntryNotFoundError as the Hub gives.
     """
+    _refuse_outside(filename)
     path = Path(folder) / filename
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LocalEntryNotFoundError(f"The local folder {str(folder)!r} has no file {filename!r}.")
-    return str(path)
+    root, target = Path(folder).resolve(), path.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots":  # of huggingface_hub: SNAPSHOTS/REVISION/FILE -> BLOBS/HASH
+        roots.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(one) for one in roots):
+        raise RepositoryError(
+            f"{filename!r}: is a link out of {folder}, to {target}; copy that file there, or name it yourself."
+        )
+    return path
+
+
+def _refuse_outside(filename: str) -> None:
+    parts = re.split(r"[/\\]", filename)
+    if not filename.isprintable() or os.path.isabs(filename) or ".." in parts or not parts[-1] or len(filename) > 1024:
+        raise RepositoryError(f"{filename[:60]!r}: must be the name of a file in the repository itself.")

@@ -38,9 +38,21 @@ def patched():
 
 
 @pytest.fixture(scope="session")
-def codec(tmp_path_factory):
+def ttt_repo(tmp_path_factory):
+    """A tiny repository with TTT, whose fast weights move. For reading alone."""
+    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
+
+
+@pytest.fixture(scope="session")
+def stock_repo(tmp_path_factory):
+    """The same model without TTT. For reading alone."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+
+
+@pytest.fixture(scope="session")
+def codec(ttt_repo):
     """Mimi and the text tokenizer of a tiny repository."""
-    folder = build_repo(tmp_path_factory.mktemp("codec"))
+    folder = ttt_repo
     config = json.loads((folder / "mimi_config.json").read_text())
     mimi = loaders.get_mimi(folder / "mimi.safetensors", config, num_codebooks=DEP_Q)
     return mimi, loaders.sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))

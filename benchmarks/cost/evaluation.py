@@ -20,7 +20,7 @@ from moshi.models import LMModel, loaders
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import PeakMemory, machine, timed, write_json
+from benchmarks.measure import PeakMemory, add_threads, set_threads, timed, write_result
 from finetune.model.stream import SEGMENT_STEPS, score_stream
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1500, 3000], help="lengths of a stream; 750 a minute")
     parser.add_argument("--segments", type=int, nargs="+", default=[1024, SEGMENT_STEPS], help="steps of a segment")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    add_threads(parser)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     moshi_patch.install()
     device = torch.device(args.device)
@@ -124,8 +123,7 @@ def main() -> None:
             kinds = ", ".join(f"{key.removesuffix('_ratio')} {row[key]:.3f}x" for key in row if key.endswith("_ratio"))
             logger.info("%5d steps, %-18s %7.1f steps/s  %s", steps, name, row["steps_per_second"], kinds)
     if args.out:
-        info = {"benchmark": "evaluation", "settings": vars(args), "machine": machine(device)}
-        write_json(args.out, {**info, "memory": used, "throughput": times})
+        write_result(args.out, "evaluation", args, memory=used, throughput=times)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
-from benchmarks.measure import PeakMemory, add_threads, machine, set_threads, synchronize, timed, write_json
+from benchmarks.measure import PeakMemory, add_threads, set_threads, synchronize, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.call import LayerCall, current_call
 
@@ -156,7 +156,7 @@ def main() -> None:
                 row,
             )
     if args.out:
-        write_json(args.out, {"benchmark": "layer", "settings": vars(args), "machine": machine(device), "rows": rows})
+        write_result(args.out, "layer", args, rows=rows)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import nn
 import moshi_patch
 from benchmarks.cost.layer import operations, run_once
 from benchmarks.cost.step import COMMON, SIZES, Stream
-from benchmarks.measure import add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import add_threads, set_threads, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.ops.step import rows_per_step
 
@@ -180,8 +180,7 @@ def main() -> None:
         logger.info("step of Moshi 7B, B=%(rows)d: by bytes %(ratio_by_bytes).2fx", row)
     if args.out:
         rates = {"bandwidth_bytes_per_second": round(read), "bf16_multiply_adds_per_second": round(peak)}
-        result = {"benchmark": "roofline", "settings": vars(args), "machine": machine(device), "rates": rates}
-        write_json(args.out, {**result, "step": steps, "layer": layers, "moshi_7b": predicted})
+        write_result(args.out, "roofline", args, rates=rates, step=steps, layer=layers, moshi_7b=predicted)
 
 
 if __name__ == "__main__":

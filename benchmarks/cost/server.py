@@ -32,7 +32,7 @@ import sphn
 import torch
 from tqdm import tqdm, trange
 
-from benchmarks.measure import machine, write_json
+from benchmarks.measure import write_result
 from example.tiny_repo import DATA, make_tiny_repo
 
 ROOT = Path(__file__).parents[2]
@@ -194,9 +194,7 @@ def main() -> None:
                 results["steps"] = asyncio.run(stream({"stock": one, "ttt": other}, steps, args.block))
             logger.info("steps: %s", results["steps"])
     if args.out:
-        settings = {key: value for key, value in vars(args).items() if key != "out"}
-        result = {"benchmark": "server", "settings": settings, "machine": machine(torch.device("cpu"))}
-        write_json(args.out, {**result, "results": results})
+        write_result(args.out, "server", args, results=results)
 
 
 if __name__ == "__main__":

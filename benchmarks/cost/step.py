@@ -19,7 +19,7 @@ from moshi.utils.compile import CUDAGraphed
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import add_threads, set_threads, timed, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,7 @@ def main() -> None:
             row,
         )
     if args.out:
-        result = {"benchmark": "step", "settings": vars(args), "machine": machine(torch.device(args.device))}
-        write_json(args.out, {**result, "results": results})
+        write_result(args.out, "step", args, results=results)
 
 
 if __name__ == "__main__":

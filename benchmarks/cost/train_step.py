@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import PeakMemory, ResidentPeak, add_threads, machine, set_threads, timed, write_json
+from benchmarks.measure import PeakMemory, ResidentPeak, add_threads, set_threads, timed, write_result
 from finetune.model.loss import compute_loss
 from finetune.model.trainable import parameter_groups
 from finetune.settings.schema import LoraArgs, OptimArgs, TrainArgs, TTTArgs
@@ -61,7 +61,7 @@ class Training:
             dtype=torch.bfloat16,
             gradient_checkpointing=True,
             **SIZES[args.size],
-            **self.args.ttt.lm_kwargs(),
+            **self.args.ttt.to_kwargs(),
         ).train()
         replace_all_linear_with_lora(self.model, args.rank, 2.0)
         groups = parameter_groups(self.model, self.args)
@@ -125,7 +125,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
 def start_up(args: argparse.Namespace) -> dict[str, float]:
     """Peak resident memory while a checkpoint of about a gigabyte is loaded and read, over its size; stock and TTT."""
     kwargs = SIZES["small"] | {"dim": 2048, "num_layers": 12}
-    variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).lm_kwargs()}
+    variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).to_kwargs()}
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -168,8 +168,7 @@ def main() -> None:
     for name, row in results.items():
         logger.info("%-26s time %.2fx  peak memory %.2fx", name, row["time_ratio"], row["memory_ratio"])
     if args.out:
-        info = {"benchmark": "train_step", "settings": vars(args), "machine": machine(torch.device(args.device))}
-        write_json(args.out, {**info, "start_up": start, "results": results})
+        write_result(args.out, "train_step", args, start_up=start, results=results)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""Builds the small `LMModel` of a run, trains it and measures what it remembers, updates on and off.
+"""Builds the small `LMModel` of a run and measures what it remembers, updates on and off.
 
 Shapes: `B` rows, `R` predicted rows (the text row, or all audio rows for speech), `T` steps.
 """
 
 import dataclasses
-import functools
 import math
-import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +14,8 @@ from moshi.models.lm import LMModel
 from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 
 import moshi_patch
-from benchmarks.measure import PeakMemory
+from finetune.model.initial_targets import start_targets
 
-from .recall import learning_rate_factor, make_optimizer
 from .settings import Settings
 from .speech import CODES, SPEECH_VARIATIONS, speech
 from .tasks import MAKE, Batch, variations
@@ -82,24 +78,16 @@ def ttt_arguments(settings: Settings) -> dict[str, Any]:
         "ttt_target": settings.target,
         "ttt_delta_clip": settings.clip,
         "ttt_decay": settings.decay,
+        **{f"ttt_{name}": value for name, value in settings.ttt},
     }
 
 
-def start(settings: Settings, cache: Path | None) -> LMModel:
-    """The model a run trains: random, or a trained stock model's weights, with adapters if they are wanted."""
+def start(settings: Settings, base: LMModel | None = None) -> LMModel:
+    """The model a run trains: random or with the weights of `base`, a stock model; with adapters if it has any."""
     model = build_model(settings)
-    if settings.base_steps:
-        base = dataclasses.replace(
-            Settings(),
-            **{
-                name: getattr(settings, name)
-                for name in ("seed", "card", "width", "layers", "heads", "window", "batch")
-            },
-            task=settings.base_task,
-            model="none",
-            steps=settings.base_steps,
-        )
-        model.load_state_dict(trained_model(base, cache).state_dict(), strict=True)
+    if base is not None:
+        model.load_state_dict(base.state_dict(), strict=True)
+    start_targets(model, settings.init_target)
     if settings.trained == "lora":
         targets = {id(parameter) for parameter in moshi_patch.ttt_parameters(model).values()}
         replace_all_linear_with_lora(model, settings.rank, 2.0)
@@ -126,75 +114,6 @@ def token_losses(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[tor
     logits, tokens = predict(model, codes, spoken)
     losses = F.cross_entropy(logits.permute(0, 3, 1, 2), tokens, reduction="none")
     return losses.mean(1), (logits.argmax(-1) == tokens).float().mean(1)
-
-
-@torch.enable_grad()
-def train(model: LMModel, settings: Settings) -> dict[str, Any]:
-    """Train for `settings.steps`; the learning rates fall to a tenth along a cosine.
-
-    Returns:
-        `seconds`, `cpu_seconds`, `peak_bytes` (tensors alive in one training step beside the model's own), `curve`
-        (mean loss of each twentieth of the training).
-
-    Raises:
-        Diverged: at the first loss that is not finite, with the step in its message.
-    """
-    if not settings.steps:
-        return {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "curve": []}
-    optimizer = make_optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings.steps))
-    generator = torch.Generator().manual_seed(settings.seed)
-    codes = make(settings, settings.batch, torch.Generator().manual_seed(EVAL_SEED), **_longest(settings)).codes
-    with PeakMemory(torch.device("cpu")) as memory:
-        token_losses(model, codes, settings.task == "speech")[0].mean().backward()
-    optimizer.zero_grad()
-    clock, cpu_clock, losses = time.perf_counter(), time.process_time(), []
-    for step in range(settings.steps):
-        codes = make(settings, settings.batch, generator).codes
-        loss = token_losses(model, codes, settings.task == "speech")[0].mean()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise Diverged(f"loss {losses[-1]} at step {step} of {settings.steps}")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    every = max(1, settings.steps // 20)
-    return {
-        "seconds": round(time.perf_counter() - clock, 2),
-        "cpu_seconds": round(time.process_time() - cpu_clock, 2),
-        "peak_bytes": memory.bytes,
-        "curve": [round(sum(losses[i : i + every]) / every, 4) for i in range(0, len(losses) - every + 1, every)],
-    }
-
-
-def _longest(settings: Settings) -> dict[str, int]:
-    """What makes the longest sequence of the training, for its memory."""
-    longest = {"gap": settings.gap_max} if settings.task in ("recall", "speech") else {}
-    return longest | ({"pairs": max(settings.pairs)} if settings.task == "assoc" else {})
-
-
-@functools.lru_cache(maxsize=4)
-def trained_model(settings: Settings, cache: Path | None) -> LMModel:
-    """The model of `trained`, kept in memory for the runs that share it. To be read, not changed."""
-    return trained(settings, cache)[0]
-
-
-def trained(settings: Settings, cache: Path | None) -> tuple[LMModel, dict[str, Any]]:
-    """The trained model of `settings.training()` and what `train` said; from a file below `cache` if it is there."""
-    settings = settings.training()
-    model = start(settings, cache)
-    file = cache / f"{settings.id}.pt" if cache else None
-    if file and file.exists():
-        saved = torch.load(file, weights_only=True)
-        model.load_state_dict(saved["model"])
-        return model, saved["training"]
-    training = train(model, settings)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": model.state_dict(), "training": training}, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").replace(file)
-    return model, training
 
 
 @torch.no_grad()

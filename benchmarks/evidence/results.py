@@ -45,6 +45,10 @@ class Results:
                 return [run.settings for run in cell.runs(cell.seeds[0])]
         raise KeyError(name)
 
+    def cell_names(self) -> list[str]:
+        """In the order of the grid."""
+        return [cell.name for cell in self.cells]
+
     def has(self, name: str) -> bool:
         """Whether the grid has that cell."""
         return any(cell.name == name for cell in self.cells)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from benchmarks.measure import machine
 
 from .grid import Cell, Run, more_seeds, ordered_runs
-from .model import Diverged, evaluate, trained
+from .model import Diverged, evaluate
 from .settings import Settings
 from .store import Store
 from .stream import run_stream
+from .training import trained
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def expected_seconds(settings: Settings, done: Iterable[dict[str, Any]]) -> floa
 def probed_seconds(settings: Settings) -> float:
     """Three training steps, counted up; a stream counts 3 ms per step and condition."""
     few = replace(settings.training(), steps=min(3, settings.steps), trained="full", base_steps=0)
+    few = replace(few, measure_every=0, probe_every=0, stop_below=0.0)
     per_step = trained(few, None)[1]["seconds"] / max(1, few.steps)
     stream_steps = 2 * settings.stream_windows * settings.window if settings.stream else 0
     return 1.3 * per_step * (settings.steps + settings.base_steps) + 3e-3 * stream_steps + 2

@@ -6,13 +6,29 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from moshi_patch import TTTConfig
+
 TASKS = ("recall", "assoc", "shift", "speech")
 MODELS = ("none", "ttt")
 TRAINED = ("full", "lora")
 STREAMS = (None, "fresh", "silence", "own")
 
+AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sweep", "gaps", "eval_batch")
+"""Fields that only matter once the model is trained."""
 
-AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sweep", "eval_batch")
+ADDED = (
+    *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
+    *("stop_below", "targets_first", "then_rate", "ttt"),
+)
+"""Fields that came after the first committed results. With its default such a field stands neither in a line of the
+results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
+
+OWN_NAMES = {
+    "enabled": "model", "layers": "ttt_layers", "layer_frequency": "ttt_layers", "start_layer": "ttt_layers",
+    "chunk_size": "chunk", "learning_rate": "rate", "conv_kernel_size": "kernel", "conv_depthwise": "depthwise",
+    "target": "target", "delta_clip": "clip", "decay": "decay",
+}  # fmt: skip
+"""Arguments of `TTTConfig` that have a field of their own here; the others go into `ttt`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,19 @@ class Settings:
         stream_decay, stream_clip: `ttt_decay` and `ttt_delta_clip` in the stream; None for those of the training.
         sweep: evaluate by gap, too (`recall`, `speech`).
         eval_batch: held-out sequences per number.
+        echo: of `recall`: tokens at the start of the gap that are repeated at once, for attention to copy; 0 for none.
+        returns: of `recall`: False draws anew what should return, so that there is nothing to learn.
+        gaps: of `recall`: gaps of the sweep, in windows.
+        init_target: where W_target begins, as in `finetune.model.initial_targets`.
+        conv_lr, text_lr: learning rates of the filters of the target generators and of the text embedding; None for
+            `target_lr` and `lr`.
+        schedule: `"cosine"`, the learning rates fall to a tenth; or `"constant"`.
+        measure_every: training steps between two evaluations on the way; 0 for none.
+        probe_every: training steps between two looks into the TTT layers (see `probe`); a multiple of `measure_every`.
+        stop_below: nats beyond the window at which such an evaluation ends the training.
+        targets_first, then_rate: in so many steps only the target generators and W_down of the TTT layers train;
+            afterwards everything does, with `then_rate` times its learning rate.
+        ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
 
     Raises:
         ValueError: for a value that is not allowed, or a task that attention alone could solve.
@@ -92,19 +121,61 @@ class Settings:
     stream_clip: float | None = None
     sweep: bool = False
     eval_batch: int = 128
+    echo: int = 8
+    returns: bool = True
+    gaps: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
+    init_target: str = "identity"
+    conv_lr: float | None = None
+    text_lr: float | None = None
+    schedule: str = "cosine"
+    measure_every: int = 0
+    probe_every: int = 0
+    stop_below: float = 0.0
+    targets_first: int = 0
+    then_rate: float = 1.0
+    ttt: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "pairs", tuple(self.pairs))
+        object.__setattr__(self, "gaps", tuple(self.gaps))
+        object.__setattr__(self, "ttt", tuple(sorted((name, value) for name, value in dict(self.ttt).items())))
+        self._check_values()
+        self._check_task()
+
+    def _check_values(self) -> None:
         choices = {"task": (*TASKS, "local"), "model": MODELS, "trained": TRAINED, "stream": STREAMS}
         choices |= {"base_task": ("local", "recall"), "audio": ("zero", "random")}
+        choices |= {"schedule": ("cosine", "constant"), "init_target": ("identity", "readout")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {names}.")
-        for name in ("batch", "part", "gap_min", "window", "chunk", "eval_batch", "length", "steps", "base_steps"):
-            value, least = getattr(self, name), 0 if name.endswith("steps") else 1
+        counts = dict.fromkeys(("batch", "part", "gap_min", "window", "chunk", "eval_batch", "length"), 1)
+        zero = ("steps", "base_steps", "echo", "measure_every", "probe_every", "targets_first")
+        for name, least in (counts | dict.fromkeys(zero, 0)).items():
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}.")
+        if self.probe_every and self.kernel < 2:
+            raise ValueError(
+                f"probe_every={self.probe_every}, kernel={self.kernel}: a probe needs the filter's next step."
+            )
+        if self.probe_every and (not self.measure_every or self.probe_every % self.measure_every):
+            raise ValueError(
+                f"probe_every={self.probe_every}: must be a multiple of measure_every={self.measure_every}."
+            )
+        if self.stop_below and not self.measure_every:
+            raise ValueError(f"stop_below={self.stop_below}, measure_every=0: nothing is measured on the way.")
+        allowed = sorted({field.name for field in dataclasses.fields(TTTConfig)} - set(OWN_NAMES))
+        for name, _ in self.ttt:
+            if name not in allowed:
+                meant = f"set {OWN_NAMES[name]!r} instead" if name in OWN_NAMES else f"allowed are {allowed}"
+                raise ValueError(f"ttt: {name!r}: no further argument of TTT; {meant}.")
+        TTTConfig(**dict(self.ttt))  # says what is wrong with a value
+
+    def _check_task(self) -> None:
+        if self.measure_every and self.task != "recall":
+            raise ValueError(f"measure_every={self.measure_every}, task={self.task!r}: must be 0 for all but recall.")
         if self.trained == "lora" and not self.base_steps:
             raise ValueError("trained='lora', base_steps=0: adapters need a trained model to start from.")
         if self.stream and self.task != "recall":
@@ -147,11 +218,23 @@ class Settings:
         """The same run without what only matters once the model is trained."""
         return dataclasses.replace(self, **{name: getattr(Settings, name) for name in AFTER_TRAINING})
 
+    def base(self) -> "Settings | None":
+        """The training of the stock model that the run starts from; None where it starts from random weights."""
+        if not self.base_steps:
+            return None
+        same = {n: getattr(self, n) for n in ("seed", "card", "width", "layers", "heads", "window", "batch")}
+        return Settings(**same, task=self.base_task, model="none", steps=self.base_steps)
+
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that depend on every field."""
+        """Twelve hexadecimal digits that depend on every field that `as_dict` gives."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, as JSON has them."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The fields, as JSON has them; those of `ADDED` only where they differ from their default."""
+        content = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ADDED or getattr(self, field.name) != field.default
+        }
+        return json.loads(json.dumps(content))

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune.common.files import parse_object, write_whole
+
 logger = logging.getLogger(__name__)
 
 DONE = ("ok", "diverged")
@@ -35,20 +37,18 @@ class Store:
         good, broken = [], []
         text = self.path.read_text(errors="replace")
         for number, line in enumerate(text.splitlines(), 1):
-            try:
-                run = json.loads(line)
+            run = parse_object(line)
+            if run is not None and "id" in run:
                 self.runs[run["id"]] = run
                 good.append(line)
-            except (ValueError, KeyError, TypeError):
+            else:
                 broken.append(line)
                 logger.warning("%s, line %d: no complete run; kept aside, its run is repeated", self.path, number)
         if broken:
             with self.path.with_name(self.path.name + ".broken").open("a") as aside:
                 aside.writelines(line + "\n" for line in broken)
         if broken or (text and not text.endswith("\n")):
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(line + "\n" for line in good))
-            temporary.replace(self.path)
+            write_whole(self.path, "".join(line + "\n" for line in good))
 
     def is_done(self, run_id: str) -> bool:
         """Whether the run needs no repetition."""

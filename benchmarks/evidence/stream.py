@@ -18,9 +18,10 @@ from moshi.models.lm import LMModel
 
 import moshi_patch
 
-from .model import EVAL_SEED, Diverged, build_model, trained_model
+from .model import EVAL_SEED, Diverged, build_model
 from .settings import Settings
 from .tasks import SILENCE
+from .training import trained_model
 
 ROWS = 16
 GIVEN, OWN = 0, 1

@@ -1,32 +1,61 @@
-"""The evidence suite: runs a grid of small trainings and makes the tables and plots of docs/evidence.md from them.
+"""The evidence suite: runs a grid of small trainings and makes the tables and figures of its page from them.
 
-`python -m benchmarks.evidence [--grid FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
+`python -m benchmarks.evidence [--grid evidence|recall|plateau|FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
 
 Every run adds one JSON line to the results as soon as it is over; a stopped suite, started again, goes on where it was.
 `--fresh` keeps the old results aside and begins anew. With `--budget` the runs are done in the order of the grid's
 priorities, the first seed of every cell first, as long as the next one is expected to fit; the page lists what is
 missing. A budget that outlasts the grid goes into further seeds of every cell.
+
+A grid in a FILE of one's own writes beside its results and leaves the committed pages alone.
 """
 
 import argparse
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 
 import moshi_patch
 
 from .grid import read_grid
-from .plots import draw_all
-from .report import render
+from .report import plateau, plots, recall
+from .report.page import render
+from .results import Results
 from .runner import run_all
 from .store import Store
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
+GRIDS = Path(__file__).parent / "grids"
 RESULTS = ROOT / "benchmarks" / "results"
-UNITS = {"s": 1, "m": 60, "h": 3600}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a committed grid is shown on: the page, and its figures by the name of their file."""
+
+    file: Path
+    figures: dict[str, Callable[[Results], plt.Figure | None]]
+
+
+PAGES = {
+    "evidence": Page(
+        ROOT / "docs" / "evidence.md",
+        {
+            "evidence_memory": plots.draw_memory,
+            "evidence_settings": plots.draw_settings,
+            "evidence_streams": plots.draw_streams,
+            "evidence_continued": plots.draw_continued,
+        },
+    ),
+    "recall": Page(ROOT / "docs" / "evidence_recall.md", {"recall": recall.draw}),
+    "plateau": Page(ROOT / "docs" / "evidence_plateau.md", {"plateau": plateau.draw}),
+}
 
 
 def parse_budget(text: str) -> float:
@@ -38,22 +67,31 @@ def parse_budget(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not match or float(match[1]) == 0:
         raise ValueError(f"--budget {text}: must be a number with a unit, such as 90s, 1m, 30m or 4h.")
-    return float(match[1]) * UNITS[match[2]]
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grid", type=Path, default=HERE / "grids" / "evidence.yaml")
-    parser.add_argument("--results", type=Path, default=RESULTS / "evidence.jsonl")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "evidence.md")
-    parser.add_argument("--plots", type=Path, default=RESULTS, metavar="DIR")
+    """The command line, with the files that follow from the grid where none are named."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", default="evidence", help=f"{', '.join(PAGES)} or a YAML file; default: evidence")
+    parser.add_argument("--results", type=Path, help="a JSONL file; default: that of the grid")
+    parser.add_argument("--doc", type=Path, help="the page to fill; default: that of the grid")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="where figures go; default: beside the results")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "evidence", help="trained models")
     parser.add_argument("--budget", help="such as 1m, 30m or 4h; default: the whole grid once")
     parser.add_argument("--fresh", action="store_true", help="set the results aside and begin anew")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    committed = args.grid in PAGES
+    args.page = PAGES[args.grid if committed else "evidence"]
+    args.grid = GRIDS / f"{args.grid}.yaml" if committed else Path(args.grid)
+    args.results = args.results or (
+        RESULTS / f"{args.grid.stem}.jsonl" if committed else args.grid.with_suffix(".jsonl")
+    )
+    args.doc = args.doc or (args.page.file if committed else args.results.with_suffix(".md"))
+    args.plots = args.plots or args.results.parent
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,12 +113,21 @@ def main(argv: list[str] | None = None) -> int:
                 file.unlink()
         done = run_all(cells, store, budget, args.cache)
         print(f"{len(done['executed'])} runs done, {len(done['left_out'])} left out for the budget")
-    args.doc.write_text(render(args.doc.read_text(), cells, store.runs))
-    for path in draw_all(cells, store.runs, args.plots):
+    for path in report(Results(cells, store.runs), args):
         print(f"written: {path}")
-    print(f"written: {args.doc}")
     return 0
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def report(results: Results, args: argparse.Namespace) -> list[Path]:
+    """Draw every figure that there are runs for and fill the page; returns the files."""
+    written = []
+    args.plots.mkdir(parents=True, exist_ok=True)
+    for name, draw in args.page.figures.items():
+        figure = draw(results)
+        if figure is not None:
+            written.append(args.plots / f"{name}.png")
+            figure.savefig(written[-1], dpi=90, pil_kwargs={"optimize": True})
+            plt.close(figure)
+    page = args.doc if args.doc.exists() else args.page.file
+    args.doc.write_text(render(page.read_text(), results))
+    return [*written, args.doc]

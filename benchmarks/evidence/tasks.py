@@ -19,8 +19,8 @@ from .settings import Settings
 SILENCE = 0
 """The token that stands for silence."""
 
-ECHO = 8
-"""Steps of the short echo inside a gap, repeated at once: what attention can copy."""
+BLOCK = 8
+"""Tokens of `local` that are said twice in a row."""
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,7 @@ def _span(text: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 
 def recall(settings: Settings, batch: int, generator: torch.Generator, gap: int | None = None) -> Batch:
-    """A part of random tokens, a gap that begins with eight tokens and their echo, and the part again.
+    """A part of random tokens, a gap that begins with `settings.echo` tokens and their echo, and the part again.
 
     The first token of the part and of the echo is left out: nothing says that it is about to come.
 
@@ -68,7 +68,7 @@ def recall(settings: Settings, batch: int, generator: torch.Generator, gap: int 
         gap = int(_draw(settings.gap_max - settings.gap_min + 1, (), generator)) + settings.gap_min
     part = _draw(settings.card, (batch, settings.part), generator)
     filler = _draw(settings.card, (batch, gap), generator)
-    echoed = min(ECHO, gap // 2)
+    echoed = min(settings.echo, gap // 2)
     filler[:, echoed : 2 * echoed] = filler[:, :echoed]
     silent = torch.arange(batch) < round(settings.quiet * batch)
     filler[silent] = SILENCE
@@ -79,15 +79,18 @@ def recall(settings: Settings, batch: int, generator: torch.Generator, gap: int 
         "within": _span(text, start + echoed + 1, start + 2 * echoed) & ~silent[:, None],
         "beyond": _span(text, returned + 1, returned + settings.part),
     }
-    return Batch(_with_audio(text, settings, generator), marks)
+    codes = _with_audio(text, settings, generator)
+    if not settings.returns:
+        codes[:, 0, returned:] = _draw(settings.card, (batch, settings.part), generator)
+    return Batch(codes, marks)
 
 
 def local(settings: Settings, batch: int, generator: torch.Generator, gap: int | None = None) -> Batch:
     """What a model can learn with attention alone: random tokens, each eight of them said twice in a row."""
-    blocks = _draw(settings.card, (batch, 7, ECHO), generator)
+    blocks = _draw(settings.card, (batch, 7, BLOCK), generator)
     text = torch.stack([blocks, blocks], 2).flatten(1)
-    place = torch.arange(text.shape[1]).expand(batch, -1) % (2 * ECHO)
-    marks = {"first": (place > 0) & (place < ECHO), "within": place > ECHO}
+    place = torch.arange(text.shape[1]).expand(batch, -1) % (2 * BLOCK)
+    marks = {"first": (place > 0) & (place < BLOCK), "within": place > BLOCK}
     return Batch(_with_audio(text, settings, generator), marks)
 
 
@@ -171,7 +174,7 @@ def variations(settings: Settings) -> dict[str, dict[str, int]]:
     if settings.task in ("recall", "speech"):
         found = {"": {"gap": settings.eval_gap}}
         if settings.sweep:
-            windows = (1, 2, 4, 8, 12, 16) if settings.task == "recall" else (1, 2, 4)
+            windows = settings.gaps if settings.task == "recall" else (1, 2, 4)
             found |= {f"gap {w}": {"gap": w * settings.window} for w in windows}
         return found
     if settings.task == "assoc":

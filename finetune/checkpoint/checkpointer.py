@@ -1,6 +1,7 @@
 """Checkpoints that appear whole or not at all, keep the newest few, and continue a run exactly.
 
     RUN_DIR/checkpoints/checkpoint_000500/
+        SHA256SUMS                                         of all files in training_state
         consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
         consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
         consolidated/training_config.json                  the training configuration, and versions
@@ -26,36 +27,25 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
+import moshi_patch
+
 from ..common.checksums import write_checksums
 from ..common.disk import reason_of
 from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, DiskError
-from ..common.files import read_json, sync, write_json
+from ..common.files import sync, write_json
 from ..common.versions import versions
-from ..settings.command_line import to_dict
-from ..settings.parsing import flat
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
-from .saved import NOT_ARCHITECTURE
-from .training_state import TrainState, is_resumable, load_training_state, save_training_state
-from .weights import ADAPTERS, MERGED, collect_weights, list_checkpoints, relocate_adapters
+from .folders import ADAPTERS, MERGED, list_checkpoints, relocate_adapters
+from .resume import log_changes, open_resumable, refuse_other_model
+from .state_files import STATE, is_resumable, write_state_checksums
+from .training_state import TrainState, load_training_state, save_training_state
+from .weights import collect_weights
 
 logger = logging.getLogger(__name__)
 
 LEFTOVER = re.compile(r"\.(tmp|old)-checkpoint_\d{6,}")
-
-FIXED_SETTINGS = ("full_finetuning", "lora.enable", "lora.ft_embed", "ttt.train_w_down", "param_dtype")
-"""Keys of the YAML that decide what is trained and in which precision; the architecture is compared in config.json."""
-
-SCHEDULE_SETTINGS = (
-    "max_steps",
-    "optim.lr",
-    "optim.weight_decay",
-    "optim.pct_start",
-    "ttt.optim_lr",
-    "ttt.text_emb_lr",
-)
-NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
-"""Settings that are compared elsewhere, or do not matter."""
 
 
 class Checkpointer:
@@ -94,7 +84,7 @@ class Checkpointer:
         temporary = self.folder / f".tmp-{final.name}"
         on_rank_0(self.ctx, lambda: self._prepare(temporary))
         with self._writing(temporary):
-            save_training_state(temporary / "training_state", state, self.ctx)
+            save_training_state(temporary / STATE, state, self.ctx)
         dtype = getattr(torch, self.args.param_dtype)
         weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
         on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
@@ -119,12 +109,17 @@ class Checkpointer:
             ConfigError: when another architecture, other parameters or another base model were trained, or a file is
                 damaged; nothing in the run's folder is changed then.
         """
-        recorded = on_rank_0(self.ctx, lambda: _read_settings(path))
-        self._refuse_other_model(path, recorded)
-        rescheduled = self._log_changes(recorded["training"])
-        load_training_state(path / "training_state", state, self.ctx, keep_schedule=not rescheduled)
+        rescheduled = on_rank_0(self.ctx, lambda: self._compare(path))
+        load_training_state(path / STATE, state, self.ctx, keep_schedule=not rescheduled)
         self._current = path
-        self._log(logging.INFO, "Resumed at step %d from %s", state.step, path)
+        if self.ctx.rank == 0:
+            logger.info("Resumed at step %d from %s", state.step, path)
+
+    def _compare(self, path: Path) -> bool:
+        """On rank 0: refuses what cannot be resumed, and logs what has changed; True when the schedule has."""
+        saved = open_resumable(path)
+        refuse_other_model(saved, self.args, self.lm_config)
+        return log_changes(saved, self.args)
 
     def _find(self, step: int) -> Path | None:
         found = list_checkpoints(self.folder)
@@ -181,6 +176,7 @@ class Checkpointer:
         write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
         write_json(folder / "training_config.json", self._training_config(step))
         write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
+        write_state_checksums(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         self._abandon_from(step)
@@ -214,8 +210,8 @@ class Checkpointer:
         A merged model has no adapters: with `lora: true` moshi would add random ones. So it would to adapters that it
         is not given, and `moshi.run_inference` cannot be given any: the config names the file, which has to be there.
         """
-        config = {key: value for key, value in self.lm_config.items() if key not in ("lora_rank", "lora_scaling")}
-        config.pop("lora_name", None)
+        left_out = (*moshi_patch.LORA_KEYS, "lora_name")
+        config = {key: value for key, value in self.lm_config.items() if key not in left_out}
         if not self.adapters:
             return config | {"lora": False, "moshi_name": file.name}
         lora = self.args.lora
@@ -225,48 +221,3 @@ class Checkpointer:
     def _training_config(self, step: int) -> dict[str, Any]:
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
         return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
-
-    def _refuse_other_model(self, path: Path, recorded: dict[str, Any]) -> None:
-        there, here = flat(recorded["training"]), flat(to_dict(self.args))
-        before = recorded["lm_config"] | {key: there.get(key) for key in FIXED_SETTINGS}
-        now = self.lm_config | {key: here[key] for key in FIXED_SETTINGS}
-        for settings, keys in ((before, there), (now, here)):  # the rate may change, what trains may not
-            settings["ttt.text_emb_lr is set"] = keys.get("ttt.text_emb_lr") is not None
-        keys = sorted((before.keys() | now.keys()) - NOT_ARCHITECTURE)
-        differing = [key for key in keys if now.get(key) != before.get(key)]
-        changes = [f"{key}={now.get(key)!r}, was {before.get(key)!r}" for key in differing]
-        if changes:
-            raise ConfigError(
-                f"{path}: another model was trained there: {'; '.join(changes)}. Restore these settings to resume, or "
-                "start a new run with init_from."
-            )
-
-    def _log_changes(self, before: dict[str, Any]) -> bool:
-        """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
-        there, here = flat(before), flat(to_dict(self.args))
-        changed = [key for key in here if here[key] != there.get(key)]
-        schedule = [key for key in changed if key in SCHEDULE_SETTINGS]
-        for key in changed:
-            now, was = here[key], there.get(key)
-            if key in schedule:
-                self._log(logging.WARNING, "%s is %r, was %r: a new schedule from here.", key, now, was)
-            elif not key.startswith(NOT_LOGGED):
-                self._log(logging.INFO, "%s is %r, was %r in the checkpoint.", key, now, was)
-        return bool(schedule)
-
-    def _log(self, level: int, message: str, *values: object) -> None:
-        if self.ctx.rank == 0:
-            logger.log(level, message, *values)
-
-
-def _read_settings(checkpoint: Path) -> dict[str, Any]:
-    """`training_config.json`; what is served from beside it is looked at too, so that no run continues on a wreck."""
-    path = checkpoint / "consolidated" / "training_config.json"
-    try:
-        read_json(path.with_name("config.json"))
-        content = read_json(path)
-        if not all(isinstance(content.get(key), dict) for key in ("training", "lm_config")):
-            raise ConfigError(f"{path}: has no sections training and lm_config.")
-    except ConfigError as error:
-        raise ConfigError(f"{error} It cannot be resumed; resume another step, with --resume STEP.") from error
-    return content

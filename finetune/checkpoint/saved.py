@@ -1,11 +1,13 @@
 """A finished checkpoint as it lies on the disk: its files, the settings it carries, and the model that they make."""
 
 import copy
-from dataclasses import dataclass, replace
+import typing
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 from moshi.models import LMModel, loaders
 from moshi.models.loaders import CheckpointInfo
 
@@ -13,16 +15,14 @@ import moshi_patch
 
 from ..common.errors import ConfigError
 from ..common.files import read_json
-from ..model.base import find_base_files
+from ..data.text_tokenizer import load_text_tokenizer
+from ..model.base import find_base_files, refuse_not_finite
+from ..model.tensor_file import DTYPES, main_dtype, read_header
 from ..settings.parsing import build
-from ..settings.schema import MoshiPaths
-from .weights import find_weights
+from ..settings.schema import MoshiPaths, TrainArgs
+from .folders import find_weights
 
-NAMES = ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "model_id")
-GENERATION = ("lm_gen_config", "tts_config", "stt_config")
-"""Keys of config.json that are not arguments of `LMModel`, as `CheckpointInfo.from_hf_repo` knows them."""
-
-NOT_ARCHITECTURE = frozenset({*NAMES, *GENERATION, "gradient_checkpointing"})
+NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
 """Keys of config.json that may change within a run, and from what was trained to what is served."""
 
 
@@ -52,21 +52,71 @@ class SavedCheckpoint:
     @property
     def lm_kwargs(self) -> dict[str, Any]:
         """The arguments of `LMModel`, and of the loader's (`lora`, ...), in `config`."""
-        return {key: value for key, value in self.config.items() if key not in (*NAMES, *GENERATION)}
+        return {key: value for key, value in self.config.items() if key not in moshi_patch.NOT_ARGUMENTS}
+
+    @property
+    def train_args(self) -> TrainArgs | None:
+        """The settings of the training; those that this version does not know are left out."""
+        if self.training is None or not isinstance(self.training.get("training"), dict):
+            return None
+        return build(TrainArgs, _known_settings(TrainArgs, self.training["training"]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of most of its tensors."""
+        names = {stored: name for name, stored in DTYPES.items()}
+        return getattr(torch, names.get(main_dtype(read_header(self.weights)), "bfloat16"))
+
+    @property
+    def step(self) -> int | None:
+        """After how many steps it was saved; None where it does not say."""
+        return (self.training or {}).get("step")
 
 
 def open_checkpoint(path: str | Path, key: str = "checkpoint_dir") -> SavedCheckpoint:
     """Finds the checkpoint in a run's folder (its newest), in a checkpoint's or in its `consolidated`.
 
     Raises:
-        ConfigError: when there is none, or its config.json or training_config.json cannot be read; names `key`.
+        ConfigError: when there is none, or its config.json or training_config.json is not of a checkpoint; names `key`.
     """
     weights = find_weights(Path(path), key)
     config = weights.with_name("config.json")
     if not config.is_file():
         raise ConfigError(f"{key}={str(path)!r}: no config.json beside {weights}; it says what the weights are.")
+    try:
+        content = moshi_patch.read_model_config(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}={str(path)!r}: {error}") from error
     training = weights.with_name("training_config.json")
-    return SavedCheckpoint(weights, read_json(config), read_json(training) if training.is_file() else None)
+    return SavedCheckpoint(weights, content, read_training(training) if training.is_file() else None)
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Content of a `training_config.json`.
+
+    Raises:
+        ConfigError: when it cannot be read, or holds what no training writes.
+    """
+    content = read_json(path)
+    kinds = {"training": dict, "lm_config": dict, "versions": dict, "step": int, "world_size": int}
+    for key, kind in kinds.items():
+        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
+            raise ConfigError(f"{path}: {key} must be {'an object' if kind is dict else 'a whole number'}.")
+    try:
+        SavedCheckpoint(path, {}, content).train_args  # noqa: B018 it raises for a value of a wrong kind
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return content
+
+
+def _known_settings(cls: type, content: dict[str, Any]) -> dict[str, Any]:
+    """`content` without the keys that the dataclass `cls` does not have, at every depth."""
+    hints = typing.get_type_hints(cls)
+    return {
+        key: _known_settings(hints[key], value) if is_dataclass(hints[key]) and isinstance(value, dict) else value
+        for key, value in content.items()
+        if key in hints
+    }
 
 
 def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
@@ -80,10 +130,8 @@ def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
     """
     if base is not None and not base.endswith(".safetensors"):
         return MoshiPaths(hf_repo_id=base)
-    config, folder = saved.config, saved.folder
-    names = {key: config.get(key) for key in ("moshi_name", "mimi_name", "tokenizer_name")}
-    places = {key: _place(folder, name) for key, name in names.items() if name is not None}
-    if len(places) == 3 and None not in places.values():  # an exported folder
+    folder, places = saved.folder, _own_places(saved)
+    if places is not None:
         paths = MoshiPaths(None, places["mimi_name"], places["moshi_name"], places["tokenizer_name"])
         paths.config_path = str(folder / "config.json")
     elif saved.training is not None and isinstance(saved.training.get("training"), dict):
@@ -95,11 +143,41 @@ def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
     return paths if base is None else replace(paths, moshi_path=base)
 
 
+def own_files(saved: SavedCheckpoint) -> dict[str, Path]:
+    """The files of an exported folder by their keys in config.json; empty for another checkpoint, as a run's.
+
+    Raises:
+        ConfigError: when config.json names a file elsewhere, or one of an exported folder is not there.
+    """
+    places = _own_places(saved)
+    if places is None:
+        return {}
+    name = saved.config.get("mimi_config_name")
+    if name is not None:
+        places["mimi_config_name"] = _place(saved.folder, name)
+        if places["mimi_config_name"] is None:
+            raise ConfigError(f"{saved.folder / 'config.json'} names {name!r}, and there is no such file.")
+    return {key: Path(place) for key, place in places.items() if not place.startswith(moshi_patch.HUB)}
+
+
+def _own_places(saved: SavedCheckpoint) -> dict[str, str] | None:
+    """Where an exported folder has its files, or names them on the Hub; None for another checkpoint.
+
+    A run's config.json names the files of its base model, which do not lie beside it.
+    """
+    names = {key: saved.config.get(key) for key in ("moshi_name", "mimi_name", "tokenizer_name")}
+    places = {key: _place(saved.folder, name) for key, name in names.items() if name is not None}
+    return places if len(places) == 3 and None not in places.values() else None
+
+
 def _place(folder: Path, name: str) -> str | None:
     """What a name in the config.json of an exported folder stands for; None when there is no such file."""
-    if name.startswith("hf://"):
-        return name
-    return str(folder / name) if (folder / name).is_file() else None
+    try:
+        return str(moshi_patch.named_file(folder, folder, name))
+    except LocalEntryNotFoundError:
+        return None
+    except moshi_patch.RepositoryError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
 
 
 def load_model(
@@ -111,10 +189,24 @@ def load_model(
         paths: as the run was trained: of the base model, which adapters need, of Mimi and of the tokenizer.
 
     Raises:
-        ConfigError: as `find_adapter_base`.
+        ConfigError: as `find_files`.
     """
-    info = find_adapter_base(saved, paths) if saved.adapters else find_base_files(paths, weights=False)
+    info = find_files(saved, paths, weights=saved.adapters)
     return load_language_model(saved, info.moshi_weights if saved.adapters else None, device, dtype), info
+
+
+def find_files(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool) -> CheckpointInfo:
+    """The files that a checkpoint needs beside its own: Mimi, the tokenizer and, for adapters, the base model.
+
+    Args:
+        weights: False spares downloading the base model.
+
+    Raises:
+        ConfigError: as `find_adapter_base`; or when the tokenizer does not fit the checkpoint's own settings.
+    """
+    info = find_adapter_base(saved, paths, weights=weights) if saved.adapters else find_base_files(paths, weights=False)
+    load_text_tokenizer(info.tokenizer, saved.lm_kwargs)
+    return info
 
 
 def find_adapter_base(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool = True) -> CheckpointInfo:
@@ -135,12 +227,19 @@ def find_adapter_base(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: boo
 
 
 def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch.device, dtype: torch.dtype) -> LMModel:
-    """The model of a checkpoint in eval mode; `base` is the base model's weights for adapters, None otherwise."""
+    """The model of a checkpoint in eval mode; `base` is the base model's weights for adapters, None otherwise.
+
+    Raises:
+        ConfigError: when a weight of the base model is not finite; nobody has looked at them yet.
+    """
     moshi_patch.install()
-    return loaders.get_moshi_lm(
+    model = loaders.get_moshi_lm(
         saved.weights if base is None else base,
         copy.deepcopy(saved.lm_kwargs),  # moshi writes into nested dictionaries
         device=device,
         dtype=dtype,
         lora_weights=None if base is None else saved.weights,
     )
+    if base is not None:
+        refuse_not_finite(model, f"{base} with the adapters {saved.weights}")
+    return model

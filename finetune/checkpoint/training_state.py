@@ -21,7 +21,6 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -38,6 +37,9 @@ from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, in_one_line
 from ..data.loader import TrainLoader
 from ..model.adapters import lora_parameters
+from .folders import step_of
+from .restricted import RestrictedPlanner, RestrictedReader
+from .state_files import INDEX
 
 CHANGED_BY_STEPS = frozenset({"lr", "betas", "params"})
 """What changes in an optimizer's group from step to step; the rest is a setting."""
@@ -88,11 +90,6 @@ def save_training_state(folder: Path, state: TrainState, ctx: Context) -> None:
         dcp.save(content, checkpoint_id=folder, no_dist=ctx.world_size == 1)
 
 
-def is_resumable(checkpoint: Path) -> bool:
-    """Whether the folder of a checkpoint holds a training state, whose `.metadata` is written last."""
-    return (checkpoint / "training_state" / ".metadata").is_file()
-
-
 @torch.no_grad()
 def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_schedule: bool = True) -> None:
     """Puts `state` where it was when `folder` was written, on any number of ranks. Collective.
@@ -109,7 +106,7 @@ def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_s
         saved = on_rank_0(ctx, lambda: _read_metadata(folder))
         content: dict[str, Any] = {"progress": ""}
         _read(folder, content, ctx)
-        progress = _parse_progress(folder, content["progress"])
+        progress = _parse_progress(folder, content["progress"], state.scheduler)
 
         weights = get_model_state_dict(state.model)
         own = _not_of_the_base(state.model)
@@ -117,7 +114,7 @@ def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_s
         base = _checksums({name: value for name, value in weights.items() if name not in own}, ctx)
         _check_base(folder, base, progress["base"])
         _check_schedule(state.scheduler, progress["scheduler"], keep_schedule)
-        state.loader.load_state_dict(progress["loader"])
+        _restore_place(folder, state.loader, progress["loader"])
 
         settings = [
             {key: value for key, value in g.items() if key not in CHANGED_BY_STEPS}
@@ -163,9 +160,9 @@ def _read(folder: Path, content: dict[str, Any], ctx: Context) -> None:
     Nothing is nested in shards here, and looking for it would drop tensors of which this rank has no part (those of a
     first dimension of 1); torch 2.9 then takes the checkpoint for one of another version, and finds keys missing.
     """
-    planner = DefaultLoadPlanner(flatten_sharded_tensors=False)
+    reader, planner = RestrictedReader(folder), RestrictedPlanner(flatten_sharded_tensors=False)
     try:
-        dcp.load(content, checkpoint_id=folder, planner=planner, no_dist=ctx.world_size == 1)
+        dcp.load(content, storage_reader=reader, planner=planner, no_dist=ctx.world_size == 1)
     except CheckpointException as error:  # on every rank, with the failures of all
         reason, _ = next(iter(error.failures.values()))
         raise _damaged(folder, reason) from reason
@@ -173,15 +170,38 @@ def _read(folder: Path, content: dict[str, Any], ctx: Context) -> None:
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
-        return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        return RestrictedReader(folder).read_metadata().state_dict_metadata
     except Exception as error:  # a broken pickle may raise anything
-        raise _damaged(folder / ".metadata", error) from error
+        raise _damaged(folder / INDEX, error) from error
 
 
-def _parse_progress(folder: Path, text: Any) -> dict[str, Any]:
+def _parse_progress(folder: Path, text: Any, scheduler: LRScheduler) -> dict[str, Any]:
+    """Step, scheduler, place in the data and checksums of the base; of the step that the folder's name says."""
     try:
-        return json.loads(text)
-    except (TypeError, ValueError) as error:
+        content = moshi_patch.parse_object(text)
+        place = content["scheduler"]
+        fit = isinstance(content["step"], int) and isinstance(content["loader"], dict)
+        fit = fit and isinstance(content["base"], dict) and isinstance(place["last_epoch"], int)
+        if not fit:
+            raise ValueError("a value of another kind than was saved")
+        content["scheduler"] = {key: place[key] for key in scheduler.state_dict() if key in place}
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    named = step_of(folder.parent)
+    if named not in (None, content["step"]):
+        raise ConfigError(
+            f"{folder}: is of step {content['step']}, and lies in the checkpoint of step {named}. Resume another "
+            "step with --resume STEP, or begin a new run from its weights with init_from."
+        )
+    return content
+
+
+def _restore_place(folder: Path, loader: TrainLoader, place: dict[str, Any]) -> None:
+    try:
+        loader.load_state_dict(place)
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from error
 
 

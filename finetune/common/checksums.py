@@ -1,12 +1,13 @@
 """SHA-256 of a checkpoint's files: a flipped bit in a weight is a valid safetensors file, and only a checksum sees it.
 
-They lie in `SHA256SUMS` beside the files, as `sha256sum -c SHA256SUMS` reads it.
+They lie in `SHA256SUMS` above or beside the files, as `sha256sum -c SHA256SUMS` reads it.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
 from .errors import ConfigError
 
@@ -15,17 +16,22 @@ LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 BLOCK = 1 << 22
 """Bytes read at a time."""
 
+THREADS = 8
+"""Files read at a time: hashing leaves Python's lock alone."""
+
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Writes `SHA256SUMS` of the files `names` in `folder`; reads them once."""
-    (folder / CHECKSUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names))
+    names = list(names)
+    sums = _sums([folder / name for name in names])
+    (folder / CHECKSUMS).write_text("".join(f"{value}  {name}\n" for name, value in zip(names, sums, strict=True)))
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
     """The recorded sum of each file by its name; None when there is no `SHA256SUMS`.
 
     Raises:
-        ConfigError: when it holds anything else than sums, or none.
+        ConfigError: when it holds anything else than sums of files in `folder`, or none.
     """
     path = folder / CHECKSUMS
     if not path.is_file():
@@ -34,14 +40,23 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     matches = [LINE.fullmatch(line) for line in lines]
     if not lines or not all(matches):
         raise ConfigError(f"{path}: is damaged: it must hold lines of a SHA-256 and the name of a file.")
-    return {match[2]: match[1] for match in matches if match}
+    recorded = {match[2]: match[1] for match in matches if match}
+    for name in recorded:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise ConfigError(f"{path}: is damaged: {name!r} is no file of that folder.")
+    return recorded
 
 
 def changed_files(folder: Path, recorded: dict[str, str]) -> list[str]:
     """Names of the files whose content is not what was recorded, missing ones included; reads each once."""
-    return [
-        name for name, value in recorded.items() if not (folder / name).is_file() or _sha256(folder / name) != value
-    ]
+    present = [name for name in recorded if (folder / name).is_file()]
+    found = dict(zip(present, _sums([folder / name for name in present]), strict=True))
+    return [name for name, value in recorded.items() if found.get(name) != value]
+
+
+def _sums(paths: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(_sha256, paths))
 
 
 def _sha256(path: Path) -> str:

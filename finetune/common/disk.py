@@ -12,6 +12,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from .errors import ConfigError, DiskError, in_one_line
 
+FORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
+FORESEEN += (RuntimeError, TypeError, ValueError)
+"""What moshi and torch raise for files and settings that are not as they expect."""
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -45,13 +49,13 @@ def reason_of(error: BaseException, folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """What libraries raise over a file that a user gave becomes a ConfigError: `what`, and their reason."""
+    """Turns what libraries raise over a user's file into a ConfigError of one line: `what`, and their reason."""
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise ConfigError(f"{what}: damaged, or of another format ({in_one_line(error)}). Copy it anew.") from error
-    except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except FORESEEN as error:
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise ConfigError(f"{what} ({reason}). Correct moshi_paths, or copy the file anew.") from error

@@ -1,5 +1,7 @@
 """The errors that end a program in one line, and how the words of a library get into one."""
 
+import reprlib
+
 
 class UserError(Exception):
     """Something that the user has to put right. It ends a program in one line, with `exit_code`."""
@@ -21,3 +23,11 @@ def in_one_line(error: object, limit: int = 300) -> str:
     """The text of `error`, cut after `limit` characters, for the end of a message: libraries write whole pages."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def shown(value: object) -> str:
+    """`repr` of a value that a user gave, cut where it is long, deep or wide."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 400
+    short.maxdict = short.maxlist = short.maxtuple = 20
+    return short.repr(value)

@@ -1,22 +1,61 @@
-"""Small files that appear whole or not at all: settings, results, pictures."""
+"""Files and folders that appear whole or not at all, and JSON."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import moshi_patch
 
 from .errors import ConfigError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write, which becomes `path` when the block ends without an error.
+
+    Until then, and for ever if anything fails, what stood at `path` stays as it was.
+    """
     temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:  # also when it is interrupted
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder to fill, which becomes `path` when the block ends without an error; `path` must not exist.
+
+    A killed process leaves the folder with its first name, `.tmp-NAME-...`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # a temporary folder is nobody else's
+        for item in [*temporary.rglob("*"), temporary]:
+            sync(item)
+        temporary.rename(path)
+        sync(path.parent)
+    except BaseException:  # also when it is interrupted
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a small file that appears whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -33,16 +72,7 @@ def finite_or_none(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What the JSON in `text` holds.
-
-    Raises:
-        ValueError: when it is no JSON, or nested too deeply to be read.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("brackets in brackets without end") from error
+parse_json = moshi_patch.parse_json
 
 
 def parse_object(line: str | bytes) -> dict[str, Any] | None:
@@ -70,14 +100,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: when there is no such file, or it holds anything else.
     """
     try:
-        content = parse_json(path.read_bytes())
+        return moshi_patch.read_object(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold an object, not {type(content).__name__}.")
-    return content
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def is_file(path: Path) -> bool:

@@ -16,6 +16,8 @@ from .errors import UserError, in_one_line
 PYTHON = (3, 10)
 """The first version that can run this project."""
 
+OURS = ("finetune", "moshi_patch")
+
 
 def program(prog: str, level: int = logging.INFO) -> Callable[[Callable], Callable[..., int]]:
     """Decorates the `main(argv, prog)` of a program, which gets its arguments and returns its exit code or None.
@@ -47,8 +49,18 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return main(argv, prog) or 0
+    except SystemExit as end:  # after a help
+        if not isinstance(end.code, (int, type(None))):
+            raise
+        return end.code or 0
     except UserError as error:
         return _say(prog, error, error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in OURS:
+            raise
+        return _say(
+            prog, f"needs the package {error.name!r}; `pip install .` in this project installs all it needs.", 1
+        )
     except OSError as error:  # of a disk or a network; it names its file
         return _say(prog, in_one_line(error), 1)
     except KeyboardInterrupt:

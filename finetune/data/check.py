@@ -1,120 +1,123 @@
-"""Checks a dataset before training: `python -m finetune.data check FILE.jsonl [--json]`.
+"""Checks a dataset before training: all that training or an evaluation refuses, skips, or learns nonsense from.
 
-Exits with 1 if a problem was found, with 2 if a list cannot be read. Notes do not count: what they name is left out of
-training as it is meant to be.
+Every file is read to its end. Notes are no problems: what they name is left out as it is meant to be, or does no harm.
 """
 
-import dataclasses
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ..common.files import is_file
-from .audio import AudioFile
+from ..settings.schema import STEPS_PER_SECOND
+from .audio_check import Add, check_audio, has_audio
+from .conditions import conditions_of
+from .findings import Report, Segments
 from .interleave import MAIN_SPEAKER
-from .manifest import Alignment, Entry, Problem, read_entries, scan_transcript, transcript_path
+from .manifest import Entry, read_entries
+from .segments import Cutter
+from .sound import SoundMeter
+from .text_tokenizer import load_text_tokenizer, padding_ids
+from .transcript_check import check_transcript
+from .word_count import WordCount
 
-DURATION_TOLERANCE = 0.08
-"""Seconds by which a list's duration may differ from the file's: one step."""
 
+@dataclass(frozen=True)
+class Options:
+    """What else is known of the training.
 
-@dataclass
-class Report:
-    """What a check found. `words` are those of all speakers, `main_words` those that Moshi learns to say.
-
-    Notes name words without a duration, which training drops; they are in no count of words.
+    Args:
+        tokenizer: a sentencepiece model: whether it knows the words.
+        config: content of the model's `config.json`: the tokenizer that it takes, and its text conditions.
+        duration: seconds of a segment: how files are cut, and which segments have no audio.
+        keep_all: keep every message, for JSON.
     """
 
-    problems: list[Problem] = dataclasses.field(default_factory=list)
-    notes: list[Problem] = dataclasses.field(default_factory=list)
-    lines: int = 0
-    hours: float = 0.0
-    words: int = 0
-    main_words: int = 0
-
-    def summary(self) -> str:
-        return (
-            f"{self.lines} lines, {self.hours:.3f} hours of audio, {self.words} words, "
-            f"{self.main_words} of them by {MAIN_SPEAKER}; {len(self.problems)} problems, {len(self.notes)} notes."
-        )
-
-    def to_json(self) -> str:
-        content = dataclasses.asdict(self)
-        return json.dumps(content | {"ok": not self.problems}, default=str, indent=2)
+    tokenizer: Path | None = None
+    config: Mapping[str, Any] | None = None
+    duration: float | None = None
+    keep_all: bool = False
 
 
-def check(files: list[Path]) -> Report:
-    """Looks at every line of the lists, and at the audio and the alignments that it names."""
-    report = Report()
+def check(files: list[Path], options: Options = Options()) -> Report:
+    """Looks at every line of the lists, and at all of the audio and the alignments that it names.
+
+    Raises:
+        UnfitTokenizer: when there is no such tokenizer, or it is not the model's.
+        OSError: when a list cannot be read.
+    """
+    report = Report(options.keep_all)
+    checker = _Checker(options, report)
     for file in files:
         entries, problems = read_entries(file)
         report.lines += len(entries) + len(problems)
+        for problem in problems:
+            report.add(file, problem.line, "not a valid line", problem.message)
         if not entries and not problems:
-            problems.append(Problem(file, 1, 'an empty list; must hold lines {"path": ..., "duration": seconds}'))
+            must = 'an empty list; must hold lines {"path": ..., "duration": seconds}'
+            report.add(file, 1, "empty list", must)
+        words = checker.new_count()
         for entry in tqdm(entries, desc=file.name, unit="file", disable=None):
-            problems += [Problem(file, entry.line, message) for message in _check_entry(entry, report)]
-        report.problems += sorted(problems, key=lambda problem: problem.line)
+            checker.check(entry, words)
+        checker.judge(words, file)
     return report
 
 
-def _check_entry(entry: Entry, report: Report) -> list[str]:
-    """Messages about one line; adds its audio, its words and its notes to `report`."""
-    messages, duration = _check_audio(entry)
-    report.hours += (duration or 0.0) / 3600
-    path = transcript_path(entry.path)
-    try:
-        alignments, malformed, _ = scan_transcript(path)
-    except FileNotFoundError:
-        return [*messages, f"{path}: no such file (alignments)"]
-    except (OSError, ValueError) as error:
-        return [*messages, f"{path}: malformed alignments: {error}"]
-    dropped = {index: word for index, word in alignments.items() if word[1][1] <= word[1][0]}
-    for index, word in dropped.items():
-        message = f"note: {path}: alignments[{index}]={list(word)!r}: dropped in training, as it has no duration"
-        report.notes.append(Problem(entry.file, entry.line, message))
-    said = [speaker for index, (_, _, speaker) in alignments.items() if index not in dropped]
-    report.words += len(said)
-    report.main_words += said.count(MAIN_SPEAKER)
-    found = [(index, f"malformed alignment: {message}") for index, message in malformed.items()]
-    found += _check_times(alignments, duration)
-    messages += [f"{path}: {message}" for _, message in sorted(found, key=lambda pair: pair[0])]
-    if alignments and MAIN_SPEAKER not in said:
-        messages.append(f"{path}: no word by {MAIN_SPEAKER}: Moshi would learn to say nothing")
-    return messages
+class _Checker:
+    """Checks one line after the other, and adds what it finds to `report`."""
 
+    def __init__(self, options: Options, report: Report):
+        self._report, self._config = report, options.config or {}
+        self._tokenizer = None
+        if options.tokenizer is not None:
+            self._tokenizer = load_text_tokenizer(options.tokenizer, self._config, "--tokenizer")
+        self._conditions = conditions_of(self._config)
+        self._cutter = None if options.duration is None else Cutter(options.duration, STEPS_PER_SECOND)
+        report.segments = None if options.duration is None else Segments(options.duration)
 
-def _check_audio(entry: Entry) -> tuple[list[str], float | None]:
-    """Messages about the audio file, and its duration in seconds if it can be read."""
-    if not is_file(entry.path):
-        return [f"{entry.path}: no such file (audio)"], None
-    try:
-        audio = AudioFile(entry.path)
-    except (OSError, ValueError) as error:
-        return [f"{entry.path}: cannot be read as audio: {error}"], None
-    messages, channels, duration = [], audio.channels, audio.duration
-    if channels != 2:
-        kind = "mono" if channels == 1 else f"{channels} channels"
-        messages.append(f"{entry.path}: {kind}; must be stereo, Moshi left and the user right")
-    if abs(duration - entry.duration) > DURATION_TOLERANCE:
-        messages.append(f"{entry.path}: duration={entry.duration:g}: the file has {duration:.3f} seconds")
-    if audio.ends_early():
-        messages.append(f"{entry.path}: ends before the {duration:.3f} seconds of its header; copy it anew")
-    return messages, duration
+    def new_count(self) -> WordCount:
+        """Words are counted list by list."""
+        return WordCount(self._tokenizer, STEPS_PER_SECOND, padding_ids(self._config))
 
+    def judge(self, words: WordCount, file: Path) -> None:
+        """What became of the words of a list."""
+        if not words.transcripts:
+            return
+        if self._tokenizer is not None:
+            self._report.text[str(file)] = words.summary()
+        message = words.refusal() or words.warning()
+        if message is not None:
+            self._report.add(file, 1, "words that do not become text", message)
 
-def _check_times(alignments: dict[int, Alignment], duration: float | None) -> list[tuple[int, str]]:
-    """Index and message of every word that no segment will hold as it was meant."""
-    found, before = [], None
-    for index, alignment in alignments.items():
-        start, _ = alignment[1]
-        for wrong, what in (
-            (start < 0, "malformed alignment: starts before 0"),
-            (duration is not None and start > duration, "starts after the end of the audio"),
-            (before is not None and start < before, "unsorted: starts before the one before it"),
-        ):
-            if wrong:
-                found.append((index, f"alignments[{index}]={list(alignment)!r}: {what}"))
-        before = start
-    return found
+    def check(self, entry: Entry, words: WordCount) -> None:
+        """One line, with the files that it names."""
+        add = partial(self._report.add, entry.file, entry.line)
+        meter, seconds = check_audio(entry, add) or (None, None)
+        if meter is not None:
+            self._report.hours += meter.seconds / 3600
+            self._check_segments(entry, meter, add)
+        alignments = check_transcript(entry, seconds, self._conditions, add)
+        if alignments is None:
+            return
+        for kind, message in {} if meter is None else meter.faults(alignments).items():
+            add(kind, f"{entry.path}: {message}")
+        words.add(alignments, entry.duration if seconds is None else seconds)
+        said = [speaker for _, (start, end), speaker in alignments if start < end]
+        self._report.words += len(said)
+        self._report.main_words += said.count(MAIN_SPEAKER)
+
+    def _check_segments(self, entry: Entry, meter: SoundMeter, add: Add) -> None:
+        """How a file is cut; a segment without audio is refused."""
+        if self._cutter is None:
+            return
+        length = self._cutter.steps / STEPS_PER_SECOND
+        for segment in self._cutter.segments(entry):
+            left = meter.seconds - segment.first_step / STEPS_PER_SECOND
+            if not has_audio(meter, segment.first_step, STEPS_PER_SECOND):
+                add("segment without audio", f"{entry.path}: no audio in the segment from step {segment.first_step} on")
+            elif left > length - 1e-3:
+                self._report.segments.whole += 1
+            else:
+                self._report.segments.remainders.append(left)

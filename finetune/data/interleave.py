@@ -6,7 +6,7 @@ Shapes: `T` steps of 80 ms.
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -20,6 +20,40 @@ class TextTokenizer(Protocol):
     """What is used of a `sentencepiece.SentencePieceProcessor`."""
 
     def encode(self, text: str) -> list[int]: ...
+
+
+class Placement(NamedTuple):
+    """Where a word is written: from `step` on, as many of its `tokens` as there is `room` for, which may be none."""
+
+    word: str
+    step: int
+    tokens: list[int]
+    room: int
+
+
+def place_words(
+    alignments: Iterable[Alignment],
+    tokenizer: TextTokenizer,
+    steps: int,
+    *,
+    first_step: int = 0,
+    frame_rate: float = 12.5,
+    main_speaker: str = MAIN_SPEAKER,
+) -> list[Placement]:
+    """The words of `main_speaker` that start within `steps` steps from `first_step` on, in the order of their starts.
+
+    A word has room until the next one starts, or the steps end. Left out are words of non-positive duration.
+    """
+    words = sorted(
+        ((start, word) for word, (start, end), speaker in alignments if speaker == main_speaker and start < end),
+        key=lambda item: item[0],
+    )
+    starts = [math.floor(start * frame_rate) - first_step for start, _ in words]
+    return [
+        Placement(word.strip(), start, tokenizer.encode(word.strip()), min(limit, steps) - start)
+        for (_, word), (start, limit) in zip(words, pairwise([*starts, steps]), strict=True)
+        if 0 <= start < steps
+    ]
 
 
 def text_row(
@@ -46,16 +80,10 @@ def text_row(
             made relative, so that a word falls in the same step wherever the file is cut.
     """
     row = [padding_id] * steps
-    words = sorted(
-        ((start, word) for word, (start, end), speaker in alignments if speaker == main_speaker and start < end),
-        key=lambda item: item[0],
-    )
-    starts = [math.floor(start * frame_rate) - first_step for start, _ in words]
-    for (_, word), (start, limit) in zip(words, pairwise([*starts, steps]), strict=True):
-        if not 0 <= start < steps:
-            continue
-        tokens = tokenizer.encode(word.strip())[: min(limit, steps) - start]
-        row[start : start + len(tokens)] = tokens
-        if tokens and start > 0 and row[start - 1] == padding_id:
+    where = {"first_step": first_step, "frame_rate": frame_rate, "main_speaker": main_speaker}
+    for _, start, tokens, room in place_words(alignments, tokenizer, steps, **where):
+        placed = tokens[:room]
+        row[start : start + len(placed)] = placed
+        if placed and start > 0 and row[start - 1] == padding_id:
             row[start - 1] = end_padding_id
     return torch.tensor([row], dtype=torch.int64)

@@ -10,6 +10,14 @@ import numpy as np
 import sphn
 
 
+def is_enough(samples: int, rate: int, target_rate: int) -> bool:
+    """Whether something is left of so many samples at `target_rate`.
+
+    One is none: it is what is read from the end of a file on, the start being rounded down to the last sample.
+    """
+    return samples > 1 and round(samples * target_rate / rate) > 0
+
+
 def resample(pcm: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     """`[C, S]` at `rate` as `[C, S * target_rate / rate]`, in time with the original.
 

@@ -4,7 +4,7 @@ Shapes: `K` = 1 + n_q rows, `T` steps of a segment, `S` samples.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ from moshi.models.loaders import CheckpointInfo
 from ..common.disk import reading
 from .audio import AudioFile
 from .broken import BrokenItem
+from .conditions import Prepare, known_conditions
 from .encode import check_codebooks, encode_channels
 from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Transcript, read_transcript, transcript_path
-from .resample import resample
+from .resample import is_enough, resample
 from .segments import Cutter, Segment
+from .text_tokenizer import load_text_tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class SpeechTokenizer(Cutter):
         zero_id: int = -1,
         main_speaker: str = MAIN_SPEAKER,
         conditions: Sequence[str] = (),
-        prepare: Callable[[list[ConditionAttributes]], Any] | None = None,
+        prepare: Prepare | None = None,
         cache_items: int = 512,
     ):
         if not 0 < dep_q < n_q:
@@ -108,11 +110,15 @@ class SpeechTokenizer(Cutter):
 
     def blank(self) -> Item:
         """An item of zero tokens alone: it fills up a batch and carries no loss."""
-        return Item(torch.full((1, 1 + self.n_q, self.steps), self.zero_id), self._attributes({}))
+        codes = torch.full((1, 1 + self.n_q, self.steps), self.zero_id)
+        return Item(codes, known_conditions(None, self.conditions, None))
 
     def _make(self, segment: Segment) -> Item:
         pcm, transcript = self._read(segment)
-        conditions = self._known_conditions(segment, transcript)
+        try:
+            conditions = known_conditions(transcript.text_conditions, self.conditions, self._prepare)
+        except ValueError as error:
+            raise BrokenItem(f"{segment}: {error}") from error
         audio = encode_channels(self.mimi, pcm, self.n_q, self.dep_q)[:, : self.steps]
         text = text_row(
             transcript.alignments,
@@ -132,32 +138,14 @@ class SpeechTokenizer(Cutter):
         try:
             audio = AudioFile(segment.path)
             samples = audio.read(segment.first_step / self.frame_rate, self.steps / self.frame_rate)
-            if samples.shape[1] == 1:  # a start at the end of the file, rounded down to its last sample
-                samples = samples[:, :0]
-            pcm = resample(samples, audio.rate, self.mimi.sample_rate)
             transcript = read_transcript(transcript_path(segment.path))
         except (OSError, ValueError) as error:
             raise BrokenItem(f"{segment}: {error}") from error
-        if pcm.shape[0] != 2:
-            raise BrokenItem(f"{segment}: {pcm.shape[0]} channel(s); left must be Moshi, right the user.")
-        if pcm.shape[1] == 0:
-            raise BrokenItem(f"{segment}: no audio; is the list's duration too long?")
-        return pcm, transcript
-
-    def _known_conditions(self, segment: Segment, transcript: Transcript) -> ConditionAttributes | None:
-        """Those of a file, tried out: the model would only raise in the middle of a step."""
-        conditions = self._attributes(transcript.text_conditions or {})
-        if conditions is not None and self._prepare is not None:
-            try:
-                self._prepare([conditions])
-            except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-                raise BrokenItem(f"{segment}: text_conditions={conditions.text!r}: {error}") from error
-        return conditions
-
-    def _attributes(self, found: dict[str, Any]) -> ConditionAttributes | None:
-        if not self.conditions:
-            return None
-        return ConditionAttributes(text={name: found.get(name) for name in self.conditions}, tensor={})
+        if samples.shape[0] != 2:
+            raise BrokenItem(f"{segment}: {samples.shape[0]} channel(s); left must be Moshi, right the user.")
+        if not is_enough(samples.shape[1], audio.rate, self.mimi.sample_rate):
+            raise BrokenItem(f"{segment}: {audio.why_nothing(segment.first_step / self.frame_rate)}")
+        return resample(samples, audio.rate, self.mimi.sample_rate), transcript
 
 
 def load_speech_tokenizer(
@@ -171,7 +159,6 @@ def load_speech_tokenizer(
     described = (info.raw_config or {}).get("mimi_config_name", "moshi's own configuration")
     with reading(f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: cannot be loaded into the Mimi of {described}"):
         mimi = info.get_mimi(device=device).requires_grad_(False)
-    with reading(f"moshi_paths.tokenizer_path={str(info.tokenizer)!r}: not a sentencepiece model"):
-        text_tokenizer = info.get_text_tokenizer()
+    text_tokenizer = load_text_tokenizer(info.tokenizer, info.lm_config)
     with reading("moshi_paths: cannot be trained on dialogues"):
         return SpeechTokenizer.for_model(model, mimi, text_tokenizer, duration_sec=duration_sec)

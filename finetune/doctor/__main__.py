@@ -5,33 +5,27 @@ Each finding is a line that begins with ok, warning or FAILED. Exits with 1 if a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.program import program
-from .finding import FAILED, OK, Finding
+
+if TYPE_CHECKING:
+    from ..settings.commands import DoctorArgs
+    from .finding import Finding
 
 
 @program("python -m finetune.doctor", logging.WARNING)
 def main(argv: list[str], prog: str) -> int:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run, a checkpoint of it, or an export")
-    parser.add_argument(
-        "--base",
-        metavar="PATH",
-        help="the base model of adapters: a Hub repository, a folder like one, or its .safetensors file; "
-        "by default as the checkpoint was trained",
-    )
-    parser.add_argument("--device", default="cpu", help="where the model is loaded (default: cpu)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    args = parser.parse_args(argv)
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
-        parser.error(f"--device {args.device}: must be cpu, cuda or cuda:0, cuda:1, ...")
+    from ..settings.command_line import parse
+    from ..settings.commands import DoctorArgs
+    from .finding import FAILED, OK
+
+    args = parse(DoctorArgs, argv, prog, "[CHECKPOINT] [--base PATH] [--device DEVICE] [--json]")
     found = []
     for check in _checks(args):
         found.append(check)
@@ -47,7 +41,8 @@ def main(argv: list[str], prog: str) -> int:
     return 0 if good else 1
 
 
-def _checks(args: argparse.Namespace) -> Iterator[Finding]:
+def _checks(args: DoctorArgs) -> Iterator[Finding]:
+    from .finding import FAILED, Finding
     from .machine import check_machine
 
     found = []

@@ -10,11 +10,14 @@ from moshi.utils.compile import no_compile
 
 import moshi_patch
 
+from ..checkpoint.contradictions import patched
 from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths
-from ..checkpoint.verify import patched, stored_dtype
 from ..model.conditions import absent_conditions, fused_conditions
 from .finding import FAILED, OK, WARNING, Finding, in_units
 from .machine import available_memory
+
+LONGEST = 1 << 13
+"""Steps, 11 minutes: a longer chunk is not tried."""
 
 STEPS_AFTER_CHUNK = 32
 """Steps after the first chunk, the first that its update can change."""
@@ -46,7 +49,7 @@ def check_answers(saved: SavedCheckpoint, base: str | None, device: torch.device
         return
     with patched(), no_compile():
         try:
-            model = load_language_model(saved, weights, device, stored_dtype(saved))
+            model = load_language_model(saved, weights, device, saved.dtype)
         except Exception as error:  # whatever moshi and torch raise for weights that do not fit
             remedy = "give the base model that these adapters were trained on, with --base" if weights else ""
             yield Finding("model", FAILED, f"does not load: {type(error).__name__}: {error}", remedy)
@@ -76,6 +79,8 @@ def _active(model: LMModel) -> Finding:
     """Random codes, long enough for one update to be heard in the answer."""
     chunk = model.ttt_config.chunk_size
     steps = chunk + STEPS_AFTER_CHUNK
+    if steps > LONGEST:
+        return Finding("TTT active", WARNING, f"not tried: ttt_chunk_size={chunk} is longer than {LONGEST} steps")
     generator = torch.Generator().manual_seed(0)
     cards = [model.text_card, *[model.card] * model.num_audio_codebooks]
     codes = torch.stack([torch.randint(card, (1, steps), generator=generator) for card in cards], 1).to(model.device)

@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 
-from ..checkpoint.saved import SavedCheckpoint, open_checkpoint
-from ..checkpoint.verify import contradictions, read_header
-from ..common.checksums import CHECKSUMS, changed_files, read_checksums
+from ..checkpoint import verify
+from ..checkpoint.saved import SavedCheckpoint, find_files, model_paths, open_checkpoint
+from ..checkpoint.state_files import STATE, has_state_checksums, is_resumable, state_problems
+from ..common.checksums import CHECKSUMS, read_checksums
 from ..common.errors import ConfigError
+from ..data.text_tokenizer import UnfitTokenizer
+from ..model.tensor_file import HUGE, Size, read_header
 from .answers import check_answers
 from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
-from .tensors import check_tensors
+from .tensors import describe_tensors
 
 RESTORE = "copy the checkpoint again from where it was made, or take another one"
+REMEDIES = {
+    verify.SETTINGS: "restore config.json and weights that were saved together",
+    verify.VALUES: "take an earlier checkpoint: its training diverged, or its file was damaged",
+}
 UNFINISHED = re.compile(r"\.(tmp|old)-checkpoint_\d+")
 
 
@@ -34,8 +40,8 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
     for name, checks in (
         ("files", lambda: _files(saved)),
         ("training state", lambda: _training_state(saved.folder.parent)),
-        ("checksums", lambda: _checksums(saved)),
-        ("weights", lambda: _weights(saved)),
+        ("weights", lambda: _parts(saved)),
+        ("tokenizer", lambda: _tokenizer(saved, base)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED
@@ -56,12 +62,12 @@ def _files(saved: SavedCheckpoint) -> Iterator[Finding]:
     else:
         versions = saved.training.get("versions", {})
         made = ", ".join(f"{name} {version}" for name, version in versions.items())
-        yield Finding("training_config.json", OK, f"step {saved.training.get('step')}, made with {made}")
+        yield Finding("training_config.json", OK, f"step {saved.step}, made with {made}")
     yield from _adapters_named(saved)
 
 
 def _adapters_named(saved: SavedCheckpoint) -> Iterator[Finding]:
-    """`moshi.run_inference` takes adapters from where config.json says, and from nowhere else."""
+    """Stock moshi takes adapters from where config.json says, and from nowhere else; `moshi_patch` looks beside it."""
     name = saved.config.get("lora_name")
     if not saved.adapters or not name or name.startswith("hf://"):
         return
@@ -69,70 +75,82 @@ def _adapters_named(saved: SavedCheckpoint) -> Iterator[Finding]:
     if not named.is_file() or not named.samefile(saved.weights):
         what = "another file" if named.is_file() else "a file that is not there"
         remedy = (
-            f'set it to "file://{saved.weights.resolve()}", or serve with --lora-weight; an export has no such paths'
+            f'`python -m moshi_patch` takes those beside it; for others, set it to "file://{saved.weights.resolve()}", '
+            "or serve with --lora-weight; an export has no such paths"
         )
         yield Finding("config.json", WARNING, f"lora_name={name!r} names {what}; the checkpoint was moved", remedy)
 
 
-def _training_state(folder: Path) -> Iterator[Finding]:
-    """Complete as far as its index tells; of the values in it only a resume knows."""
-    state = folder / "training_state"
-    if not (folder / "consolidated").is_dir():
+def _training_state(checkpoint: Path) -> Iterator[Finding]:
+    """Its files are those that were saved; no pickle in them is read."""
+    state = checkpoint / STATE
+    if not (checkpoint / "consolidated").is_dir():
         return  # an export, or weights by themselves: nothing to resume
-    if not (state / ".metadata").is_file():
+    if not is_resumable(checkpoint):
         remedy = "begin a new run with init_from, or take another checkpoint"
         yield Finding("training state", WARNING, f"not there ({state}): this checkpoint cannot be resumed", remedy)
         return
-    ends: dict[str, int] = {}
-    try:
-        parts = FileSystemReader(state).read_metadata().storage_data.values()
-    except Exception as error:  # a damaged pickle raises anything
-        text = f"its index {state / '.metadata'} cannot be read: {type(error).__name__}: {error}"
-        yield Finding("training state", FAILED, text, RESTORE)
+    problems = state_problems(checkpoint)
+    for problem in problems:
+        yield Finding("training state", FAILED, problem, RESTORE)
+    if problems:
         return
-    for part in parts:
-        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
-    short = [name for name, end in ends.items() if not (state / name).is_file() or (state / name).stat().st_size < end]
     size = sum(path.stat().st_size for path in state.iterdir())
-    if short:
-        names = ", ".join(sorted(short))
-        yield Finding("training state", FAILED, f"missing or truncated in {state}: {names}", RESTORE)
+    if has_state_checksums(checkpoint):
+        yield Finding("training state", OK, f"{in_units(size)}, as saved", details={"bytes": size})
     else:
-        yield Finding("training state", OK, in_units(size), details={"bytes": size})
+        text = f"{in_units(size)}, without {CHECKSUMS}: a flipped bit in it cannot be seen"
+        remedy = "keep a copy that you trust; checkpoints saved by this version have one"
+        yield Finding("training state", WARNING, text, remedy, {"bytes": size})
 
 
-def _checksums(saved: SavedCheckpoint) -> Iterator[Finding]:
-    try:
-        recorded = read_checksums(saved.folder)
-    except ConfigError as error:
-        yield Finding("checksums", FAILED, str(error), RESTORE)
-        return
+def _parts(saved: SavedCheckpoint) -> Iterator[Finding]:
+    """The answer that every program gives, part by part."""
+    sizes: dict[str, Size] = {}
+    good = set()
+    for part, problems in verify.examine(saved, sizes):
+        for problem in problems:
+            yield Finding(part, FAILED, problem, REMEDIES.get(part, RESTORE))
+        if not problems:
+            good.add(part)
+            yield from _praise(part, saved, sizes)
+    if {verify.HEADER, verify.VALUES} <= good:
+        yield from describe_tensors(saved, read_header(saved.weights), sizes)
+
+
+def _praise(part: str, saved: SavedCheckpoint, sizes: dict[str, Size]) -> Iterator[Finding]:
+    """What is said of a part with no problem."""
+    if part == verify.HEADER:
+        header = read_header(saved.weights)
+        dtypes = ", ".join(sorted({one.dtype for one in header.values()}))
+        yield Finding(part, OK, f"{len(header)} tensors, {dtypes}", details={"tensors": len(header)})
+    elif part == verify.SETTINGS:
+        yield Finding(part, OK, "config.json describes these weights")
+    elif part == verify.VALUES:
+        yield Finding(part, OK, f"all values of {len(sizes)} tensors are finite and below {HUGE:g}")
+    elif part == verify.CHECKED:
+        yield _checksums(saved)
+
+
+def _checksums(saved: SavedCheckpoint) -> Finding:
+    recorded = read_checksums(saved.folder)
     if recorded is None:
         remedy = f"keep a copy that you trust; checkpoints saved by this version have a {CHECKSUMS}"
-        yield Finding("checksums", WARNING, f"no {CHECKSUMS}: a flipped bit in a weight cannot be seen", remedy)
-        return
-    changed = changed_files(saved.folder, recorded)
-    for name in changed:
-        what = "is not what was saved" if (saved.folder / name).is_file() else "is not there"
-        yield Finding("checksums", FAILED, f"{name} {what} (SHA-256)", RESTORE, {"file": name})
+        return Finding("checksums", WARNING, f"no {CHECKSUMS}: a flipped bit in a weight cannot be seen", remedy)
     if saved.weights.name not in recorded:
         text = f"{CHECKSUMS} has no line for {saved.weights.name}: a flipped bit in it cannot be seen"
-        yield Finding("checksums", WARNING, text, RESTORE)
-    elif not changed:
-        yield Finding("checksums", OK, f"{', '.join(recorded)} {'are' if len(recorded) > 1 else 'is'} as saved")
+        return Finding("checksums", WARNING, text, RESTORE)
+    return Finding("checksums", OK, f"{', '.join(recorded)} {'are' if len(recorded) > 1 else 'is'} as saved")
 
 
-def _weights(saved: SavedCheckpoint) -> Iterator[Finding]:
+def _tokenizer(saved: SavedCheckpoint, base: str | None) -> Iterator[Finding]:
+    """Whether the text tokenizer that is served with these weights is theirs."""
     try:
-        header = read_header(saved.weights)
+        info = find_files(saved, model_paths(saved, base), weights=False)
+    except UnfitTokenizer as error:
+        remedy = "serve it with the tokenizer of its base model (--tokenizer), and train with that one"
+        yield Finding("tokenizer", FAILED, str(error), remedy)
     except ConfigError as error:
-        yield Finding("weights", FAILED, str(error), RESTORE)
-        return
-    dtypes = ", ".join(sorted({one.dtype for one in header.values()}))
-    yield Finding("weights", OK, f"{len(header)} tensors, {dtypes}", details={"tensors": len(header)})
-    found = contradictions(saved)
-    for contradiction in found:
-        yield Finding("settings", FAILED, contradiction, "restore config.json and weights that were saved together")
-    if not found:
-        yield Finding("settings", OK, "config.json describes these weights")
-    yield from check_tensors(saved, header)
+        yield Finding("tokenizer", WARNING, f"not looked at: {error}", "name the base model with --base")
+    else:
+        yield Finding("tokenizer", OK, f"{info.tokenizer} fits the model", details={"tokenizer": str(info.tokenizer)})

@@ -9,12 +9,13 @@ from ..common.program import program
 
 @program("python -m finetune.evaluation")
 def main(argv: list[str], prog: str) -> None:
-    from .settings import parse_command_line
+    from ..settings.command_line import evaluation_options
 
-    settings = parse_command_line(argv)
+    given = evaluation_options(argv, prog)
     from .run import evaluate
+    from .settings import load_settings
 
-    print(evaluate(settings), end="")
+    print(evaluate(load_settings(*given)), end="")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from moshi.models import LMModel, loaders
 import moshi_patch
 
 from ..checkpoint.saved import SavedCheckpoint, load_model, model_paths, open_checkpoint
-from ..checkpoint.verify import contradictions
+from ..common.differences import differences
 from ..common.errors import ConfigError
 from ..common.files import read_json
-from ..model.base import find_base_files
+from ..model.base import find_base_files, refuse_not_finite
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
 from .results import file_identity
-from .settings import EvalArgs
 
 BASE = "base"
 """As `baseline`: the base model in `moshi_paths`."""
@@ -54,9 +54,7 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     baseline = _find(args)
     check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.adapters)
     if baseline.checkpoint is not None:
-        found, config = contradictions(baseline.checkpoint), baseline.checkpoint.config
-        if found:
-            raise ConfigError(f"baseline={args.baseline!r}: weights and settings contradict: {' '.join(found)}")
+        config = baseline.checkpoint.config
     else:
         info = find_base_files(baseline.paths, weights=_local(baseline.paths))
         own = saved.weights.resolve()
@@ -66,11 +64,7 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
                 "with itself; give the folder of the model that it was trained from."
             )
         config = info.lm_config or loaders._lm_kwargs
-    differing = [
-        f"{key}={config.get(key)!r}, not {saved.config.get(key)!r}"
-        for key in SHARED
-        if config.get(key) != saved.config.get(key)
-    ]
+    differing = differences(config, saved.config, keys=SHARED)
     if differing:
         raise ConfigError(f"baseline={args.baseline!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
     return baseline
@@ -81,7 +75,10 @@ def load_baseline(baseline: Baseline, device: torch.device, dtype: torch.dtype) 
     if baseline.checkpoint is not None:
         return load_model(baseline.checkpoint, baseline.paths, device, dtype)[0]
     moshi_patch.install()
-    return find_base_files(baseline.paths).get_moshi(device=device, dtype=dtype)
+    info = find_base_files(baseline.paths)
+    model = info.get_moshi(device=device, dtype=dtype)
+    refuse_not_finite(model, str(info.moshi_weights))
+    return model
 
 
 def _local(paths: MoshiPaths) -> bool:

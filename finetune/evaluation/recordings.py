@@ -28,9 +28,9 @@ from ..data.segments import Listing, Segment
 from ..data.tokenize import Item, SpeechTokenizer
 from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
 from .results import ResultStore, file_identity
-from .settings import EvalArgs
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import gc
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,18 @@ import torch
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.utils.compile import no_compile
-from safetensors import SafetensorError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..checkpoint.saved import SavedCheckpoint, load_model
-from ..checkpoint.verify import contradictions
-from ..common.checksums import changed_files, read_checksums
+from ..checkpoint.verify import refuse_broken
+from ..common.checksums import read_checksums
+from ..common.disk import reading
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
-from ..common.errors import ConfigError, in_one_line
+from ..common.errors import ConfigError
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
+from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
 from .published.evaluate import evaluate_paper
@@ -50,14 +50,13 @@ def evaluate(settings: Settings) -> str:
         BrokenData: for data that cannot be read.
     """
     args = settings.args
-    refuse_contradictions(settings.checkpoint, "checkpoint_dir")
     check_moshi_paths(args.moshi_paths, weights=settings.checkpoint.adapters)
     baseline = None if args.baseline is None else open_baseline(args, settings.checkpoint)
     ctx = setup()
     try:
-        on_rank_0(ctx, lambda: refuse_changed(settings.checkpoint, "checkpoint_dir"))
+        on_rank_0(ctx, lambda: refuse_broken(settings.checkpoint, "checkpoint_dir"))
         if baseline is not None and baseline.checkpoint is not None:
-            on_rank_0(ctx, lambda: refuse_changed(baseline.checkpoint, "baseline"))
+            on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
         if ctx.rank == 0:
             logger.info("Settings in force:\n%s", settings_table(settings))
             for message in settings.warnings:
@@ -67,24 +66,6 @@ def evaluate(settings: Settings) -> str:
             return Evaluation(settings, baseline, ctx).run()
     finally:
         cleanup()
-
-
-def refuse_contradictions(saved: SavedCheckpoint, key: str) -> None:
-    """Raises a ConfigError that names what the weights and the settings of a checkpoint say against each other."""
-    found = contradictions(saved)
-    if found:
-        raise ConfigError(f"{key}={str(saved.folder)!r}: weights and settings contradict: {' '.join(found)}")
-
-
-def refuse_changed(saved: SavedCheckpoint, key: str) -> None:
-    """Raises a ConfigError when the weights of a checkpoint are not those whose checksum was saved, if one was."""
-    name = saved.weights.name
-    recorded = {file: value for file, value in (read_checksums(saved.folder) or {}).items() if file == name}
-    if changed_files(saved.folder, recorded):
-        raise ConfigError(
-            f"{key}={str(saved.folder)!r}: {name} is not what was saved (SHA-256). Copy it again from where it was "
-            "made; `python -m finetune.doctor` says more."
-        )
 
 
 def out_dir(settings: Settings) -> Path:
@@ -151,11 +132,11 @@ class Evaluation:
 
     def _load(self) -> tuple[LMModel, CheckpointInfo]:
         base = " over its base model in moshi_paths" if self.checkpoint.adapters else ""
-        with loading(f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}"):
+        with reading(f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}"):
             return load_model(self.checkpoint, self.args.moshi_paths, self.ctx.device, self.dtype)
 
     def _load_baseline(self) -> LMModel:
-        with loading(f"baseline={self.args.baseline!r}: cannot be loaded"):
+        with reading(f"baseline={self.args.baseline!r}: cannot be loaded"):
             return load_baseline(self.baseline, self.ctx.device, self.dtype)
 
     def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
@@ -214,17 +195,6 @@ class Evaluation:
         }
 
 
-@contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Weights that are damaged, or do not fit their settings, are a ConfigError of one line that begins with `what`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ConfigError(f"{what}: {type(error).__name__}: {in_one_line(error)}") from error
-
-
 def kinds_of(model: LMModel) -> dict[str, str]:
     """By condition of the checkpoint's own model, under which name its results are stored."""
     return {condition: f"standard/{condition}" for condition in conditions_of(model)}
@@ -235,8 +205,7 @@ def with_overrides(settings: Settings) -> SavedCheckpoint:
     config = copy.deepcopy(settings.checkpoint.config)
     for key in FREE:
         if settings.sources[key] == COMMAND_LINE:
-            name = key.removeprefix("ttt.")
-            config[f"ttt_{name}"] = getattr(settings.args.ttt, name)
+            config[ttt_keyword(key)] = getattr(settings.args.ttt, key.removeprefix("ttt."))
     return dataclasses.replace(settings.checkpoint, config=config)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..data.segments import Segment
+from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
 from .recordings import MINUTES, Streams, item_id, scored_streams
 from .results import ResultStore
-from .settings import EvalArgs
 from .statistics import MEASURES, Sums, intervals, means, summary
 
 Values = dict[str, list[dict[str, Any]]]

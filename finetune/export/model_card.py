@@ -71,12 +71,12 @@ def _training(saved: SavedCheckpoint) -> str:
     """Without names of files and folders, which belong to the machine it was done on."""
     if saved.training is None:
         return "Not recorded."
-    settings, versions = saved.training["training"], saved.training.get("versions", {})
-    batch = settings.get("batch_size", 1) * settings.get("num_microbatches", 1) * saved.training.get("world_size", 1)
+    settings, versions = saved.train_args, saved.training.get("versions", {})
+    batch = settings.batch_size * settings.num_microbatches * saved.training.get("world_size", 1)
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{saved.training.get('step')} steps of {batch} segments of {settings.get('duration_sec')} s, in "
-        f"{settings.get('param_dtype')}; learning rate {settings.get('optim', {}).get('lr')}. Made with {made}."
+        f"{saved.step} steps of {batch} segments of {settings.duration_sec} s, in {settings.param_dtype}; "
+        f"learning rate {settings.optim.lr}. Made with {made}."
     )
 
 

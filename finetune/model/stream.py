@@ -14,11 +14,9 @@ from moshi.conditioners import ConditionTensors
 from moshi.models.lm import LMModel, LMOutput
 
 from ..common.sliding_window import FullWindow
+from ..settings.evaluation import SEGMENT_STEPS
 from .conditions import fused_conditions
 from .loss import LossParts, position_losses
-
-SEGMENT_STEPS = 2048
-"""Steps of a segment. Longer ones take more memory; shorter ones move TTT's delta, and the keys, more often."""
 
 OUTPUT_STEPS = 256
 """Steps whose logits exist at a time."""

@@ -19,7 +19,7 @@ from .adapters import lora_parameters
 
 TARGET_LR_MULTIPLE = 5.0
 """`ttt.optim_lr: null` is this multiple of `optim.lr`: target generators start at zero, beside weights that are trained
-already. On the recall benchmark (`benchmarks/evidence/recall.py`) it shortened the plateau before memory sets in."""
+already. On the recall task (docs/evidence_recall.md) it shortened the plateau before memory sets in."""
 
 
 @dataclass

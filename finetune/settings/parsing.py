@@ -1,43 +1,52 @@
-"""From YAML and command-line overrides to nested dataclasses, where nothing unknown or of a wrong type gets through."""
+"""From YAML and texts of a command line to nested dataclasses; nothing unknown or of a wrong type gets through."""
 
 import dataclasses
-import difflib
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from ..common.errors import ConfigError, in_one_line
+from ..common.errors import ConfigError, in_one_line, shown
+from .nearest import nearest_key
+from .schema import ttt_setting
 
 T = TypeVar("T")
 
 
-def build(cls: type[T], content: Mapping[str, Any] | None, section: str = "") -> T:
+def build(cls: type[T], content: Mapping[str, Any] | None, section: str = "", roots: tuple[type, ...] = ()) -> T:
     """An instance of the dataclass `cls` from nested mappings. A section left empty (None) keeps its defaults.
 
     Args:
         section: dotted name of the mapping, for error messages.
+        roots: dataclasses of the whole file, where the right name of an unknown key may be; by default `cls`.
 
     Raises:
         ConfigError: for an unknown key at any depth, or a value of a wrong type.
     """
+    roots = roots or (cls,)
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{section or 'file'}={content!r}: must be a section with the keys {_names(cls)}.")
+        raise ConfigError(f"{section or 'file'}={shown(content)}: must be a section with the keys {_names(cls)}.")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in content.items():
         name = f"{section}.{key}" if section else str(key)
         if key not in hints:
-            raise _unknown(cls, section, str(key), f"{name}={value!r}")
+            raise unknown_key(name, value, roots)
         hint = hints[key]
-        values[key] = build(hint, value, name) if dataclasses.is_dataclass(hint) else convert(name, value, hint)
-    return cls(**values)
+        if dataclasses.is_dataclass(hint):
+            values[key] = build(hint, value, name, roots)
+        else:
+            values[key] = convert(name, value, hint)
+    try:
+        return cls(**values)
+    except ValueError as error:  # of TTTConfig, which checks itself and calls its settings as LMModel does
+        raise ConfigError(ttt_setting(str(error))) from error
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
@@ -48,13 +57,40 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ConfigError: naming `name`, the value and the types allowed.
     """
+    if isinstance(value, str) and ("\0" in value or not value.isascii()) and not _is_storable(value):
+        raise ConfigError(f"{name}={shown(value)}: holds a character that no file can hold; write it anew.")
     options = _options(hint)
     for option in options:
         try:
             return _CONVERTERS[option](value)
         except (TypeError, ValueError, OverflowError):
             continue
-    raise ConfigError(f"{name}={value!r}: must be {' or '.join(_DESCRIPTIONS[option] for option in options)}.")
+    raise ConfigError(f"{name}={shown(value)}: must be {' or '.join(_DESCRIPTIONS[option] for option in options)}.")
+
+
+def read_text(name: str, text: str | None, hint: Any) -> Any:
+    """The value of `--name text` as the type `hint`; None as `text` is the bare flag `--name`, for booleans.
+
+    `null` is None where the type allows None.
+
+    Raises:
+        ConfigError: as `convert`, or for a flag without its value.
+    """
+    options = _options(hint)
+    if text is None:
+        if bool not in options:
+            raise ConfigError(f"{name}: needs a value, as in `--{name} VALUE`.")
+        return True
+    if type(None) in options and text in ("null", "None", "~"):
+        return None
+    if list[int] in options and text.startswith("["):
+        try:
+            return convert(name, yaml.safe_load(text), hint)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{name}={shown(text)}: not a list; write it without spaces, or quoted: [1,3]."
+            ) from error
+    return convert(name, text, hint)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -64,13 +100,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, not a mapping, or a key that stands twice in one section.
     """
     if not os.path.isfile(path):
-        raise ConfigError(f"config={str(path)!r}: no such file.")
+        what = "is a folder; give a YAML file" if os.path.isdir(path) else "no such file"
+        raise ConfigError(f"config={shown(str(path))}: {what}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"config={str(path)!r}: cannot be read ({error.strerror}).") from error
+    except RecursionError as error:
+        raise ConfigError(f"config={str(path)!r}: not valid YAML: nested too deep.") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ConfigError(f"config={str(path)!r}: not valid YAML: {in_one_line(error)}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"config={str(path)!r}: must hold `key: value` lines, not {content!r}.")
+        raise ConfigError(f"config={str(path)!r}: must hold `key: value` lines, not {shown(content)}.")
     return content
 
 
@@ -82,77 +125,44 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def read_options(words: Iterable[str], example: str) -> Iterator[tuple[str, str | None]]:
-    """Name and value of each `--name value`, `--name=value` or, with None as its value, `--name`.
-
-    Args:
-        example: what a correct one looks like, for the message.
+def merge(content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested settings in which those of `given`, by dotted key, are replaced.
 
     Raises:
-        ConfigError: for a word that is none of these.
+        ConfigError: when a section of `content` is none.
     """
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r}: not understood; {example}.")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else None
-        yield name, value
+    result = dict(content)
+    for key, value in given.items():
+        *sections, name = key.split(".")
+        section = result
+        for part in sections:
+            inner = section.get(part) or {}
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{part}={shown(inner)}: must be a section of keys, such as {key}.")
+            section[part] = dict(inner)
+            section = section[part]
+        section[name] = value
+    return result
 
 
-def override(cls: type, content: dict[str, Any], name: str, text: str | None) -> None:
-    """Sets the dotted key `name` of `content` in place to `text`, read as the type of the field of dataclass `cls`.
-
-    `text` None is the bare flag `--key`, allowed for booleans. `null` is None where the field allows None.
-
-    Raises:
-        ConfigError: for an unknown key, a section instead of a key, or a flag without its value.
-    """
-    *sections, key = name.split(".")
-    owner = cls
-    for depth, section in enumerate(sections):
-        hint = typing.get_type_hints(owner).get(section)
-        if not dataclasses.is_dataclass(hint):
-            raise _unknown(owner, ".".join(sections[:depth]), section, f"{name}={text!r}")
-        if content.get(section) is None:
-            content[section] = {}
-        content = content[section]
-        if not isinstance(content, dict):
-            raise ConfigError(f"{section}={content!r}: must be a section with the keys {_names(hint)}.")
-        owner = hint
-    hints = typing.get_type_hints(owner)
-    if key not in hints:
-        raise _unknown(owner, ".".join(sections), key, f"{name}={text!r}")
-    if dataclasses.is_dataclass(hints[key]):
-        raise ConfigError(f"{name}={text!r}: is a section; set one of its keys: {_names(hints[key])}.")
-    content[key] = _read_text(name, text, hints[key])
+def unknown_key(name: str, value: Any, roots: tuple[type, ...]) -> ConfigError:
+    """For the dotted key `name`, which is in none of the dataclasses `roots`; says what was probably meant."""
+    hint, section = _hint_of(name, roots[0]), name.rpartition(".")[0]
+    if dataclasses.is_dataclass(hint):
+        return ConfigError(f"{name}={shown(value)}: is a section; set one of its keys: {_names(hint)}.")
+    owner = _hint_of(section, roots[0]) if section else None
+    place, owner = (f" in {section}", owner) if dataclasses.is_dataclass(owner) else ("", roots[0])
+    near = nearest_key(name, roots)
+    question = f"did you mean {near!r}? " if near else ""
+    found = name if value is None else f"{name}={shown(value)}"
+    return ConfigError(f"{found}: unknown key; {question}Allowed{place}: {_names(owner)}.")
 
 
-def _read_text(name: str, text: str | None, hint: Any) -> Any:
-    options = _options(hint)
-    if text is None:
-        if bool not in options:
-            raise ConfigError(f"{name}: needs a value, as in `--{name} VALUE`.")
-        return True
-    if type(None) in options and text in ("null", "None", "~"):
-        return None
-    if list[int] in options and text.startswith("["):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}={text!r}: not a list; write it without spaces, or quoted: [1,3].") from error
-    return convert(name, text, hint)
-
-
-def _unknown(cls: type, section: str, key: str, found: str) -> ConfigError:
-    """For `key` in `section`, which holds a `cls`; `found` is the setting as the user gave it."""
-    hints = typing.get_type_hints(cls)
-    inside = [f"{name}.{key}" for name, hint in hints.items() if dataclasses.is_dataclass(hint) and hasattr(hint, key)]
-    close = inside or difflib.get_close_matches(key, hints, n=1)
-    question = f"did you mean {close[0]!r}? " if close else ""
-    return ConfigError(f"{found}: unknown key; {question}Allowed{' in ' * bool(section)}{section}: {_names(cls)}.")
+def _hint_of(name: str, cls: Any) -> Any:
+    """The type of the dotted key `name` of a dataclass; None when there is no such key."""
+    for part in name.split("."):
+        cls = typing.get_type_hints(cls).get(part) if dataclasses.is_dataclass(cls) else None
+    return cls
 
 
 def _names(cls: type) -> str:
@@ -161,6 +171,14 @@ def _names(cls: type) -> str:
 
 def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _is_storable(text: str) -> bool:
+    """False for a NUL and for half of a character, which YAML can spell and no file name can hold."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _to_bool(value: Any) -> bool:
@@ -210,6 +228,7 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     float: _to_float,
     str: _to_str,
     list[int]: _to_ints,
+    list[str]: lambda value: [_to_str(item) for item in value],
     type(None): _to_none,
 }
 _DESCRIPTIONS = {
@@ -218,12 +237,16 @@ _DESCRIPTIONS = {
     float: "a number",
     str: "text",
     list[int]: "a list of whole numbers",
+    list[str]: "a list of texts",
     type(None): "null",
 }
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one section, where YAML would silently keep the last."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one section, where YAML would silently keep the last.
+
+    Dates stay text, as no setting is one; so do whole numbers too long for Python, which are then refused by name.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -232,3 +255,13 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise ConfigError(f"{key.value}: stands twice in one section (line {key.start_mark.line + 1}).")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_int_or_text(self, node: yaml.ScalarNode) -> int | str:
+        try:
+            return self.construct_yaml_int(node)
+        except ValueError:
+            return self.construct_scalar(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int_or_text)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)

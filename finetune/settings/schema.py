@@ -1,13 +1,14 @@
-"""All settings of a training run: moshi-finetune's YAML keys and defaults, plus `ttt:`, `checkpoint:`, `init_from`."""
+"""All settings of a training run: moshi-finetune's YAML keys and defaults, plus `ttt:`, `checkpoint:`, `init_from`.
 
-import dataclasses
+The text below a field is its help: what it means and its unit. What it may be stands beside its default.
+"""
+
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from moshi_patch import TTTConfig
 
-from ..common.errors import ConfigError
+from .limits import choice, number, whole
 
 STEPS_PER_SECOND = 12.5
 """Mimi's frame rate: one step of the language model is 80 ms."""
@@ -16,14 +17,20 @@ PARAM_DTYPES = ("bfloat16", "float32", "float16")
 INITIAL_TARGETS = ("identity", "readout")
 """Where W_target of a new target generator may begin."""
 
+MANY = 10**9
+"""Steps: more than any run has."""
+
 
 @dataclass
 class DataArgs:
-    """Lists of files: a `.jsonl`, a folder of them, or several joined by commas, each with an optional `:weight`."""
+    """Training data: lists of audio files."""
 
     train_data: str = ""
+    """required: a .jsonl list, a folder of lists, or several joined by commas, each with an optional `:share`"""
     eval_data: str = ""
+    """held-out lists, in the same form; required with do_eval"""
     shuffle: bool = False
+    """a new order of the segments in each epoch"""
 
 
 @dataclass
@@ -31,124 +38,144 @@ class MoshiPaths:
     """The base model: a Hub repository, and files that replace some or all of its own."""
 
     hf_repo_id: str | None = "kyutai/moshiko-pytorch-bf16"
+    """repository on the Hub, or a folder laid out like one; null: the files below alone"""
     mimi_path: str | None = None
+    """file of Mimi's weights, in place of the repository's; a path, or hf://OWNER/NAME/FILE"""
     moshi_path: str | None = None
+    """file of the language model's weights, in place of the repository's"""
     tokenizer_path: str | None = None
+    """file of the text tokenizer (SentencePiece), in place of the repository's"""
     config_path: str | None = None
+    """file of the language model's configuration, in place of the repository's config.json"""
 
 
 @dataclass
 class OptimArgs:
-    """AdamW (betas 0.9 and 0.95, eps 1e-8) under OneCycleLR; `pct_start` is the warm-up's share of all steps."""
+    """AdamW (betas 0.9 and 0.95, eps 1e-8) under OneCycleLR."""
 
-    lr: float = 1e-4
-    weight_decay: float = 0.1
-    pct_start: float = 0.05
+    lr: float = number(1e-4, above=0, most=1000)
+    """peak learning rate; 2e-6 for adapters on Moshi 7B, 1e-5 for all of its weights"""
+    weight_decay: float = number(0.1, least=0, most=1000)
+    """AdamW's decoupled weight decay"""
+    pct_start: float = number(0.05, least=0, below=1)
+    """share of all steps in which the learning rate warms up"""
 
 
 @dataclass
 class LoraArgs:
-    """Adapters on every linear layer; `ft_embed` trains the embeddings in full beside them."""
+    """Adapters."""
 
     enable: bool = False
-    rank: int = 64
-    scaling: float = 2.0
+    """train adapters on every linear layer; the recipe for Moshi 7B is rank 128, scaling 2.0, optim.lr 2e-6"""
+    rank: int = whole(64, 1, 16384)
+    """rank of the adapters; best well below the model's width, 4096 in Moshi 7B"""
+    scaling: float = number(2.0, above=0, most=1e6)
+    """factor of what the adapters add"""
     ft_embed: bool = False
+    """train the embeddings in full beside the adapters"""
 
 
 @dataclass
 class WandbArgs:
-    """Weights & Biases; off while `project` is null."""
+    """Weights & Biases; needs `pip install wandb`."""
 
     project: str | None = None
+    """project that the run is logged to; null: Weights & Biases is off"""
     offline: bool = False
+    """log to the disk alone, for `wandb sync`"""
     key: str | None = None
+    """API key; never saved with the run"""
     run_name: str | None = None
+    """name of the run; null: wandb invents one"""
 
 
-@dataclass
-class TTTSettings:
-    """`moshi_patch.TTTConfig`, whose documentation holds, as a section of settings."""
-
-    enabled: bool = False
-    layer_frequency: int = 6
-    start_layer: int = 5
-    layers: list[int] | str | None = None
-    chunk_size: int = 256
-    learning_rate: float = 1e-3
-    conv_kernel_size: int = 2
-    conv_depthwise: bool = True
-    target: str = "token_embeddings"
-    delta_clip: float | None = None
-    decay: float = 1.0
-
-    def lm_kwargs(self) -> dict[str, Any]:
-        """The `ttt_*` keyword arguments of `LMModel`, all of them, also while TTT is off.
-
-        Raises:
-            ConfigError: naming the YAML key (`ttt.chunk_size=0`), and what is allowed.
-        """
-        settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(TTTConfig)}
-        try:
-            return TTTConfig(**settings).to_kwargs()
-        except ValueError as error:
-            raise ConfigError(re.sub(r"\bttt_", "ttt.", str(error))) from error
-
-
-@dataclass
-class TTTArgs(TTTSettings):
-    """The settings of TTT, and what only training needs.
-
-    Args:
-        train_w_down: train the base W_down of the TTT layers too, in full also under LoRA.
-        optim_lr: learning rate of the target generators; null: a multiple of `optim.lr`, stated by the trainer.
-        text_emb_lr: learning rate of the text embedding, which then trains whatever else does; null: as without TTT.
-        init_target: where W_target of new target generators begins, one of `INITIAL_TARGETS`.
-    """
+@dataclass(frozen=True)
+class TTTArgs(TTTConfig):
+    """In-Place TTT: the settings of the model, and those that only training needs."""
 
     train_w_down: bool = True
-    optim_lr: float | None = None
-    text_emb_lr: float | None = None
-    init_target: str = "identity"
+    """train W_down of the TTT layers in full, also under LoRA, whose adapters these layers then do not get"""
+    optim_lr: float | None = number(None, above=0, most=1000)
+    """the optimizer's learning rate for target generators, which start at zero; null: 5 * optim.lr"""
+    text_emb_lr: float | None = number(None, above=0, most=1000)
+    """a learning rate for the text embedding, which then trains whatever else does; null: as without TTT"""
+    init_target: str = choice("identity", INITIAL_TARGETS)
+    """where W_target of new target generators begins; readout: a map from the model's embeddings and text head"""
 
 
 @dataclass
 class CheckpointArgs:
-    """Continue the run in `run_dir`; `resume_step` -1 is the newest complete checkpoint."""
+    """Going on with a run; what `--resume [STEP]` sets."""
 
     resume: bool = False
-    resume_step: int = -1
+    """continue the run in run_dir"""
+    resume_step: int = whole(-1, -1, MANY)
+    """step of the checkpoint to continue from; -1: the newest complete one"""
 
 
 @dataclass
 class TrainArgs:
-    """One training run, as in its YAML file. `validation` says what is wrong with it, and what looks unintended."""
+    """One training run, as in its YAML file."""
 
     data: DataArgs = field(default_factory=DataArgs)
     run_dir: str = ""
+    """required: folder for checkpoints, metrics and logs; must be new or empty without resume or overwrite_run_dir"""
     moshi_paths: MoshiPaths = field(default_factory=MoshiPaths)
-    first_codebook_weight_multiplier: float = 1.0
-    text_padding_weight: float = 0.5
+    first_codebook_weight_multiplier: float = number(1.0, above=0, most=1e6)
+    """weight of Moshi's first codebook in the audio loss, relative to the others; 100 for Moshi 7B"""
+    text_padding_weight: float = number(0.5, least=0, most=1e6)
+    """weight of padding in the text loss, relative to words"""
     optim: OptimArgs = field(default_factory=OptimArgs)
-    seed: int = 0
-    num_microbatches: int = 1
-    duration_sec: float = 10.0
-    batch_size: int = 1
-    max_norm: float = 1.0
-    max_steps: int = 100
-    log_freq: int = 1
-    ckpt_freq: int = 0
+    seed: int = whole(0, 0, 2**63 - 1)  # torch takes 64 bits, and each rank adds its number
+    """of new weights and of the order of the data"""
+    num_microbatches: int = whole(1, 1, 4096)
+    """batches per step and process; 2 with half the batch_size is the same step with less memory"""
+    duration_sec: float = number(10.0, above=0, most=3600)
+    """seconds of a segment, 12.5 steps each; with TTT it must be longer than a chunk, best several times"""
+    batch_size: int = whole(1, 1, 4096)
+    """segments per batch and process"""
+    max_norm: float = number(1.0, above=0, most=1e9)
+    """largest norm of all gradients together; larger ones are scaled down to it"""
+    max_steps: int = whole(100, 1, MANY)
+    """optimizer steps of the whole run"""
+    log_freq: int = whole(1, 1, MANY)
+    """steps between two lines of metrics"""
+    ckpt_freq: int = whole(0, 0, MANY)
+    """steps between two checkpoints; 0: at the end alone"""
     save_adapters: bool = True
+    """with lora.enable, save the adapters; false: the whole model, adapters merged"""
     do_ckpt: bool = True
-    num_ckpt_keep: int | None = 3
-    eval_freq: int = 0
+    """save checkpoints"""
+    num_ckpt_keep: int | None = whole(3, 1, MANY)
+    """the newest so many checkpoints are kept; null: all"""
+    eval_freq: int = whole(0, 0, MANY)
+    """steps between two evaluations on data.eval_data; 0: at the end alone"""
     do_eval: bool = False
+    """measure the held-out loss, with updates on and off"""
     gradient_checkpointing: bool = True
+    """recompute each layer in backward: less memory, more time"""
     wandb: WandbArgs = field(default_factory=WandbArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
     full_finetuning: bool = False
-    param_dtype: str = "bfloat16"
+    """train all weights but condition providers; excludes lora.enable; optim.lr 1e-5 for Moshi 7B"""
+    param_dtype: str = choice("bfloat16", PARAM_DTYPES)
+    """precision of the weights and of what is saved; AdamW computes in float32"""
     overwrite_run_dir: bool = False
+    """move an existing run_dir aside, to a name with the time; nothing is deleted"""
     ttt: TTTArgs = field(default_factory=TTTArgs)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     init_from: str | None = None
+    """run, checkpoint or weights file whose weights this run begins from; null: the base model's"""
+
+
+def ttt_setting(text: str) -> str:
+    """`ttt_chunk_size`, as `LMModel` and config.json say, as the setting is called: `ttt.chunk_size`.
+
+    In a message each such name is translated.
+    """
+    return re.sub(r"\bttt_(?=[a-z])", "ttt.", text)
+
+
+def ttt_keyword(setting: str) -> str:
+    """The inverse of `ttt_setting`, for one name."""
+    return re.sub(r"^ttt\.", "ttt_", setting)

@@ -1,11 +1,15 @@
 """Where training data comes from: lists of files and their shares, as a setting spells them."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import ConfigError, shown
 from ..common.files import is_file
+from .limits import require
+
+LEAST_SHARE, MOST_SHARE = 1e-6, 1e6
+"""Of a list among all that items are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,23 @@ def parse_sources(spec: str) -> list[Source]:
     return sources
 
 
+def check_sources(key: str, spec: str, otherwise: str = "") -> None:
+    """That the setting `key` names lists that are there.
+
+    Args:
+        otherwise: what may be done instead of naming some, such as ` (or do_eval=false)`.
+
+    Raises:
+        ConfigError: naming the key, its value and what is wrong.
+    """
+    remedy = f"is required; a .jsonl file or a folder of them{otherwise}, as --{key} FILE.jsonl."
+    require(bool(spec.strip(" ,")), key, spec, remedy)
+    try:
+        parse_sources(spec)
+    except ValueError as error:
+        raise ConfigError(f"{key}={shown(spec)}: {error}") from error
+
+
 def _parse_source(part: str) -> Source:
     name, colon, share_text = part.rpartition(":")
     try:
@@ -42,8 +63,9 @@ def _parse_source(part: str) -> Source:
     path = Path(name if colon else part)
     if colon and not name:
         raise ValueError(f"{part}: there is no list before the colon.")
-    if not (math.isfinite(share) and share > 0):
-        raise ValueError(f"{part}: the share after the colon must be a positive finite number.")
+    if not LEAST_SHARE <= share <= MOST_SHARE:
+        allowed = f"a number from {LEAST_SHARE:g} to {MOST_SHARE:g}"
+        raise ValueError(f"{part}: the share after the colon must be {allowed}.")
     if os.path.isdir(path):
         files = tuple(sorted(path.rglob("*.jsonl")))
         if not files:

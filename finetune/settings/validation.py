@@ -1,16 +1,17 @@
 """What is wrong with the settings of a run, as far as it shows before a model is loaded."""
 
 import importlib.util
-import math
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from ..common.errors import ConfigError
 from ..common.files import is_file
-from .schema import INITIAL_TARGETS, PARAM_DTYPES, STEPS_PER_SECOND, MoshiPaths, TrainArgs
-from .sources import parse_sources
+from .limits import check_limits, require
+from .schema import STEPS_PER_SECOND, MoshiPaths, OptimArgs, TrainArgs
+from .sources import check_sources
+
+NOT_WEIGHTS = ("mimi_path", "tokenizer_path", "config_path")
+"""Files of a base model beside the weights of its language model."""
 
 
 def validate(args: TrainArgs) -> None:
@@ -19,8 +20,8 @@ def validate(args: TrainArgs) -> None:
     Raises:
         ConfigError: a ValueError that names the key, its value and the remedy.
     """
-    args.ttt.lm_kwargs()
-    _check_numbers(args)
+    check_limits(args)
+    _check_schedule(args.optim, args.max_steps)
     _check_modes(args)
     _check_duration(args)
     _check_files(args)
@@ -56,70 +57,46 @@ def check_moshi_paths(paths: MoshiPaths, *, weights: bool = True) -> None:
     Raises:
         ConfigError: naming the key.
     """
-
-    def require(holds: bool, name: str, remedy: str) -> None:
-        if not holds:
-            raise ConfigError(f"moshi_paths.{name}={getattr(paths, name)!r}: {remedy}")
-
-    names = ("mimi_path", "moshi_path", "tokenizer_path", "config_path")
-    for name in names if weights else [name for name in names if name != "moshi_path"]:
-        path = getattr(paths, name)
+    for name in (*NOT_WEIGHTS, "moshi_path") if weights else NOT_WEIGHTS:
+        path, key = getattr(paths, name), f"moshi_paths.{name}"
         known = path is not None or paths.hf_repo_id is not None
-        require(known, name, "is required while moshi_paths.hf_repo_id is null.")
+        require(known, key, path, "is required while moshi_paths.hf_repo_id is null.")
         local = path is not None and not path.startswith("hf://")
         exists = not local or is_file(Path(path.removeprefix("file://")))
-        require(exists, name, "no such file; correct the path, or null for the repository's.")
-    repo = paths.hf_repo_id
-    known = repo is None or os.path.isdir(repo) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) is not None
-    require(known, "hf_repo_id", "must be OWNER/NAME on the Hub, or a folder that exists.")
+        require(exists, key, path, "no such file; correct the path, or null for the repository's.")
+    if paths.hf_repo_id is not None:
+        check_repository(paths.hf_repo_id, "moshi_paths.hf_repo_id")
 
 
-def _require(holds: bool, args: TrainArgs, name: str, remedy: str) -> None:
-    if not holds:
-        value: Any = args
-        for part in name.split("."):
-            value = getattr(value, part)
-        raise ConfigError(f"{name}={value!r}: {remedy}")
+def check_repository(name: str, key: str) -> None:
+    """That `name` is a folder, or can be the name of a repository on the Hub.
+
+    Raises:
+        ConfigError: naming `key`, the setting that it is the value of.
+    """
+    if os.path.isdir(name):
+        return
+    require(not os.path.exists(name), key, name, "is a file; give the folder that it lies in.")
+    on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
+    require(on_hub is not None, key, name, "no such folder, and no name on the Hub, which would be OWNER/NAME.")
 
 
-def _check_numbers(args: TrainArgs) -> None:
-    positive = "duration_sec batch_size num_microbatches max_steps max_norm log_freq first_codebook_weight_multiplier"
-    adapters = ["lora.rank", "lora.scaling"] if args.lora.enable else []
-    for name in [*positive.split(), *adapters, "optim.lr", "ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep"]:
-        owner = getattr(args, name.split(".")[0]) if "." in name else args
-        value = getattr(owner, name.split(".")[-1])
-        optional = name in ("ttt.optim_lr", "ttt.text_emb_lr", "num_ckpt_keep")
-        allowed = value is None if optional else False
-        remedy = f"must be a positive finite number{', or null' * optional}."
-        _require(allowed or (math.isfinite(value) and value > 0), args, name, remedy)
-    for name, value in (
-        ("text_padding_weight", args.text_padding_weight),
-        ("optim.weight_decay", args.optim.weight_decay),
-    ):
-        _require(math.isfinite(value) and value >= 0, args, name, "must be a finite number that is not negative.")
-    # torch takes 64 bits, and each rank adds its number.
-    _require(0 <= args.seed < 2**63, args, "seed", "must be a whole number, not negative and below 2**63.")
-    _require(args.checkpoint.resume_step >= -1, args, "checkpoint.resume_step", "must be a step, or -1 for the newest.")
-    # OneCycleLR divides by what is left of the steps after the warm-up, and by pct_start * total_steps - 1.
-    _require(0 <= args.optim.pct_start < 1, args, "optim.pct_start", "must be at least 0 and less than 1.")
-    divides = args.optim.pct_start * args.max_steps != 1
-    remedy = f"a warm-up of exactly 1 of max_steps={args.max_steps} steps breaks OneCycleLR; change either a little."
-    _require(divides, args, "optim.pct_start", remedy)
-    _require(args.param_dtype in PARAM_DTYPES, args, "param_dtype", f"must be one of {', '.join(PARAM_DTYPES)}.")
+def _check_schedule(optim: OptimArgs, max_steps: int) -> None:
+    """OneCycleLR divides by what is left of the steps after the warm-up, and by pct_start * max_steps - 1."""
+    remedy = f"a warm-up of exactly 1 of max_steps={max_steps} steps breaks OneCycleLR; change either a little."
+    require(optim.pct_start * max_steps != 1, "optim.pct_start", optim.pct_start, remedy)
 
 
 def _check_modes(args: TrainArgs) -> None:
-    contradiction = args.full_finetuning and args.lora.enable
-    _require(not contradiction, args, "full_finetuning", "contradicts lora.enable=True; set one of the two to false.")
-    trains = args.full_finetuning or args.lora.enable or args.ttt.enabled
+    full, project = args.full_finetuning, args.wandb.project
+    remedy = "contradicts lora.enable=True; set one of the two to false."
+    require(not (full and args.lora.enable), "full_finetuning", full, remedy)
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    _require(trains, args, "full_finetuning", remedy)
-    remedy = f"must be one of {', '.join(INITIAL_TARGETS)}."
-    _require(args.ttt.init_target in INITIAL_TARGETS, args, "ttt.init_target", remedy)
-    project = args.wandb.project
-    _require(project != "", args, "wandb.project", "must not be empty; null turns Weights & Biases off.")
+    require(full or args.lora.enable or args.ttt.enabled, "full_finetuning", full, remedy)
+    require(project != "", "wandb.project", project, "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None
-    _require(installed, args, "wandb.project", "wandb is not installed; `pip install wandb`, or set it to null.")
+    remedy = "wandb is not installed; `pip install wandb`, or set it to null."
+    require(installed, "wandb.project", project, remedy)
 
 
 def _check_duration(args: TrainArgs) -> None:
@@ -128,21 +105,14 @@ def _check_duration(args: TrainArgs) -> None:
         f"is {steps:g} steps, no more than ttt.chunk_size={chunk}: the target generators would get no gradient. "
         f"Raise duration_sec above {chunk / STEPS_PER_SECOND:g}, or lower ttt.chunk_size below {steps:g}."
     )
-    _require(not args.ttt.enabled or steps > chunk, args, "duration_sec", remedy)
+    require(not args.ttt.enabled or steps > chunk, "duration_sec", args.duration_sec, remedy)
 
 
 def _check_files(args: TrainArgs) -> None:
-    _require(bool(args.run_dir.strip()), args, "run_dir", "is required; the folder for checkpoints and logs.")
+    remedy = "is required; the folder for checkpoints and logs."
+    require(bool(args.run_dir.strip()), "run_dir", args.run_dir, remedy)
     for name in ("train_data", "eval_data") if args.do_eval else ("train_data",):
-        spec = getattr(args.data, name)
-        remedy = "is required; a .jsonl file or a folder of them" + (
-            " (or do_eval=false)." * (name == "eval_data") or "."
-        )
-        _require(bool(spec.strip()), args, f"data.{name}", remedy)
-        try:
-            parse_sources(spec)
-        except ValueError as error:
-            raise ConfigError(f"data.{name}={spec!r}: {error}") from error
+        check_sources(f"data.{name}", getattr(args.data, name), " (or do_eval=false)" * (name == "eval_data"))
     check_moshi_paths(args.moshi_paths)
     found = args.init_from is None or os.path.exists(args.init_from)
-    _require(found, args, "init_from", "no such file or folder; give the checkpoint of a finished run, or null.")
+    require(found, "init_from", args.init_from, "no such file or folder; give the checkpoint of a run, or null.")

@@ -13,7 +13,7 @@ from ..common.program import program
 def main(argv: list[str], prog: str) -> None:
     from ..settings.command_line import parse_command_line
 
-    args = parse_command_line(argv)
+    args = parse_command_line(argv, prog)
     from .trainer import train
 
     threading.excepthook = _failed_thread

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 
 import torch
+from einops import reduce
 from moshi.modules.lora import LoRALinear
 from torch import nn
 
@@ -42,7 +43,7 @@ def delta_norm(z: torch.Tensor, v: torch.Tensor, config: moshi_patch.TTTConfig) 
     chunk = torch.arange(steps, device=z.device) // size
     factor = (config.decay ** (chunk[-1] - chunk).double()).float()
     if config.delta_clip is not None:
-        blocks = gram.unflatten(1, (-1, size)).unflatten(0, (-1, size)).sum((1, 3)).diagonal()  # per chunk
+        blocks = reduce(gram, "(i s) (j r) -> i j", "sum", s=size, r=size).diagonal()  # per chunk
         factor = factor * (config.delta_clip / blocks.clamp(min=config.delta_clip**2).sqrt())[chunk]
     return (factor @ gram @ factor).clamp(min=0).sqrt()
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
 from torch import nn
 
 import moshi_patch
 
-from ..checkpoint.weights import load_initial_weights
+from ..checkpoint.initial import load_initial_weights
 from ..common.distributed import Context, on_all_ranks
 from ..model.adapters import add_adapters
 from ..model.base import lm_kwargs, load_base
@@ -71,12 +70,10 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
 def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     """Content of `config.json` for the model that `args` trains: the base's, every `ttt_` key, adapters as trained."""
     config = copy.deepcopy(info.raw_config) if info.raw_config is not None else lm_kwargs(info)
-    for key in ("lora_name", "lora_rank", "lora_scaling"):
+    for key in ("lora_name", *moshi_patch.LORA_KEYS):
         config.pop(key, None)
-    config.setdefault("moshi_name", loaders.MOSHI_NAME)
-    config.setdefault("mimi_name", loaders.MIMI_NAME)
-    config.setdefault("tokenizer_name", loaders.TEXT_TOKENIZER_NAME)
-    config |= args.ttt.lm_kwargs() | {"lora": args.lora.enable}
+    config = moshi_patch.DEFAULT_NAMES | config
+    config |= args.ttt.to_kwargs() | {"lora": args.lora.enable}
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
     return config

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.disk import writing
 from ..common.errors import ConfigError
 from ..common.files import parse_object, read_json_lines, write_whole
-from ..settings.command_line import to_dict
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint.weights import relocate_adapters
+from ..checkpoint.folders import relocate_adapters
 from ..common.disk import writing
 from ..common.errors import ConfigError
-from ..settings.command_line import to_dict
+from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from ..settings.sources import parse_sources
 

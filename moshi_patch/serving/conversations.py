@@ -9,15 +9,15 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from aiohttp import WSCloseCode, web
 from torch import nn
 
-from ..memory import fingerprint, load_memory, save_memory
-from ..model import ttt_gatings, ttt_stats
+from ..model import finite_rows, ttt_gatings, ttt_stats
+from .kept_memory import KeptMemory
+from .ogg import cut_messages
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +26,24 @@ WEBSOCKET_KEY = "moshi_patch.socket"
 """Key of a request under which its websocket can be found, once there is one."""
 
 NEWCOMER_WAITS_S = 3.0
-"""How long a newcomer waits for the one before to be gone, as when a page is reloaded, before it is sent away."""
+"""Seconds that a newcomer waits for the place of the one before, as when a page is reloaded, before it is told busy."""
 
 CLOSE_TIMEOUT_S = 5.0
-"""How long a client may take to read the close frame before the connection is cut."""
+"""Seconds that a client may take to read the close frame before its connection is cut."""
 
 STATUS_KEPT_S = 1.0
-"""A status this young is given again: reading one waits for the device and builds the delta of each layer."""
+"""Seconds for which a status is given again: reading one waits for the device and builds the delta of each layer."""
 
 RECENT_STEPS = 32_768
 """Steps of one connection, the latest 43 minutes, over which the percentiles are taken."""
+
+
+class NotFiniteError(Exception):
+    """What the model answers is not finite any more, and stays so until its state is reset."""
+
+
+class MemoryUnusableError(Exception):
+    """The memory cannot be loaded; the text says why."""
 
 
 @dataclass(eq=False)
@@ -64,14 +72,14 @@ class Conversations:
 
     Args:
         handle_chat: the method of moshi's `ServerState` that answers a client.
-        memory: file of the fast weights that every conversation goes on with; None: each starts fresh.
+        memory: what every conversation goes on with; None: each starts fresh.
         idle_timeout: seconds without a step after which a client loses its place; 0: never.
 
     Raises:
-        ValueError: when `memory` cannot be continued with this model, with the reason.
+        ValueError, OSError: when `memory` cannot be continued with this model, with the reason.
     """
 
-    def __init__(self, handle_chat: Any, memory: Path | None = None, idle_timeout: float = 30.0):
+    def __init__(self, handle_chat: Any, memory: KeptMemory | None = None, idle_timeout: float = 30.0):
         self.handle_chat, self.memory, self.idle_timeout = handle_chat, memory, idle_timeout
         self.server = handle_chat.__self__
         self.model = self.server.lm_gen.lm_model
@@ -82,11 +90,9 @@ class Conversations:
         self.times = np.zeros(RECENT_STEPS, np.float32)  # a ring: seconds per answered step of this connection
         self.status: dict[str, Any] = {}
         self.status_read = float("-inf")
-        self.fingerprint = None
+        self.has_ttt = bool(ttt_gatings(self.model))
         if memory:
-            self.fingerprint = fingerprint(self.model)
-            if memory.exists():
-                load_memory(self.model, memory, self.fingerprint)  # refused now rather than in a conversation
+            memory.check(self.model)
 
     def attach(self, app: web.Application) -> None:
         """Take over the conversations of `app`, which is not yet running."""
@@ -111,6 +117,9 @@ class Conversations:
                 raise
             self.connection.steps += 1
             self.connection.last = time.perf_counter()
+            if self.has_ttt and not finite_rows(self.model).all():
+                self.connection.failed = True
+                raise NotFiniteError
             return out
 
         async def decode_and_send(*args: Any, **kwargs: Any) -> None:
@@ -128,8 +137,11 @@ class Conversations:
 
         def reset_streaming(*args: Any, **kwargs: Any) -> None:
             stock_reset(*args, **kwargs)
-            if self.memory and self.memory.exists():
-                load_memory(self.model, self.memory, self.fingerprint)
+            if self.memory:
+                try:
+                    self.memory.load(self.model)
+                except (ValueError, OSError) as error:
+                    raise MemoryUnusableError(str(error)) from error
             self.connection.ready = True
 
         self.server.lm_gen.reset_streaming = reset_streaming
@@ -164,6 +176,13 @@ class Conversations:
                 raise  # it never became a conversation
             if isinstance(error, ConnectionError):
                 logger.info("The client vanished: %s", error)
+            elif isinstance(error, NotFiniteError):
+                logger.error("A conversation ended, as its fast weights or caches were not finite any more.")
+                kept = "what was saved last goes on" if self.memory else "starts fresh"
+                return WSCloseCode.INTERNAL_ERROR, f"the model's numbers are not finite any more; the next one {kept}"
+            elif isinstance(error, MemoryUnusableError):
+                logger.error("%s", error)
+                return WSCloseCode.INTERNAL_ERROR, "the memory of this server cannot be loaded; its log says why"
             elif isinstance(error, ValueError) and connection.ready and not connection.failed:
                 logger.warning("The client sent what is no Opus in Ogg: %s", error)
                 return WSCloseCode.INVALID_TEXT, f"the audio is not Opus in Ogg: {error}"
@@ -180,12 +199,9 @@ class Conversations:
         if not self.memory or not connection.steps:
             return
         if connection.failed:
-            logger.error("--memory %s: not saved, as a step failed; the file is as before.", self.memory)
-            return
-        try:
-            save_memory(self.model, self.memory, self.fingerprint)
-        except (ValueError, OSError) as error:
-            logger.error("--memory %s: not saved, the file is as before: %s", self.memory, error)
+            self.memory.not_saved("a step failed.")
+        else:
+            self.memory.save(self.model)
 
     async def _hang_up_when_idle(self, connection: Connection) -> None:
         timeout = self.idle_timeout
@@ -199,6 +215,7 @@ class Conversations:
     async def _remember_socket(self, request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.WebSocketResponse):
             request[WEBSOCKET_KEY] = response
+            cut_messages(response)
 
     async def _shut_down(self, app: web.Application) -> None:
         if self.connection is not None:
@@ -223,13 +240,13 @@ class Conversations:
             if connection is None or self.connection is connection:
                 break  # and otherwise the numbers are of two conversations
         return {
-            "enabled": bool(gatings),
+            "enabled": self.has_ttt,
             "settings": config and config.to_kwargs(),
             "connected": connection is not None,
             "steps": connection and connection.steps,
             "step_ms": connection and percentiles(self.times[: connection.answered]),
             "layers": layers,
-            "memory": self.memory and str(self.memory.resolve()),
+            "memory": self.memory is not None,
             "uptime_s": round(time.perf_counter() - self.started, 3),
         }
 

@@ -1,13 +1,15 @@
-"""Running `moshi.server` with more than it has: a status, a busy answer, an end for silent clients, a memory.
+"""Running `moshi.server` with more than it has: see :mod:`.conversations`, :mod:`.access` and the options below.
 
 Nothing of the stock server is replaced: its application is caught on the way to `aiohttp.web.run_app`.
 """
 
 import argparse
 import contextlib
+import errno
 import inspect
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ import moshi
 from aiohttp import web
 from torch import nn
 
+from .access import Access, parse_origin
 from .conversations import STATUS_PATH, Conversations
+from .kept_memory import KeptMemory
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +29,29 @@ CHAT_PATH = "/api/chat"
 
 
 class Options(NamedTuple):
-    """Arguments of the server that `moshi.server` does not know.
+    """Arguments of the server: first those that `moshi.server` does not know, then some that it does.
 
     Attributes:
         memory: file of the fast weights that every conversation goes on with; None: each starts fresh.
         idle_timeout: seconds without a step after which a client loses its place; 0: never.
+        allow_origin: origins of pages of other sites that may use the server.
+        host, port: what it listens on.
+        gradio_tunnel: whether it is reached through a tunnel too.
     """
 
     memory: Path | None = None
     idle_timeout: float = 30.0
+    allow_origin: tuple[str, ...] = ()
+    host: str = "localhost"
+    port: int = 8998
+    gradio_tunnel: bool = False
 
 
 def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """The options among `arguments`, and the arguments without them.
+    """The options among `arguments`, and the arguments for the stock server.
 
     Raises:
-        SystemExit: with code 2 and a reason, when one is missing or makes no sense.
+        SystemExit: with code 2 and a reason, when one is missing or makes no sense, or the port is taken.
     """
     parser = argparse.ArgumentParser(
         prog="python -m moshi_patch moshi.server", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
@@ -49,44 +60,117 @@ def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     parser.add_argument(
         "--idle-timeout", type=float, metavar="SECONDS", default=30.0, help="hang up without speech, 30; 0: never"
     )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this site use the server, such as https://example.org; may be repeated",
+    )
     known, rest = parser.parse_known_args(arguments)
     if not 0 <= known.idle_timeout < float("inf"):
         parser.error(f"--idle-timeout {known.idle_timeout}: must be seconds, 0 or more")
+    for origin in known.allow_origin:
+        if parse_origin(origin) is None:
+            parser.error(f"--allow-origin {origin}: must be an origin such as https://example.org, without a path")
     folder = known.memory and known.memory.resolve().parent
     if folder and (known.memory.is_dir() or not os.access(folder, os.W_OK)):
         parser.error(f"--memory {known.memory}: must be a file in a folder that exists and can be written to")
     if {"-h", "--help"} & set(rest):
         parser.print_help()  # and the stock server prints its own
-    return Options(known.memory, known.idle_timeout), rest
+    else:
+        address = stock_address(rest)
+        problem = address_problem(address.host, address.port)
+        if problem:
+            parser.error(problem)
+    return Options(known.memory, known.idle_timeout, tuple(known.allow_origin), **vars(address)), rest
+
+
+def stock_address(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the stock server will make of the arguments that say where it is reached."""
+    parser = argparse.ArgumentParser(prog="python -m moshi_patch moshi.server", usage=argparse.SUPPRESS, add_help=False)
+    parser.add_argument("--host", default=Options._field_defaults["host"])
+    parser.add_argument("--port", default=Options._field_defaults["port"], type=int)
+    parser.add_argument("--gradio-tunnel", action="store_true")
+    return parser.parse_known_args(arguments)[0]
+
+
+def address_problem(host: str, port: int) -> str | None:
+    """Why a server cannot listen there, known before its model is loaded; None when it can."""
+    if not 0 <= port <= 65_535:
+        return f"--port {port}: must be a number from 0 to 65535"
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        return f"--host {host}: no such address ({getattr(error, 'strerror', None) or error})"
+    problems = [binding_error(*address) for address in addresses]
+    if errno.EADDRINUSE in problems:
+        return f"--port {port}: another program listens there already; stop it, or choose another port"
+    if all(problems):
+        return f"--host {host} --port {port}: cannot listen there ({os.strerror(problems[0])})"
+    return None
+
+
+def binding_error(family: int, kind: int, protocol: int, _: str, address: tuple) -> int | None:
+    """The system's number for why nothing can listen at an address, as `asyncio` would; None when it can."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 @contextlib.contextmanager
 def add_conversations(options: Options) -> Iterator[None]:
-    """Inside, an application that `aiohttp.web.run_app` is given is served with what this module adds.
+    """Inside, an application that `aiohttp.web.run_app` is given is served with what this package adds.
 
-    An application that is not as moshi's is served as it is, with a warning that says what is missing.
+    An application that is not as moshi's is served as it is, but for :class:`Access`, with a warning that says what is
+    missing. The memory is held by this process alone.
+
+    Raises:
+        SystemExit: with a reason, when the memory or the address cannot be used.
     """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("moshi_patch").setLevel(logging.INFO)
+    memory = options.memory and KeptMemory(options.memory)
     stock = web.run_app
 
     def run_app(app: web.Application, *args: Any, **kwargs: Any) -> None:
+        Access(options.host, options.allow_origin, options.gradio_tunnel).attach(app)
         missing = missing_parts(app)
         if missing:
             problem = f"moshi {moshi.__version__} at {moshi.__path__[0]} has no {', no '.join(missing)}"
-            if options.memory:
+            if memory:
                 sys.exit(f"--memory {options.memory}: {problem}.")
             logger.warning("%s. It is served as it is, without %s and the rest.", problem, STATUS_PATH)
         else:
-            try:
-                Conversations(find_chat_handler(app), *options).attach(app)
-            except (ValueError, OSError) as error:
-                sys.exit(f"--memory {options.memory}: {error}")
-        stock(app, *args, **kwargs)
+            with ending_in_one_line():
+                Conversations(find_chat_handler(app), memory, options.idle_timeout).attach(app)
+        with ending_in_one_line(f"--host {options.host} --port {options.port}: "):
+            stock(app, *args, **kwargs)
 
-    web.run_app = run_app
+    with contextlib.ExitStack() as stack:
+        if memory:
+            with ending_in_one_line():
+                stack.enter_context(memory.held())
+        web.run_app = run_app
+        try:
+            yield
+        finally:
+            web.run_app = stock
+
+
+@contextlib.contextmanager
+def ending_in_one_line(prefix: str = "") -> Iterator[None]:
+    """What the system or a file refuses inside ends the program with its reason alone."""
     try:
         yield
-    finally:
-        web.run_app = stock
+    except (OSError, ValueError) as error:
+        sys.exit(f"{prefix}{error}")
 
 
 def find_chat_handler(app: web.Application) -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 def test_every_table_is_made_of_the_committed_results():
     from benchmarks.cost.performance import PAGE, PARTS
-    from benchmarks.measure import fill
+    from benchmarks.pages import fill
 
     page = PAGE.read_text()
     assert all(f"<!-- {name} -->" in page for name in PARTS)
@@ -13,7 +13,7 @@ def test_every_table_is_made_of_the_committed_results():
 
 
 def test_markers_that_do_not_fit_are_refused():
-    from benchmarks.measure import fill
+    from benchmarks.pages import fill
 
     parts = {"one": lambda: "1"}
     assert fill("a <!-- one -->\nold\n<!-- end one --> b", parts) == "a <!-- one -->\n1\n<!-- end one --> b"

@@ -8,19 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.evidence import report, results, runner, suite
+from benchmarks.evidence import runner, suite
 from benchmarks.evidence.grid import Cell, Run, ordered_runs, read_grid
+from benchmarks.evidence.report.blocks import BLOCKS
+from benchmarks.evidence.report.page import render
+from benchmarks.evidence.results import Results
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.store import Store
 
 pytestmark = pytest.mark.usefixtures("patched")
 
-ROOT = Path(__file__).parents[2]
-GRID, RESULTS, PAGE = (
-    ROOT / "benchmarks" / "evidence" / "grids" / "evidence.yaml",
-    ROOT / "benchmarks" / "results" / "evidence.jsonl",
-    ROOT / "docs" / "evidence.md",
-)
 SMALL = {"steps": 2, "batch": 2, "eval_batch": 4, "width": 16, "heads": 2, "gap_max": 20}
 
 
@@ -79,8 +76,23 @@ def test_a_run_that_two_cells_share_is_run_once():
 
 def test_the_id_depends_on_every_setting():
     changed = {"pairs": (2,), "stream": "own", "decay": 0.5, "seed": 1, "audio": "random", "clip": 1.0}
+    changed |= {"echo": 0, "returns": False, "text_lr": 0.1, "targets_first": 5, "gaps": (1,)}
     ids = {dataclasses.replace(Settings(), **{key: value}).id for key, value in changed.items()}
     assert len({*ids, Settings().id}) == len(changed) + 1
+
+
+def test_a_setting_that_came_later_changes_no_earlier_run():
+    plain = Settings()
+    assert plain.id == "085f89feaf9f", "identifiers of committed results must stay"
+    assert not {"echo", "measure_every", "ttt"} & set(plain.as_dict())
+    assert Settings(echo=0).as_dict()["echo"] == 0
+
+
+def test_a_further_argument_of_ttt_that_there_is_not_or_that_has_a_name_here_is_refused():
+    with pytest.raises(ValueError, match=r"ttt: 'decay': .*set 'decay' instead"):
+        Settings(ttt={"decay": 0.5})
+    with pytest.raises(ValueError, match="ttt: 'dekay': no further argument of TTT"):
+        Settings(ttt={"dekay": 0.5})
 
 
 def test_a_line_says_everything_about_its_run():
@@ -146,7 +158,7 @@ def test_a_run_that_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
     assert (wild["status"], tame["status"]) == ("diverged", "ok")
     assert "at step" in wild["message"]
     assert store.is_done(wild["id"]), "it would diverge again"
-    assert "wild" in report.BLOCKS["bookkeeping"](results.Results(cells, store.runs))
+    assert "wild" in BLOCKS["bookkeeping"](Results(cells, store.runs))
 
 
 def test_a_run_that_fails_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_path):
@@ -164,7 +176,7 @@ def test_a_budget_leaves_out_what_does_not_fit_and_the_page_says_so(tmp_path, mo
     done = runner.run_all(cells, store, budget=100)
     assert [run.cell for run in done["executed"]] == ["cheap"]
     assert [run.cell for run in done["left_out"]] == ["dear"]
-    assert "`dear` 1" in report.BLOCKS["bookkeeping"](results.Results(cells, store.runs))
+    assert "`dear` 1" in BLOCKS["bookkeeping"](Results(cells, store.runs))
 
 
 def test_a_budget_that_is_spent_asks_no_run_how_long_it_would_take(tmp_path, monkeypatch):
@@ -202,26 +214,35 @@ def test_a_budget_that_means_nothing_is_named(text):
         suite.parse_budget(text)
 
 
-def test_the_page_is_what_the_results_say():
-    lines = {line["id"]: line for line in map(json.loads, RESULTS.read_text().splitlines())}
-    page = PAGE.read_text()
-    assert report.render(page, read_grid(GRID), lines) == page
+def committed(grid: str) -> Results:
+    lines = map(json.loads, (suite.RESULTS / f"{grid}.jsonl").read_text().splitlines())
+    return Results(read_grid(suite.GRIDS / f"{grid}.yaml"), {line["id"]: line for line in lines})
 
 
-def test_every_table_is_on_the_page():
-    assert all(f"<!-- {name} -->" in PAGE.read_text() for name in report.BLOCKS)
+@pytest.mark.parametrize("grid", suite.PAGES)
+def test_a_page_is_what_its_results_say(grid):
+    page = suite.PAGES[grid].file.read_text()
+    assert render(page, committed(grid)) == page, f"run python -m benchmarks.evidence --grid {grid} --report-only"
+
+
+def test_every_table_is_on_a_page():
+    text = "".join(page.file.read_text() for page in suite.PAGES.values())
+    assert all(f"<!-- {name} -->" in text for name in BLOCKS)
 
 
 def test_a_table_nobody_knows_is_named():
     with pytest.raises(ValueError, match="<!-- hedline -->"):
-        report.render("<!-- hedline -->\n<!-- end hedline -->", [], {})
+        render("<!-- hedline -->\n<!-- end hedline -->", Results([], {}))
 
 
-def test_the_committed_results_belong_to_the_committed_grid():
-    known = {run.settings.id for run in ordered_runs(read_grid(GRID))}
-    for line in map(json.loads, RESULTS.read_text().splitlines()):
-        assert Settings(**line["settings"]).id == line["id"]
-        assert Settings(**line["settings"] | {"seed": 0}).id in known
+@pytest.mark.parametrize("grid", suite.PAGES)
+def test_the_committed_results_belong_to_the_committed_grid(grid):
+    results = committed(grid)
+    known = {dataclasses.replace(run.settings, seed=0).id for run in ordered_runs(results.cells)}
+    for line in results.lines.values():
+        settings = Settings(**line["settings"])
+        assert settings.id == line["id"]
+        assert dataclasses.replace(settings, seed=0).id in known
 
 
 def test_the_whole_command_runs_reports_and_resumes(tmp_path):

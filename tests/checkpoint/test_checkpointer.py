@@ -10,7 +10,7 @@ from moshi.modules.lora import LoRALinear
 from safetensors.torch import load_file
 
 import moshi_patch
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from tests.support.checkpoint_runs import LORA, MODES, TTT, advance, arguments, same, served, snapshot, tiny_run
 from tests.support.loading import KEYS, W_DOWN, assert_active, assert_loaded, logits, save
 from tests.support.models import relative, tiny_model
@@ -66,7 +66,7 @@ def test_settings_lie_beside_the_weights(tmp_path, mode):
     checkpointer.lm_config["lora_name"] = "of-the-base.safetensors"
     folder = checkpointer.save(state) / "consolidated"
     config = json.loads((folder / "config.json").read_text())
-    assert {key: config[key] for key in config if key.startswith("ttt_")} == args.ttt.lm_kwargs()
+    assert {key: config[key] for key in config if key.startswith("ttt_")} == args.ttt.to_kwargs()
     assert config["lora"] == (mode == "adapter")
     assert ("lora_rank" in config) == (mode == "adapter")
     # not the base's, which moshi would load

@@ -35,7 +35,7 @@ LAST = "checkpoint_000004"
 def prepare(folder: Path, ctx: Context, mode: str) -> tuple[Checkpointer, TrainState]:
     """A run at step 0; on two processes the model is sharded, and only rank 0 begins with the weights."""
     args = arguments(folder, param_dtype="float64", **MODES[mode])
-    model = tiny_model(torch.float64, **args.ttt.lm_kwargs(), positional_embedding="none", seed=ctx.rank)
+    model = tiny_model(torch.float64, **args.ttt.to_kwargs(), positional_embedding="none", seed=ctx.rank)
     randomise_targets(model, seed=ctx.rank)
     if args.lora.enable:
         add_adapters(model, args.lora.rank, args.lora.scaling)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune.checkpoint.weights import load_initial_weights
+from finetune.checkpoint.initial import load_initial_weights
 from tests.support.checkpoint_runs import CTX, LORA, MODES, TTT, advance, arguments, same, served, snapshot, tiny_run
 from tests.support.loading import logits
 from tests.support.models import relative

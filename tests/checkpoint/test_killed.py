@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpoint.weights import list_checkpoints
+from finetune.checkpoint.folders import list_checkpoints
 from finetune.settings.schema import TrainArgs
 from tests.support.checkpoint_runs import MODES, advance, arguments, checkpointer_of, same, snapshot, tiny_run
 from tests.support.loading import KEYS

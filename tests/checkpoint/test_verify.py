@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
+from finetune.checkpoint.contradictions import contradictions
 from finetune.checkpoint.saved import open_checkpoint
-from finetune.checkpoint.verify import contradictions, read_header
 from finetune.common.errors import ConfigError
+from finetune.model.tensor_file import read_header
 from tests.support.checkpoint_runs import MODES, arguments, tiny_run
 from tests.support.loading import KEYS
 

@@ -7,7 +7,7 @@ import yaml
 
 from finetune.common.errors import ConfigError
 from finetune.evaluation.settings import parse_command_line
-from finetune.settings.command_line import to_dict
+from finetune.settings.record import to_dict
 from finetune.settings.schema import TrainArgs
 
 TTT = {"ttt_enabled": True, "ttt_layers": [1, 3], "ttt_chunk_size": 16, "ttt_learning_rate": 0.03}

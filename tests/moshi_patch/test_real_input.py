@@ -168,18 +168,3 @@ def test_real_speech_makes_one_update_per_chunk_in_every_layer(model):
     for layer in stats.values():
         assert layer["updates"] == [STEPS // 16]
         assert 1e-3 < layer["relative_delta"][0] < 1
-
-
-def test_the_demos_control_is_the_same_until_the_first_update_and_another_after_it(model):
-    from example.demo import divergence, report, stream
-
-    lm, codes = model
-    on = stream(lm, codes, "on")
-    with moshi_patch.ttt_updates(lm, enabled=False):
-        off = stream(lm, codes, "off", said=on)
-    assert all(torch.equal(a, b) for a, b in zip(on.text + on.audio, off.text + off.audio, strict=True))
-    difference = divergence(on, off)
-    assert (difference[:16] == 0).all()
-    assert (difference[17:] > 0).all()
-    lines = report(on, off, 16).splitlines()
-    assert lines[1].split()[:2] == ["transformer.layers.1.gating", "2"]

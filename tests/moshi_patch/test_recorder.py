@@ -1,15 +1,18 @@
 """The recorder: what it writes while a model streams, that it changes nothing, and the picture drawn from it."""
 
-import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from moshi.models import LMGen
 
 import moshi_patch
-from moshi_patch.recorder import Recorder, plot, read_records
+from moshi_patch import recorder
+from moshi_patch.recorder import Recorder, main, plot, read_records
+from tests.support.disks import largest_file
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
@@ -48,11 +51,9 @@ def test_every_nth_step_is_read_and_says_what_the_state_says(tmp_path):
 
 
 def test_the_device_is_asked_at_every_nth_step_alone(tmp_path, monkeypatch):
-    from moshi_patch import recorder as monitor
-
     asked = []
-    stats = monitor.ttt_stats
-    monkeypatch.setattr(monitor, "ttt_stats", lambda model: asked.append(1) or stats(model))
+    stats = recorder.ttt_stats
+    monkeypatch.setattr(recorder, "ttt_stats", lambda model: asked.append(1) or stats(model))
     model = tiny_model(**TTT)
     with Recorder(model, tmp_path / "log.jsonl", every=10):
         stream(model, 25)
@@ -182,18 +183,109 @@ def test_the_plot_shows_both_norms_of_every_layer_resets_and_chunk_ends(tmp_path
     assert list(ends) == [5, 10, 15, 20, 28, 33, 38]
 
 
-def test_the_command_draws_and_a_wrong_file_is_one_line(tmp_path):
+def recorded(folder, steps: int = 20) -> Path:
+    """A whole recording in `folder`."""
     model = randomise_targets(tiny_model(**TTT))
-    with Recorder(model, tmp_path / "log.jsonl", every=5):
-        stream(model, 20)
-    command = [sys.executable, "-m", "moshi_patch.recorder"]
-    options = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True}
-    done = subprocess.run([*command, str(tmp_path / "log.jsonl")], **options)
+    with Recorder(model, folder / "log.jsonl", every=5):
+        stream(model, steps)
+    return folder / "log.jsonl"
+
+
+def test_without_with_it_records_at_once_until_it_is_closed(tmp_path):
+    model, log = randomise_targets(tiny_model(**TTT)), tmp_path / "log.jsonl"
+    before = set(vars(model))
+    recorder = Recorder(model, log, every=5)
+    stream(model, 7)
+    assert [record["event"] for record in read_records(log)] == ["start", "read"]
+    with torch.no_grad(), model.streaming(1):
+        model.forward_text(random_codes(model, 1, 1))
+        recorder.close()
+    assert set(vars(model)) == before
+    assert [record["step"] for record in read_records(log)] == [0, 5, 8]  # what was not read yet
+    recorder.close()
+    stream(model, 10)
+    assert len(read_records(log)) == 3
+    with pytest.raises(ValueError, match=rf"{log}: this recorder is closed"):
+        recorder._write("reset", rows=None)
+
+
+def test_recorders_may_be_closed_in_any_order(tmp_path):
+    model = tiny_model(**TTT)
+    before = set(vars(model))
+    first, second = Recorder(model, tmp_path / "one.jsonl"), Recorder(model, tmp_path / "two.jsonl")
+    stream(model, 2)
+    first.close()
+    stream(model, 3)
+    second.close()
+    stream(model, 4)
+    assert (first.steps, second.steps) == (2, 5)
+    assert set(vars(model)) - before <= {"forward_text", "reset_streaming"}
+    assert torch.equal(stream(model, 6), stream(tiny_model(**TTT), 6))
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_stream(tmp_path, caplog):
+    model, log = tiny_model(**TTT), tmp_path / "log.jsonl"
+    expected = stream(model, 40)
+    before = set(vars(model))
+    recorder = Recorder(model, log, every=2)
+    with largest_file(log.stat().st_size + 600):
+        assert torch.equal(stream(model, 40), expected)
+    assert len(caplog.records) == 1
+    assert f"{log}: recording ends, as it cannot be written (File too large)" in caplog.text
+    assert set(vars(model)) == before
+    recorder.close()
+    assert {record["event"] for record in read_records(log)[1:]} == {"read"}
+    assert read_records(log)[-1]["step"] < 40
+
+
+def test_the_command_draws(tmp_path):
+    command = [sys.executable, "-m", "moshi_patch.recorder", str(recorded(tmp_path))]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "log.png").is_file()
-    (tmp_path / "other.jsonl").write_text(json.dumps({"loss": 1}) + "\n")
-    for name in ("other.jsonl", "none.jsonl"):
-        done = subprocess.run([*command, str(tmp_path / name)], **options)
-        assert done.returncode == 1
-        assert name in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+
+
+START = '{"event": "start", "step": 0, "every": 5, "chunk_size": {"a": 5}}\n'
+LAYER = '{"position": [1], "updates": [0], "delta_norm": [0.0], "relative_delta": [0.0]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"loss": 1}\n',
+        b"\xff\xfe\n",
+        b"[" * 200_000,
+        b"5\n" * 3,
+        START.replace("5}", '"five"}').encode() * 2,
+        (START + '{"event": "read", "step": 1, "layers": 5}\n' + START).encode()[:-9],
+        (START + '{"event": "read", "step": 1, "layers": {"a": {"updates": 1}}}\n\n').encode(),
+        (START + '{"event": "read", "step": 1, "layers": {"b": ' + LAYER + "}}\n").encode(),
+        (START + '{"event": "reset", "step": 1, "rows": "all"}\n\n').encode(),
+    ],
+    ids=["empty", "other", "bytes", "brackets", "numbers", "size", "no_layers", "layer", "other_layer", "rows"],
+)
+def test_a_file_that_is_no_recording_is_refused_in_one_line_that_names_it(content, tmp_path, capsys):
+    (tmp_path / "other.jsonl").write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "other.jsonl")])
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "other.jsonl") in line
+
+
+def test_a_missing_recording_a_full_disk_and_a_senseless_interval_are_one_line_too(tmp_path, capsys):
+    log = recorded(tmp_path)
+    with pytest.raises(SystemExit), largest_file(1000):
+        main([str(log)])
+    assert "File too large" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "none.jsonl")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none.jsonl" in line
+    for interval in ("-1", "nan", "inf"):
+        with pytest.raises(SystemExit) as end:
+            main([str(log), f"--follow={interval}"])
+        assert end.value.code == 2
+        assert f"--follow: {float(interval)}: must be seconds" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from finetune.common.errors import ConfigError
-from finetune.settings.command_line import from_dict, load_args, parse_command_line, to_dict
+from finetune.settings.command_line import load_args, parse_command_line
+from finetune.settings.record import from_dict, to_dict
 from finetune.settings.schema import CheckpointArgs, TrainArgs, TTTArgs
 from finetune.settings.validation import unusual_settings, validate
 from moshi_patch import TTTConfig
@@ -121,7 +122,7 @@ def test_defaults_are_those_of_the_format_page():
 
 
 def test_ttt_keyword_arguments_are_the_patchs_own():
-    kwargs = TTTArgs(enabled=True, layers=[1, 3], optim_lr=1e-3).lm_kwargs()
+    kwargs = TTTArgs(enabled=True, layers=[1, 3], optim_lr=1e-3).to_kwargs()
     assert kwargs == TTTConfig(enabled=True, layers=[1, 3]).to_kwargs()
 
 
@@ -130,7 +131,7 @@ def test_ttt_keyword_arguments_are_the_patchs_own():
     [
         ("oprim: {lr: 1}", ["oprim={'lr': 1}", "'optim'"]),
         ("optim: {learning_rate: 1e-5}", ["optim.learning_rate='1e-5'", "Allowed in optim: lr, weight_decay"]),
-        ("ttt: {chunk_sise: 64}", ["ttt.chunk_sise=64", "did you mean 'chunk_size'"]),
+        ("ttt: {chunk_sise: 64}", ["ttt.chunk_sise=64", "did you mean 'ttt.chunk_size'"]),
         ("lr: 1", ["lr=1", "did you mean 'optim.lr'"]),
         ("checkpoint: {resume_stpe: 3}", ["checkpoint.resume_stpe=3", "resume_step"]),
         ("optim: {lr: abc}", ["optim.lr='abc'", "must be a number"]),
@@ -191,14 +192,17 @@ def test_overrides_are_typed_from_their_fields(files):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["--optim.lrr", "1"], ["optim.lrr='1'", "'lr'"]),
-        (["--oprim.lr", "1"], ["oprim.lr='1'", "'optim'"]),
+        (["--optim.lrr", "1"], ["optim.lrr='1'", "'optim.lr'"]),
+        (["--oprim.lr", "1"], ["oprim.lr='1'", "'optim.lr'"]),
         (["--lora.rank.x", "1"], ["lora.rank.x='1'"]),
         (["--lora", "true"], ["lora='true'", "set one of its keys: enable"]),
         (["--optim.lr"], ["optim.lr", "needs a value"]),
         (["--optim.lr", "fast"], ["optim.lr='fast'", "a number"]),
         (["--do_eval", "perhaps"], ["do_eval='perhaps'", "true or false"]),
-        (["optim.lr"], ["'optim.lr'", "--optim.lr 1e-5"]),
+        (["optim.lr"], ["'optim.lr'", "exactly one YAML file"]),
+        (["--ttt.chunk", "8"], ["ttt.chunk='8'", "'ttt.chunk_size'"]),
+        (["--nodo_eval"], ["nodo_eval", "'do_eval'"]),
+        (["--", "a"], ["exactly one YAML file"]),
     ],
 )
 def test_wrong_overrides_are_refused(files, overrides, named):
@@ -240,3 +244,19 @@ def test_settings_survive_json_but_secrets_do_not(files):
     assert "secret" not in content
     args.wandb.key = None
     assert from_dict(json.loads(content)) == args
+
+
+@pytest.mark.parametrize(
+    ("ttt", "named"),
+    [
+        ("{chunk_size: 0}", ["ttt.chunk_size=0", "a whole number from 1 to 1000000"]),
+        ("{layers: '1,x'}", ["ttt.layers='1,x'", "middle"]),
+        ("{decay: 2}", ["ttt.decay=2.0", "(0, 1]"]),
+    ],
+)
+def test_settings_of_the_patch_are_refused_under_their_key(tmp_path, ttt, named):
+    (tmp_path / "run.yaml").write_text(f"ttt: {ttt}")
+    with pytest.raises(ConfigError) as error:
+        load_args(tmp_path / "run.yaml")
+    for part in named:
+        assert part in str(error.value)

@@ -48,7 +48,7 @@ def arguments(run_dir, **settings) -> TrainArgs:
 
 
 def lm_config(args: TrainArgs) -> dict:
-    config = {**TINY, **args.ttt.lm_kwargs(), "lora": args.lora.enable, "moshi_name": "base.safetensors"}
+    config = {**TINY, **args.ttt.to_kwargs(), "lora": args.lora.enable, "moshi_name": "base.safetensors"}
     return config | ({"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling} if args.lora.enable else {})
 
 
@@ -57,7 +57,7 @@ def tiny_run(args: TrainArgs, seed: int = 0) -> tuple[Checkpointer, TrainState]:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    model = randomise_targets(tiny_model(getattr(torch, args.param_dtype), **args.ttt.lm_kwargs()), seed=seed)
+    model = randomise_targets(tiny_model(getattr(torch, args.param_dtype), **args.ttt.to_kwargs()), seed=seed)
     if args.lora.enable:
         add_adapters(model, args.lora.rank, args.lora.scaling)
     return checkpointer_of(args), state_of(args, model)

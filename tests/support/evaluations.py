@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import moshi_patch
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 

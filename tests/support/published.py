@@ -8,10 +8,9 @@ from moshi.models import LMModel, MimiModel, loaders
 
 from example.tiny_repo import LM
 from finetune.common.distributed import Context
-from finetune.evaluation.published.args import PaperArgs
 from finetune.evaluation.published.evaluate import evaluate_paper
 from finetune.evaluation.results import ResultStore
-from finetune.evaluation.settings import EvalArgs
+from finetune.settings.evaluation import EvalArgs, PaperArgs
 from tests.support.models import randomise_targets
 from tests.support.tiny_repository import build_repo
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 import moshi_patch
 from finetune.common.distributed import Context
-from finetune.evaluation.settings import EvalArgs
+from finetune.settings.evaluation import EvalArgs
 from tests.support.published import evaluate, load_mimi, model_of, settings
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from finetune.common.errors import ConfigError, DiskError
 from finetune.data.broken import BrokenData
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training import trainer
 
 DIVERGES = "poison_step"

@@ -15,7 +15,7 @@ from moshi.models import loaders
 from safetensors.torch import save_file
 
 import moshi_patch
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.trainer import train
 from tests.support.processes import run_processes
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo

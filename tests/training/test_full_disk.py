@@ -3,12 +3,10 @@
 Instead of a disk, the largest file that the system lets the process write is small: writing fails as really.
 """
 
-import contextlib
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,9 @@ import pytest
 from finetune.common.errors import DiskError
 from finetune.training.run_dir import start_run_dir
 from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
+from tests.support.disks import largest_file
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 from tests.training.test_refused import write_settings
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def names(folder: Path) -> list[str]:

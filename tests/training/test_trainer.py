@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from finetune.common.distributed import Context, cleanup, setup
 from finetune.common.errors import ConfigError
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.settings.validation import validate
 from finetune.training import activity as activity_module
 from finetune.training.batch_loss import batch_counts, forward_loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.data.broken import BrokenData
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.trainer import Trainer, TrainingDiverged, train
 from tests.support.tiny_repository import DATA, build_repo
 from tests.support.training_runs import metrics, settings_for

@@ -11,13 +11,10 @@ import numpy as np
 import torch
 
 from ...common.errors import ConfigError
-from ...data.audio import AudioFile
+from ...data.audio import CUT_OFF_SECONDS, AudioFile
 from ...data.broken import BrokenItem
 from ...data.encode import check_codebooks, encode_channels
-from ...data.resample import resample
-
-CUT_OFF_SECONDS = 0.1
-"""A file that ends so much earlier than its header says was not copied whole; compressed ones may end a little so."""
+from ...data.resample import is_enough, resample
 
 
 class MonoTokenizer:
@@ -83,7 +80,7 @@ def read_mono(path: Path, sample_rate: int, max_seconds: float | None = None) ->
     """Samples `[S]` float32 at `sample_rate`: the file's, or its first `max_seconds`; never more is in memory.
 
     Raises:
-        BrokenItem: for a file that is missing, empty, cut off, cannot be read or is not mono.
+        BrokenItem: for a file that is missing, empty, cut off, cannot be read, is not mono, or no sound.
     """
     try:
         audio = AudioFile(path)
@@ -92,11 +89,9 @@ def read_mono(path: Path, sample_rate: int, max_seconds: float | None = None) ->
         raise BrokenItem(f"{path}: {error}") from error
     if pcm.shape[0] != 1:
         raise BrokenItem(f"{path}: {pcm.shape[0]} channels; must be one, that of the speaker.")
-    if pcm.shape[1] == 0:
-        raise BrokenItem(f"{path}: no audio.")
-    heard, promised = pcm.shape[1] / audio.rate, min(audio.duration, max_seconds or math.inf)
-    if heard < promised - CUT_OFF_SECONDS:
-        raise BrokenItem(f"{path}: cut off after {heard:.2f} s of {promised:.2f} s.")
-    if not np.isfinite(pcm).all():
-        raise BrokenItem(f"{path}: samples that are not finite.")
+    if not is_enough(pcm.shape[1], audio.rate, sample_rate):
+        raise BrokenItem(f"{path}: {audio.why_nothing(0.0)}")
+    heard = pcm.shape[1] / audio.rate
+    if audio.is_cut_off(heard) and heard < (max_seconds or math.inf) - CUT_OFF_SECONDS:
+        raise BrokenItem(f"{path}: cut off after {heard:.2f} s of {audio.duration:.2f} s.")
     return resample(pcm, audio.rate, sample_rate)[0]

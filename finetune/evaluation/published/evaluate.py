@@ -6,9 +6,9 @@ from typing import Any
 from moshi.models.lm import LMModel
 
 from ...common.distributed import Context
+from ...settings.evaluation import EvalArgs
 from ..recordings import BASELINE
 from ..results import ResultStore
-from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .longform import score_longform

@@ -14,8 +14,8 @@ import moshi_patch
 from ...common.errors import ConfigError
 from ...model.conditions import absent_conditions
 from ...model.stream import score_stream
+from ...settings.evaluation import EvalArgs
 from ..recordings import OFF, conditions_of
-from ..settings import EvalArgs
 
 Variants = dict[str, Callable[[], AbstractContextManager]]
 """What a model is scored as: names, and the context in which it then runs."""

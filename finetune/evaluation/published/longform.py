@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
+from ...settings.evaluation import EvalArgs
 from ..results import ResultStore
-from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .share import count_skipped, gather, merge, select

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from tqdm import tqdm
 
 from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
+from ...settings.evaluation import EvalArgs
 from ..recordings import OFF, ON
 from ..results import ResultStore
-from ..settings import EvalArgs
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .sets import Pair, PairSet
@@ -117,7 +118,7 @@ def _score(batch: list[Pair], likelihood: Likelihood, tokenizer: MonoTokenizer) 
         whole = [record for record in records if "steps" in record]
         for name, control in likelihood.variants.items():
             with control():
-                nats = likelihood(codes).sum(1).view(-1, 2).tolist()
+                nats = rearrange(likelihood(codes).sum(1), "(pair member) -> pair member", member=2).tolist()
             for record, both in zip(whole, nats, strict=True):
                 record[name] = both
     return records

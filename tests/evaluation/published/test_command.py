@@ -10,7 +10,7 @@ import moshi_patch
 from example.make_pairs import make_benchmarks
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings import parse_command_line
-from finetune.settings.command_line import from_dict
+from finetune.settings.record import from_dict
 from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA, ROOT, build_repo
 

@@ -18,8 +18,8 @@ from finetune.model.loss import compute_loss
 from tests.support.published import evaluate, model_of, settings
 
 PAIRS = 60
-BINOMIAL = 0.5 - 3.29 * math.sqrt(0.25 / PAIRS), 0.5 + 3.29 * math.sqrt(0.25 / PAIRS)
-"""Where 99.9 % of the accuracies lie of one who tosses a coin `PAIRS` times."""
+BINOMIAL = 0.5 - 4.5 * math.sqrt(0.25 / PAIRS), 0.5 + 4.5 * math.sqrt(0.25 / PAIRS)
+"""Where all but 7 in a million accuracies lie of one who tosses a coin `PAIRS` times: each processor tosses anew."""
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -37,7 +37,7 @@ def words(tmp_path_factory):
     return folder / "pairs.jsonl"
 
 
-def train_on(model: LMModel, codes: torch.Tensor, steps: int = 30) -> LMModel:
+def train_on(model: LMModel, codes: torch.Tensor, steps: int = 50) -> LMModel:
     """`steps` of AdamW on the audio of `codes [B, K, T]`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
@@ -60,6 +60,7 @@ def test_a_model_that_never_heard_the_words_tosses_a_coin(mimi, words, tmp_path,
 
 @pytest.mark.parametrize("side", ["correct", "incorrect"])
 def test_a_model_that_heard_one_side_prefers_it(mimi, words, tmp_path, side):
+    """At most 1 of 60 went wrong on three instruction sets, one and two threads; 6 may, so that none decides it."""
     model = model_of(0)
     tokenizer = MonoTokenizer.for_model(model, mimi)
     lines = [json.loads(line) for line in words.read_text().splitlines()]
@@ -67,7 +68,7 @@ def test_a_model_that_heard_one_side_prefers_it(mimi, words, tmp_path, side):
     result = evaluate(train_on(model, heard), mimi, tmp_path, settings(swuggy=str(words)))["swuggy"]
     for name in (ON, OFF):
         accuracy = result[name]["value"] if side == "correct" else 1 - result[name]["value"]
-        assert accuracy >= 0.95
+        assert accuracy >= 0.9
 
 
 def test_recordings_that_are_the_same_are_half_right(mimi, tmp_path):

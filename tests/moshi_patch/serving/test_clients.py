@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import random
 import socket
 import time
@@ -11,10 +10,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from tests.support.servers import ANSWER_S, ANSWERS, FRAME, Server, speech
-from tests.support.tiny_repository import build_repo
-
-IDLE_S = 4
+from tests.support.servers import ANSWER_S, ANSWERS, FRAME, IDLE_S, run
 
 UPGRADE = (
     b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -22,48 +18,18 @@ UPGRADE = (
 )
 
 
-@pytest.fixture(scope="module")
-def said() -> list[bytes]:
-    return speech()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("clients")
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    """One server for all the clients here, one after the other. It writes down every reset and step."""
-    program = ["tests.support.serve_probe", str(folder / "state.jsonl"), "--idle-timeout", str(IDLE_S)]
-    server = Server(program, build_repo(folder / "repo"), folder / "server.log").wait_until_it_listens()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def usual(server, said):
-    """The answer to the speech before anything bad has happened."""
-    return server.talk(said)
-
-
 @pytest.fixture
-def unharmed(server, usual, said, folder):
-    """After the test: the process lives, and the next client starts fresh and gets the usual answer."""
+def unharmed(server, usual, said):
+    """After the test the next client starts fresh and gets the usual answer."""
+    server.events.clear()
     yield
-    assert server.process.poll() is None
-    again = server.talk(said)
-    assert again.texts == usual.texts
-    np.testing.assert_array_equal(again.pcm, usual.pcm)
-    records = [json.loads(line) for line in (folder / "state.jsonl").read_text().splitlines()]
-    assert all(record["fresh"] and record["position"] == [0, 0] for record in records if record["event"] == "reset")
+    again = server.talk(said, count=20)
+    assert again.texts == [text for text in usual.texts if text[0] < 20]
+    np.testing.assert_array_equal(again.pcm, usual.pcm[: len(again.pcm)])
+    assert all(event["fresh"] and event["position"] == [0, 0] for event in server.events if event["event"] == "reset")
 
 
 pytestmark = pytest.mark.usefixtures("unharmed")
-
-
-def run(client):
-    return asyncio.run(asyncio.wait_for(client, ANSWER_S))
 
 
 async def farewell(websocket) -> aiohttp.WSMessage:
@@ -86,14 +52,6 @@ def after_speech(server, said, nonsense: list[bytes]) -> aiohttp.WSMessage:
     return run(client())
 
 
-def is_free(server) -> bool:
-    """Whether nobody holds the server's one place any more, within the time that a silent client would have had."""
-    deadline = time.monotonic() + ANSWER_S
-    while server.status()["connected"] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not server.status()["connected"]
-
-
 @pytest.mark.parametrize(
     ("opening", "reset"),
     [(b"", False), (b"GET /api/ch", False), (UPGRADE, False), (UPGRADE, True), (UPGRADE + b"\x82\xff", True)],
@@ -105,7 +63,7 @@ def test_a_client_that_vanishes_early(server, opening, reset):
             client.sendall(opening)
             if reset:  # RST instead of FIN
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    assert is_free(server)
+    assert server.is_free()
 
 
 def test_a_client_that_vanishes_while_it_is_answered(server, said):
@@ -116,7 +74,7 @@ def test_a_client_that_vanishes_while_it_is_answered(server, said):
             websocket._response.connection.transport.abort()
 
     run(client())
-    assert is_free(server)
+    assert server.is_free()
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "unknown", "ping", "empty_audio"])

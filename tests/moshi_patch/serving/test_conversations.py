@@ -1,182 +1,106 @@
-"""What is added to a server, in this process: its options, what it builds on, and conversations that end badly."""
+"""What is added to a server's conversations: how they end, what they leave, what is seen of them."""
 
 import asyncio
-import contextlib
+import logging
 import os
 
 import aiohttp
 import pytest
 import torch
 from aiohttp import web
-from moshi.models import LMGen
 
-import moshi_patch
-from moshi_patch.__main__ import main
 from moshi_patch.serving import conversations
-from moshi_patch.serving.conversations import WEBSOCKET_KEY, Conversations, close_or_cut, layer_status, percentiles
-from moshi_patch.serving.stock_server import Options, add_conversations, missing_parts, split_options
+from moshi_patch.serving.conversations import WEBSOCKET_KEY, close_or_cut, layer_status, percentiles
+from moshi_patch.serving.kept_memory import KeptMemory
+from tests.support.disks import largest_file
 from tests.support.models import TTT, randomise_targets, tiny_model
-
-TIMEOUT_S = 60
-
-
-def test_the_options_are_taken_out_and_the_server_gets_the_rest(tmp_path):
-    path = tmp_path / "memory"
-    stock = ["--device", "cpu", "--half", "--hf-repo", "repo"]
-    assert split_options(stock) == (Options(None, 30.0), stock)
-    assert split_options(["--memory", str(path), *stock]) == (Options(path, 30.0), stock)
-    assert split_options([*stock[:2], f"--memory={path}", *stock[2:], "--idle-timeout", "0"]) == (
-        Options(path, 0),
-        stock,
-    )
+from tests.support.small_server import SPEECH, TIMEOUT_S, converse, run, served
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["--memory"], "expected one argument"),
-        (["--memory", "nosuch/memory"], "--memory nosuch/memory: must be a file in a folder that exists"),
-        (["--memory", "."], "--memory .: must be a file"),
-        (["--idle-timeout", "-1"], "--idle-timeout -1.0: must be seconds, 0 or more"),
-        (["--idle-timeout", "nan"], "--idle-timeout nan: must be"),
-        (["--idle-timeout", "soon"], "invalid float value: 'soon'"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused_before_anything_is_loaded(arguments, reason, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        split_options(arguments)
-    assert exit_.value.code == 2
-    assert reason in capsys.readouterr().err
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    with pytest.raises(SystemExit):
-        split_options(["--memory", str(tmp_path / "memory")])
-    assert "can be written to" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--memory=m", "--idle-timeout=3"])
-def test_other_programs_of_moshi_refuse_the_servers_options(option, capsys, patched):
-    with pytest.raises(SystemExit) as exit_:
-        main(["moshi.run_inference", option, "in.wav", "out.wav"])
-    assert exit_.value.code == 2
-    name = option.partition("=")[0]
-    assert f"{name} is an option of moshi.server, not of moshi.run_inference" in capsys.readouterr().err
-
-
-async def another_answer(request: web.Request) -> web.Response:
-    return web.Response(text="chat")
-
-
-def test_a_server_of_another_kind_is_served_as_it_is_and_a_warning_says_missing_parts(monkeypatch, caplog):
-    app = web.Application()
-    app.router.add_get("/api/chat", another_answer)
-    served = []
-    monkeypatch.setattr(web, "run_app", lambda app, **options: served.append((app, options)))
-    stock = web.run_app
-    with add_conversations(Options()):
-        web.run_app(app, port=1)
-    assert web.run_app is stock
-    assert served == [(app, {"port": 1})]
-    assert list(app.middlewares) == []
-    assert [resource.canonical for resource in app.router.resources()] == ["/api/chat"]
-    assert "has no method that answers GET /api/chat" in caplog.text
-    assert "no method lm_gen.step of the server" in caplog.text
-
-
-def test_a_server_of_another_kind_does_not_start_with_a_memory_that_it_would_not_keep(tmp_path):
-    with add_conversations(Options(tmp_path / "memory")), pytest.raises(SystemExit) as exit_:
-        web.run_app(web.Application())
-    assert "has no method that answers GET /api/chat" in str(exit_.value.code)
-
-
-class SmallServer:
-    """As moshi's `ServerState`, with a model but no codec: each message is the name of what happens next."""
-
-    def __init__(self):
-        self.lm_gen = LMGen(randomise_targets(tiny_model(torch.float32, **TTT)), use_sampling=False)
-        self.lm_gen.streaming_forever(1)
-
-    async def decode_and_send(self, tokens: torch.Tensor, websocket: web.WebSocketResponse) -> None:
-        await websocket.send_bytes(b"\x01")
-
-    async def handle_chat(self, request: web.Request) -> web.WebSocketResponse:
-        websocket = web.WebSocketResponse()
-        await websocket.prepare(request)
-        self.lm_gen.reset_streaming()
-        await websocket.send_bytes(b"\x00")
-        async for message in websocket:
-            if message.data == "flood":
-                await websocket.send_bytes(bytes(100_000_000))
-            codes = torch.ones(1, 2 if message.data != "too few" else 1, 1, dtype=torch.long)
-            tokens = self.lm_gen.step(codes)
-            if message.data == "spoil":
-                moshi_patch.ttt_gatings(self.lm_gen.lm_model).popitem()[1]._streaming_state.fast.delta.fill_(torch.nan)
-            if tokens is not None:
-                await self.decode_and_send(tokens, websocket)
-        return websocket
-
-
-@contextlib.asynccontextmanager
-async def served(**options):
-    """A `SmallServer` with what is added to it, listening; gives it and a client's session with its address."""
-    app, server = web.Application(), SmallServer()
-    app.router.add_get("/api/chat", server.handle_chat)
-    assert missing_parts(app) == []
-    Conversations(server.handle_chat, **options).attach(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    try:
-        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-            yield server, session
-    finally:
-        await runner.cleanup()
-
-
-def run(client):
-    return asyncio.run(asyncio.wait_for(client, TIMEOUT_S))
-
-
-async def converse(session, *messages: str) -> aiohttp.WSMessage:
-    """Says `messages` and returns how the conversation ends: by a goodbye, unless the server ends it before."""
-    async with session.ws_connect("/api/chat") as websocket:
-        assert await websocket.receive_bytes() == b"\x00"
-        for message in messages:
-            await websocket.send_str(message)
-        while (answer := await websocket.receive()).type == aiohttp.WSMsgType.BINARY:
-            if answer.data == b"\x01":
-                await websocket.close()
-        return answer
-
-
-SPEECH = ["speech"] * 12
-
-
-@pytest.mark.parametrize(
-    ("end", "code"), [(["speech", "too few"], 1011), (["spoil", "speech"], None)], ids=["step_fails", "not_finite"]
-)
-def test_what_a_broken_conversation_learnt_is_not_kept(tmp_path, patched, end, code, caplog):
+def test_what_a_conversation_learnt_whose_step_failed_is_not_kept(tmp_path, patched, caplog):
     path = tmp_path / "memory"
 
     async def clients():
-        async with served(memory=path) as (_, session):
+        async with served(memory=KeptMemory(path)) as (_, session):
             await converse(session, *SPEECH)
             before = path.read_bytes()
-            broken = await converse(session, *end)
+            broken = await converse(session, "speech", "too few")
             assert path.read_bytes() == before
             await converse(session, *SPEECH)
             assert path.read_bytes() != before
             return broken
 
     broken = run(clients())
-    assert f"--memory {path}: not saved" in caplog.text
-    if code:
-        assert broken.data == code
-        assert "error in the server" in broken.extra
+    assert f"--memory {path}: not saved, the file is as before: a step failed" in caplog.text
+    assert broken.data == 1011
+    assert "error in the server" in broken.extra
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_row_that_is_not_finite_ends_with_its_reason_and_the_next_one_is_fresh(tmp_path, patched, caplog, remembers):
+    path = tmp_path / "memory"
+
+    async def clients():
+        async with served(memory=KeptMemory(path) if remembers else None) as (server, session):
+            await converse(session, *SPEECH)
+            before = path.read_bytes() if remembers else None
+            ends = [await converse(session, "spoil", "speech")]
+            assert not remembers or path.read_bytes() == before
+            ends.append(await converse(session, *SPEECH, "report"))
+            return ends, server.reports
+
+    (broken, sound), (report,) = run(clients())
+    assert broken.data == 1011
+    kept = "what was saved last goes on" if remembers else "starts fresh"
+    assert broken.extra == f"the model's numbers are not finite any more; the next one {kept}"
+    assert "as its fast weights or caches were not finite any more" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert (f"--memory {path}: not saved" in caplog.text) == remembers
+    assert sound.type == aiohttp.WSMsgType.CLOSED
+    assert report
+
+
+def test_the_log_says_whose_memory_was_loaded_and_saved_and_how_large_it_is(tmp_path, patched, caplog):
+    path = tmp_path / "anna"
+    caplog.set_level(logging.INFO, "moshi_patch")
+
+    async def clients():
+        async with served(memory=KeptMemory(path)) as (_, session):
+            for _ in range(2):
+                await converse(session, *SPEECH)
+
+    run(clients())
+    lines = [record.getMessage() for record in caplog.records if "--memory" in record.getMessage()]
+    assert (
+        lines[:2] == [f"--memory {path}: no file yet, so this memory begins empty."] * 2
+    )  # at the start, and the reset
+    size = rf"{path.stat().st_size / 2**20:.1f} MiB"
+    after = f"{size} after 12 steps of 80 ms and 4 updates in 2 layers."
+    assert lines[2:4] == [f"--memory {path}: saved, {after}", f"--memory {path}: loaded, {after}"]
+    assert lines[4] == f"--memory {path}: saved, {size} after 24 steps of 80 ms and 8 updates in 2 layers."
+
+
+def test_a_full_disk_at_the_end_of_a_conversation_is_one_line_and_leaves_the_old_memory(tmp_path, patched, caplog):
+    path = tmp_path / "memory"
+
+    async def clients():
+        async with served(memory=KeptMemory(path)) as (_, session):
+            await converse(session, *SPEECH)
+            before = path.read_bytes()
+            with largest_file(5_000):
+                end = await converse(session, *SPEECH)
+            assert path.read_bytes() == before
+            await converse(session, *SPEECH)
+            assert path.read_bytes() != before
+            return end
+
+    assert run(clients()).type == aiohttp.WSMsgType.CLOSED
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert error.exc_info is None
+    assert error.getMessage() == (
+        f"--memory {path}: not saved, the file is as before: {path}: cannot be written (File too large)."
+    )
+    assert os.listdir(tmp_path) == ["memory"]
 
 
 def test_a_client_that_does_not_read_is_cut_off(patched, monkeypatch):

@@ -1,8 +1,8 @@
-"""The registry of the page's generated parts, and what their tables share."""
+"""The registry of the pages' generated parts, and what their tables share."""
 
 from collections.abc import Callable
 
-from .results import Line, Results, nats, spread, values
+from ..results import Line, Results, nats, spread, values
 
 BLOCKS: dict[str, Callable[[Results], str]] = {}
 

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .grid import Cell
-from .more_tables import CONTINUED
-from .results import Line, Results, mean, nats, values
-from .settings import Settings
-from .tables import ONE_AT_A_TIME, changed
-from .tasks import SHIFT_BUCKET
+from ..results import Line, Results, mean, nats, values
+from ..settings import Settings
+from ..tasks import SHIFT_BUCKET
+from .continued import CONTINUED
+from .memory import ONE_AT_A_TIME, changed
+from .streams import HEARD
 
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#1f77b4", "#d95f02", "#2a9d5c"
 CONDITIONS = {
@@ -23,20 +22,6 @@ CONDITIONS = {
     "TTT": ("on", BLUE, "-"),
     "the same weights, updates off": ("off", ORANGE, "--"),
 }
-
-
-def draw_all(cells: list[Cell], lines: dict[str, Line], folder: Path) -> list[Path]:
-    """Write every figure that the results have runs for; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    results, written = Results(cells, lines), []
-    for name, draw in (("memory", _memory), ("settings", _settings), ("streams", _streams), ("continued", _continued)):
-        figure = draw(results)
-        if figure is not None:
-            path = folder / f"evidence_{name}.png"
-            figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
-            plt.close(figure)
-            written.append(path)
-    return written
 
 
 def _band(axis: plt.Axes, x: list[float], columns: list[list[float]], colour: str, style: str, label: str) -> None:
@@ -65,7 +50,7 @@ def _groups(results: Results, cell: str, longer: str | None = None) -> dict[str,
     return groups | {"TTT": ttt, "the same weights, updates off": ttt}
 
 
-def _memory(results: Results) -> plt.Figure | None:
+def draw_memory(results: Results) -> plt.Figure | None:
     recall = _groups(results, "recall", "recall equal bytes")
     if not recall["TTT"]:
         return None
@@ -102,7 +87,7 @@ def _label(axis: plt.Axes, title: str, x: str, y: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _settings(results: Results) -> plt.Figure | None:
+def draw_settings(results: Results) -> plt.Figure | None:
     rows = [("as in the first table", results.find("recall", model="ttt"), "on")]
     for name in ONE_AT_A_TIME:
         for chosen in results.cell_settings(name) if results.has(name) else []:
@@ -110,7 +95,7 @@ def _settings(results: Results) -> plt.Figure | None:
     return _dots(rows)
 
 
-def _continued(results: Results) -> plt.Figure | None:
+def draw_continued(results: Results) -> plt.Figure | None:
     return _dots(
         [
             (name, results.find(cell, **chosen), "none" if chosen.get("model") == "none" else "on")
@@ -142,8 +127,7 @@ def _dots(rows: list[tuple[str, list[Line], str]]) -> plt.Figure | None:
     return figure
 
 
-def _streams(results: Results) -> plt.Figure | None:
-    kinds = ("fresh", "silence", "own")
+def draw_streams(results: Results) -> plt.Figure | None:
     if not results.find("stream"):
         return None
     figure, axes = plt.subplots(2, 3, figsize=(13, 6), layout="constrained", sharex=True)
@@ -153,23 +137,23 @@ def _streams(results: Results) -> plt.Figure | None:
         "own": "the model's own samples",
     }
     curves: list[tuple[str, str, Callable[[str], list[Line]]]] = [
-        (f"decay {decay}", colour, lambda kind, d=decay: results.find("stream", stream=kind, stream_decay=d))
+        (f"decay {decay}", colour, lambda heard, d=decay: results.find("stream", stream=heard, stream_decay=d))
         for decay, colour in ((1.0, BLUE), (0.99, GREEN), (0.9, ORANGE))
     ]
     for name, cell, colour in (
         ("clip 10, decay 0.9", "stream with clip", "#7b4ea3"),
         ("silence in training, decay 0.9", "stream trained with silence", "#a0522d"),
     ):
-        curves.append((name, colour, lambda kind, c=cell: results.find(c, stream=kind, stream_decay=0.9)))
-    for column, kind in enumerate(kinds):
+        curves.append((name, colour, lambda heard, c=cell: results.find(c, stream=heard, stream_decay=0.9)))
+    for column, heard in enumerate(HEARD):
         for name, colour, find in curves:
-            lines = find(kind)
+            lines = find(heard)
             points = [point["windows"] for point in lines[0]["stream"]["on"]] if lines else []
             losses = [[line["stream"]["on"][i]["beyond"] for line in lines] for i in range(len(points))]
             deltas = [[mean(line["stream"]["on"][i]["relative_delta"]) for line in lines] for i in range(len(points))]
             _band(axes[0, column], points, losses, colour, "-", name)
             _band(axes[1, column], points, deltas, colour, "-", name)
-        _label(axes[0, column], names[kind], "", "nats, returned part")
+        _label(axes[0, column], names[heard], "", "nats, returned part")
         _chance(axes[0, column], math.log(Settings().card), "chance")
         axes[0, column].set_ylim(0, 4.4)
         _label(axes[1, column], "", "windows streamed", "delta norm / norm of W_down")

@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from ..results import Results, mean, nats, spread, values
+from ..settings import Settings
 from .blocks import block, gap_table, table, three_marks
-from .results import Results, mean, nats, spread, values
-from .settings import Settings
 
 
 @block

@@ -1,0 +1,70 @@
+"""Where the checkpoints of a run lie, and which file in them is served."""
+
+import logging
+import re
+from pathlib import Path
+
+from ..common.errors import ConfigError
+from ..common.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+ADAPTERS, MERGED = "lora.safetensors", "consolidated.safetensors"
+CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{6,})")
+"""The name of a complete checkpoint in `RUN_DIR/checkpoints`."""
+
+
+ABANDONED = re.compile(rf"(?:abandoned-)?{CHECKPOINT_NAME.pattern}(?:-\d+)?")
+"""The name of one that the run went back beyond, or of a complete one."""
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step that the name of a checkpoint's folder says; None for a folder of another name."""
+    match = ABANDONED.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def relocate_adapters(folder: Path) -> None:
+    """After checkpoints moved to somewhere in `folder`: their configs name the adapters where they are now.
+
+    A config that cannot be read stays as it is, with a warning.
+    """
+    for path in folder.rglob("consolidated/config.json"):
+        adapters = path.with_name(ADAPTERS)
+        try:
+            config = read_json(path)
+        except ConfigError as error:
+            logger.warning("%s It was damaged before it was moved.", error)
+            continue
+        if "lora_name" in config and adapters.is_file():
+            write_json(path, config | {"lora_name": f"file://{adapters.resolve()}"})
+
+
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `RUN_DIR/checkpoints` by step, ascending; whole, but not all can be resumed.
+
+    Their names say that they were written to the end. To be served, or the start of a new run, is all that one needs
+    whose training state was removed; `Checkpointer.find` asks for the training state too.
+    """
+    found = [(CHECKPOINT_NAME.fullmatch(item.name), item) for item in folder.iterdir()] if folder.is_dir() else []
+    return dict(sorted((int(match[1]), item) for match, item in found if match))
+
+
+def find_weights(path: Path, key: str = "init_from") -> Path:
+    """The weights file in a run's folder, a checkpoint's or its `consolidated`, or the file itself.
+
+    Raises:
+        ConfigError: when there is none; names `key`, the setting that `path` is the value of.
+    """
+    newest = list(list_checkpoints(path / "checkpoints").values())[-1:]
+    for folder in [*newest, path]:
+        for place in (folder / "consolidated", folder):
+            for name in (ADAPTERS, MERGED):
+                if (place / name).is_file():
+                    return place / name
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    raise ConfigError(
+        f"{key}={str(path)!r}: no finished checkpoint; give a run's folder, one of its checkpoints/checkpoint_... "
+        f"or the {ADAPTERS} or {MERGED} in it."
+    )

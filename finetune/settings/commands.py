@@ -1,0 +1,46 @@
+"""The options of the programs that have no file of settings."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from .limits import limited
+
+
+def _argument(**default: Any) -> Any:
+    """A field that is an argument without a name on the command line."""
+    return field(**default, metadata={"positional": True})
+
+
+@dataclass
+class DoctorArgs:
+    """Checks this machine and, if given, a checkpoint. Exits with 1 if anything failed, else with 0."""
+
+    checkpoint: str | None = _argument(default=None)
+    """a run (its newest checkpoint), a checkpoint of it, or an export"""
+    base: str | None = None
+    """the base model of adapters: a Hub repository, a folder like one, or its .safetensors file; null: as trained"""
+    device: str = limited("cpu", "cpu, cuda, or cuda:0, cuda:1 and so on", re.compile(r"cpu|cuda(:\d{1,3})?").fullmatch)
+    """where the model is loaded"""
+    json: bool = False
+    """print one JSON object instead of lines"""
+
+
+@dataclass
+class ExportArgs:
+    """Makes a folder that is served by its path, and uploaded to the Hub as it is."""
+
+    checkpoint: str = _argument()
+    """a run (its newest checkpoint), or a checkpoint of it"""
+    out: str = _argument()
+    """the folder to make; must not exist"""
+    merge: bool = False
+    """merge adapters into the base model"""
+    with_base: bool = False
+    """copy the base model of adapters into OUT"""
+    base: str | None = None
+    """the base model: a Hub repository, a folder like one, or its .safetensors file; null: as trained"""
+    name: str | None = None
+    """title of the model card; null: the name of OUT"""
+    eval: str | None = None
+    """eval.json with results for the model card; null: that of this checkpoint, if there is one"""

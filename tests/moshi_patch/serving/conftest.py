@@ -1,0 +1,32 @@
+"""Shared by the tests of a server: the patch for as long as one runs here, what is said to it, and one for many."""
+
+import pytest
+
+import moshi_patch
+from tests.support.servers import IDLE_S, serve_here, speech
+
+
+@pytest.fixture(scope="module")
+def patched_module():
+    """moshi with the patch installed, stock again after the module."""
+    moshi_patch.install()
+    yield
+    moshi_patch.uninstall()
+
+
+@pytest.fixture(scope="module")
+def server(patched_module, ttt_repo):
+    """One server for all the clients of a module, one after the other. It writes down every reset and step."""
+    with serve_here(["--idle-timeout", str(IDLE_S)], ttt_repo) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def said() -> list[bytes]:
+    return speech()
+
+
+@pytest.fixture(scope="module")
+def usual(server, said):
+    """The answer to the speech before anything bad has happened."""
+    return server.talk(said)
