@@ -1,1 +1,1 @@
-"""What TTT costs (`cost`), and what it is good for (`evidence`); run from the root with `python -m benchmarks.…`."""
+"""Measures what TTT costs (`cost`) and where it helps (`evidence`). Run from the root: `python -m benchmarks.…`."""

@@ -1,8 +1,9 @@
-"""What the benchmarks share: a clock and a memory meter for CPU and CUDA, and the description of the machine."""
+"""Shared by the benchmarks: time and memory on CPU and CUDA, a description of the machine, the file of results."""
 
 import argparse
 import datetime
 import itertools
+import logging
 import os
 import platform
 import time
@@ -17,25 +18,37 @@ from torch.profiler import ProfilerActivity
 from finetune.common.files import write_json
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """The option `--threads`, alike in every benchmark; `set_threads` makes it hold."""
+def argument_parser(doc: str, device: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark: `--device` (unless False), `--threads` and `--out`.
+
+    Args:
+        doc: the benchmark's docstring.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if device:
+        parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; fewer than cores on a busy machine")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    return parser
 
 
-def set_threads(args: argparse.Namespace) -> None:
-    """Torch's threads on the CPU, as `--threads` says."""
+def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Reads the command line, applies `--threads` and lets the benchmark log its results."""
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return args
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, where there is something to wait for."""
+    """Waits until a CUDA device has finished; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds one call takes, device work included."""
+    """Seconds that one call takes, including the work on the device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -44,7 +57,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Bytes by which the memory held by tensors rises at most inside the `with` block, `bytes` afterwards.
+    """Measures by how many bytes the memory of tensors rises at most inside the `with` block: `bytes`, afterwards.
 
     From torch's own allocators: repeatable, and without the scratch space of the libraries below them.
     """
@@ -75,7 +88,7 @@ class PeakMemory:
 
 
 class ResidentPeak:
-    """Bytes by which resident memory rises at most inside the `with` block, `bytes` afterwards. Linux only."""
+    """The same for the resident memory of the process. Linux only."""
 
     def __enter__(self) -> "ResidentPeak":
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
@@ -94,7 +107,7 @@ def _status_bytes(field: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to place a number: hardware, versions, date."""
+    """Hardware, versions and date, for the results."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -114,9 +127,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_result(path: Path, benchmark: str, args: argparse.Namespace, **results: Any) -> None:
-    """Write what one benchmark measured, with its settings and the machine, to `path`; whole or not at all."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    device = torch.device(settings.get("device", "cpu"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})
+def write_result(benchmark: str, args: argparse.Namespace, **results: Any) -> None:
+    """Writes what one benchmark measured, with its settings and the machine, to `args.out`, if there is one."""
+    if args.out is None:
+        return
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    device = torch.device(getattr(args, "device", "cpu"))
+    write_json(args.out, {"benchmark": benchmark, "settings": settings, "machine": machine(device), **results})

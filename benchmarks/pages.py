@@ -1,4 +1,4 @@
-"""Pages that are written by hand around generated tables."""
+"""Fills the generated tables of a page that is otherwise written by hand."""
 
 import re
 from collections.abc import Callable, Mapping

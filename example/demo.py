@@ -41,7 +41,7 @@ BASE = {"num_layers": 2, "n_q": 4, "dep_q": 2, "delays": [0, 0, 1, 0, 1]}
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Says what is being done, and then how many seconds that took."""
+    """Prints what is being done, and how many seconds it took."""
     print(what, end=" ... ", flush=True)
     start = time.monotonic()
     yield
@@ -73,7 +73,7 @@ def train(folder: Path, data: Path, run_dir: Path, *options: str) -> None:
 
 
 def trained_model(run_dir: Path) -> LMModel:
-    """That of the newest checkpoint of a run."""
+    """The model of the newest checkpoint of a run."""
     return load_language_model(open_checkpoint(run_dir), None, torch.device("cpu"), torch.float32)
 
 

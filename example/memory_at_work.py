@@ -16,7 +16,7 @@ import torch
 from moshi.models import LMModel
 
 import moshi_patch
-from finetune.data.interleave import MAIN_SPEAKER
+from finetune.data.text_row import MAIN_SPEAKER
 from finetune.data.tokenize import Segment, SpeechTokenizer
 from finetune.model.stream import score_stream
 

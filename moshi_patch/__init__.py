@@ -16,12 +16,16 @@ if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax e
 from .config import TTTConfig
 
 if TYPE_CHECKING:
+    from .arguments import wrong_repository
+    from .cpu import fit_threads, without_compiling
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
+    from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
         TARGET_KEYS,
         finite_rows,
+        one_pass_delta_norm,
         stock_name,
         target_key,
         ttt_gatings,
@@ -37,12 +41,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "arguments": ("wrong_repository",),
+    "cpu": ("fit_threads", "without_compiling"),
     "gating": ("TTTGating",),
+    "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
         "TARGET_KEYS",
         "finite_rows",
+        "one_pass_delta_norm",
         "stock_name",
         "target_key",
         "ttt_gatings",
@@ -63,18 +71,21 @@ __all__ = [
     "LORA_KEYS",
     "NOT_ARGUMENTS",
     "TARGET_KEYS",
+    "FileLock",
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
     "check_mimi_config",
     "fingerprint",
     "finite_rows",
+    "fit_threads",
     "install",
     "is_installed",
     "load_checkpoint_info",
     "load_memory",
     "load_text_tokenizer",
     "named_file",
+    "one_pass_delta_norm",
     "parse_json",
     "parse_object",
     "read_model_config",
@@ -87,6 +98,8 @@ __all__ = [
     "ttt_stats",
     "ttt_updates",
     "uninstall",
+    "without_compiling",
+    "wrong_repository",
 ]
 
 

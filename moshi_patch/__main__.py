@@ -11,9 +11,13 @@ Two things the stock programs refuse work here: a machine without CUDA, and a lo
 import argparse
 import contextlib
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
+
+from .arguments import value_of, wrong_path
+from .cpu import fitted_threads, without_compiling_before_import
 
 SERVER = "moshi.server"
 SERVER_OPTIONS = {"--memory", "--idle-timeout", "--allow-origin"}
@@ -35,8 +39,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     parser.add_argument("module", metavar="MODULE", help="for example moshi.server or moshi.run_inference")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
     options = parser.parse_args(argv)
+    if options.module.partition(".")[0] == "moshi":
+        problem = wrong_path(options.args)
+        if problem:
+            parser.exit(2, f"{parser.prog}: error: {problem}\n")
+        if value_of("--device", options.args) == "cpu":
+            without_compiling_before_import()
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each time that the Hub is tried again
     from .patch import install  # with torch and moshi, which take their time
-    from .repository import local_repositories
+    from .repository import LocalEntryNotFoundError, RepositoryError, local_repositories
     from .tokenizer import fitting_tokenizers
 
     install()
@@ -53,8 +64,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
-    with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), additions:
-        runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    try:
+        with without_cuda(), local_repositories(), fitting_tokenizers(parser.prog), fitted_threads(), additions:
+            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+    except (RepositoryError, LocalEntryNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def is_runnable(module: str) -> bool:

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import TTTConfig
+from .errors import in_one_line
+from .json_object import parse_object
 from .model import stock_name, ttt_gatings
 
 FORMAT = "moshi_patch memory 1"
@@ -122,11 +124,11 @@ def load_memory(model: nn.Module, path: str | Path, known: Mapping[str, Any] | N
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
-            owner, checksums = (_json_object(path, metadata, name) for name in ("fingerprint", "state"))
+            owner, checksums = (_object_in_header(path, metadata, name) for name in ("fingerprint", "state"))
             _require_same_model(path, owner, known if known is not None else fingerprint(model))
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
     except SafetensorError as error:
-        raise ValueError(f"{path}: the file is damaged or cut off: {_shortened(error)}") from error
+        raise ValueError(f"{path}: the file is damaged or cut off: {in_one_line(error)}") from error
     if {
         key: _dtype_shape_checksum(tensor) for key, tensor in saved.items()
     } != checksums or saved.keys() != live.keys():
@@ -149,7 +151,7 @@ def _words_of_the_system(path: str | Path, problem: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: {problem} ({error.strerror or _shortened(error)}).") from error
+        raise OSError(f"{path}: {problem} ({error.strerror or in_one_line(error)}).") from error
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
@@ -157,20 +159,16 @@ def _words_of_the_system(path: str | Path, problem: str) -> Iterator[None]:
         raise OSError(f"{path}: {problem} ({os.strerror(int(number[1]))}).") from error
 
 
-def _json_object(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+def _object_in_header(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """An object in the header of a memory.
 
     Raises:
         ValueError: when there is none, or it is anything else.
     """
     try:
-        content = json.loads(metadata[name])
-    except (KeyError, ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
-        reason = f"{type(error).__name__}: {_shortened(error)}"
-        raise ValueError(f"{path}: the file is damaged: its {name!r} is no JSON ({reason}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: the file is damaged: its {name!r} is no object but {_shortened(repr(content))}.")
-    return content
+        return parse_object(metadata.get(name, ""))
+    except ValueError as error:
+        raise ValueError(f"{path}: the file is damaged: its {name!r}: {in_one_line(error)}.") from error
 
 
 def _gatings_by_stock_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -195,19 +193,19 @@ def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mappin
     here = json.loads(json.dumps(here))  # lists for tuples, as in the file
     for section in here:
         if not isinstance(saved.get(section), dict):
-            found = _shortened(repr(saved.get(section)))
+            found = in_one_line(repr(saved.get(section)))
             raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
     # A setting that an older version did not know had its default.
     settings = {**_learning_settings(TTTConfig()), **saved["settings"]}
     reasons = [
-        f"{name} is {_shortened(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
+        f"{name} is {in_one_line(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
         for name in _differing(settings, here["settings"])
     ]
     if names := _differing(saved["weights"], here["weights"]):
         number = len(saved["weights"].keys() | here["weights"])
         reasons.append(f"weights differ: {_first_of(names)} of {number}")
     if reasons:
-        told = _shortened("; ".join(reasons), 1000)
+        told = in_one_line("; ".join(reasons), 1000)
         raise ValueError(f"{path}: this memory was made with another model or other settings: {told}.")
 
 
@@ -223,14 +221,8 @@ def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
-def _shortened(error: object, limit: int = 200) -> str:
-    """The text of `error` in one line, cut after `limit` characters."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def _first_of(names: list[str]) -> str:
-    return _shortened(names[0]) + (f" (and {len(names) - 1} more)" if names[1:] else "")
+    return in_one_line(names[0]) + (f" (and {len(names) - 1} more)" if names[1:] else "")
 
 
 def _dtype_and_shape(tensor: torch.Tensor) -> str:

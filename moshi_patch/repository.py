@@ -13,9 +13,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from moshi.models import loaders
 
+from .arguments import wrong_repository
+from .errors import in_one_line
 from .json_object import read_object
 from .model_config import check_mimi_config, read_model_config
 
@@ -41,7 +44,7 @@ ARGUMENTS = {
 
 
 class RepositoryError(ValueError):
-    """A repository whose config.json cannot be used; the message names the file and, where it is one, the key."""
+    """A repository that does not exist, or whose config.json cannot be used; one line that names it, file and key."""
 
 
 def load_checkpoint_info(repository: str | Path, **options: Any) -> loaders.CheckpointInfo:
@@ -52,7 +55,8 @@ def load_checkpoint_info(repository: str | Path, **options: Any) -> loaders.Chec
         **options: of `CheckpointInfo.from_hf_repo`.
 
     Raises:
-        RepositoryError: when its config.json is of no model, or names a file outside of the repository.
+        RepositoryError: when there is no such folder or repository, or its config.json is of no model or names a file
+            outside of the repository.
         LocalEntryNotFoundError: when a folder lacks a file that its config.json names.
     """
     with local_repositories():
@@ -71,12 +75,14 @@ def local_repositories() -> Iterator[None]:
     def download(repo_id: str | Path, filename: str, *args: Any, **kwargs: Any) -> str:
         if os.path.isdir(repo_id):
             return str(file_in_folder(repo_id, filename))
-        return stock_download(repo_id, filename, *args, **kwargs)
+        with _from_the_hub(str(repo_id)):
+            return stock_download(repo_id, filename, *args, **kwargs)
 
     @functools.wraps(stock_find)
     def find(hf_repo: str, *args: Any, **kwargs: Any) -> loaders.CheckpointInfo:
         bound = inspect.signature(stock_find).bind(hf_repo, *args, **kwargs).arguments
         given = {name: value for name, value in bound.items() if value is not None and name != "hf_repo"}
+        _require_repository(str(hf_repo))
         if "config_path" not in given:
             try:
                 given["config_path"] = loaders.hf_hub_download(hf_repo, "config.json", revision=given.get("revision"))
@@ -90,6 +96,28 @@ def local_repositories() -> Iterator[None]:
         yield
     finally:
         loaders.hf_hub_download, loaders.CheckpointInfo.from_hf_repo = stock_download, staticmethod(stock_find)
+
+
+def _require_repository(name: str) -> None:
+    problem = wrong_repository(name)
+    if problem:
+        raise RepositoryError(f"{name[:200]!r}: {problem}.")
+
+
+@contextlib.contextmanager
+def _from_the_hub(name: str) -> Iterator[None]:
+    """Makes what huggingface_hub raises about a repository one line. That a file is not in it is left as it is."""
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        if Path(constants.HF_HUB_CACHE, file_download.repo_folder_name(repo_id=name, repo_type="model")).is_dir():
+            raise  # of a repository that was downloaded, this file was not
+        raise RepositoryError(f"{name!r}: no such folder, and the Hub cannot be reached.") from error
+    except EntryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        raise RepositoryError(f"{name!r}: no such folder, and the Hub does not give it ({reason}).") from error
 
 
 def named_files(repository: str | Path, config_path: str | Path, given: Collection[str] = ()) -> dict[str, Any]:

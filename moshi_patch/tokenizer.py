@@ -8,6 +8,8 @@ from typing import Any
 import sentencepiece
 from moshi.models import loaders
 
+from .errors import in_one_line
+
 DEFAULTS = {"text_card": 32000, "existing_text_padding_id": 3, "existing_text_end_padding_id": 0}
 """What `LMModel` assumes where its arguments do not say it."""
 
@@ -30,7 +32,7 @@ def load_text_tokenizer(path: str | Path, lm_kwargs: Mapping[str, Any] | None) -
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(str(path))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"not a sentencepiece model ({' '.join(str(error).split())}); copy it anew") from error
+        raise ValueError(f"not a sentencepiece model ({in_one_line(error)}); copy it anew") from error
     config = DEFAULTS | {key: value for key, value in (lm_kwargs or {}).items() if key in DEFAULTS}
     pieces, text_card = tokenizer.get_piece_size(), config["text_card"]
     if pieces != text_card and (lm_kwargs is None or "text_card" in lm_kwargs):  # else it is no model's config

@@ -38,15 +38,15 @@ def patched():
 
 
 @pytest.fixture(scope="session")
-def ttt_repo(tmp_path_factory):
-    """A tiny repository with TTT, whose fast weights move. For reading alone."""
-    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
+def stock_repo(tmp_path_factory):
+    """A tiny repository without TTT; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
 
 
 @pytest.fixture(scope="session")
-def stock_repo(tmp_path_factory):
-    """The same model without TTT. For reading alone."""
-    return build_repo(tmp_path_factory.mktemp("stock") / "repo", ttt=False)
+def ttt_repo(tmp_path_factory):
+    """The same model with TTT, whose fast weights move; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("with_ttt") / "repo")
 
 
 @pytest.fixture(scope="session")

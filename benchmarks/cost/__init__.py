@@ -1,1 +1,1 @@
-"""What TTT costs in time and memory, beside stock moshi. Each module is a command: `python -m benchmarks.cost.step`."""
+"""Measures time and memory of TTT beside stock moshi. Each module is a command: `python -m benchmarks.cost.step`."""

@@ -1,4 +1,4 @@
-"""What scoring a stream in segments costs, against a plain forward pass of the same model, and what memory it takes.
+"""Measures time and memory of scoring a stream in segments, against a plain forward pass of the same model.
 
     python -m benchmarks.cost.evaluation --threads 1 --out benchmarks/results/evaluation.json
 
@@ -7,12 +7,10 @@ in one process, at a length that a single pass still manages. On a CPU also in p
 distorts less. Memory: the peak of what tensors take above the weights while 30 minutes are scored, over that of 3.
 """
 
-import argparse
 import logging
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from moshi.models import LMModel, loaders
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import PeakMemory, add_threads, set_threads, timed, write_result
+from benchmarks.measure import PeakMemory, argument_parser, parse_arguments, timed, write_result
 from finetune.model.stream import SEGMENT_STEPS, score_stream
 
 logger = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ def random_codes(model: LMModel, steps: int) -> torch.Tensor:
 
 @torch.no_grad()
 def throughput(model: LMModel, steps: int, segments: list[int], rounds: int) -> dict[str, dict[str, Any]]:
-    """Time of scoring in segments of each length, over that of a plain forward pass in the same round."""
+    """Times scoring in segments of each length, and its ratio to a plain forward pass in the same round."""
     codes, device = random_codes(model, steps), model.device
     calls = {"plain forward": lambda: model(codes.to(device))}
     calls |= {f"segments of {size}": partial(score_stream, model, codes, segment_steps=size) for size in segments}
@@ -85,7 +83,7 @@ def throughput(model: LMModel, steps: int, segments: list[int], rounds: int) -> 
 
 @torch.no_grad()
 def memory(device: torch.device, segment_steps: int) -> dict[str, Any]:
-    """Peak bytes above the weights, of the tiny model."""
+    """Peak bytes above the weights while the tiny model scores a short and a long stream."""
     model, peaks = build(TINY, device, torch.float32), {}
     for minutes in (MINUTES_SHORT, MINUTES_LONG):
         codes = random_codes(model, minutes * STEPS_PER_MINUTE)
@@ -100,18 +98,13 @@ def memory(device: torch.device, segment_steps: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, nargs="+", default=[1500, 3000], help="lengths of a stream; 750 a minute")
     parser.add_argument("--segments", type=int, nargs="+", default=[1024, SEGMENT_STEPS], help="steps of a segment")
     parser.add_argument("--rounds", type=int, default=5)
-    add_threads(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    set_threads(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_arguments(parser, argv)
     moshi_patch.install()
     device = torch.device(args.device)
     used = memory(device, SEGMENT_STEPS)
@@ -122,8 +115,7 @@ def main() -> None:
         for name, row in times[f"{steps} steps"].items():
             kinds = ", ".join(f"{key.removesuffix('_ratio')} {row[key]:.3f}x" for key in row if key.endswith("_ratio"))
             logger.info("%5d steps, %-18s %7.1f steps/s  %s", steps, name, row["steps_per_second"], kinds)
-    if args.out:
-        write_result(args.out, "evaluation", args, memory=used, throughput=times)
+    write_result("evaluation", args, memory=used, throughput=times)
 
 
 if __name__ == "__main__":

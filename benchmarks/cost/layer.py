@@ -1,4 +1,4 @@
-"""What does TTT cost in one gated MLP of Moshi 7B? Time and peak memory beside stock and the materialised form.
+"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with TTT, and in the materialised form.
 
 `python -m benchmarks.cost.layer [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
 
@@ -14,14 +14,13 @@ import logging
 import math
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from moshi.modules.gating import ActivationGating
 from tqdm import tqdm
 
-from benchmarks.measure import PeakMemory, add_threads, set_threads, synchronize, timed, write_result
+from benchmarks.measure import PeakMemory, argument_parser, parse_arguments, synchronize, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.call import LayerCall, current_call
 
@@ -117,20 +116,15 @@ def operations(steps: int, args: argparse.Namespace, variant: str) -> float:
     return 1 + extra / stock
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--chunk-size", type=int, default=256)
     parser.add_argument("--steps", type=int, nargs="+", default=[1250])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-materialised", action="store_true", help="it needs n·D·H values; leave it out at large T")
-    add_threads(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    set_threads(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_arguments(parser, argv)
     device = torch.device(args.device)
     torch.manual_seed(0)
 
@@ -155,8 +149,7 @@ def main() -> None:
                 "%(operations_ratio).2fx)  peak memory %(memory_ratio).2fx",
                 row,
             )
-    if args.out:
-        write_result(args.out, "layer", args, rows=rows)
+    write_result("layer", args, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far are the layer and the streaming step from what this machine can do? Bytes and operations against its rates.
+"""Compares the layer and the streaming step with what this machine can do at most, by bytes and by operations.
 
 `python -m benchmarks.cost.roofline [--device cuda] [--size small|7b] [--rows 1 8] [--threads 1] [--out FILE.json]`
 
@@ -14,7 +14,6 @@ import argparse
 import logging
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,9 @@ from torch import nn
 import moshi_patch
 from benchmarks.cost.layer import operations, run_once
 from benchmarks.cost.step import COMMON, SIZES, Stream
-from benchmarks.measure import add_threads, set_threads, timed, write_result
+from benchmarks.measure import argument_parser, parse_arguments, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
-from moshi_patch.ops.step import rows_per_step
+from moshi_patch.ops.state import rows_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +72,14 @@ def step_bytes(model: nn.Module, rows: int) -> dict[str, int]:
 
 
 def predict(rows: int) -> dict:
-    """What the bytes say of a streaming step of Moshi 7B with the default layers and chunk, on any machine."""
+    """Predicts a streaming step of Moshi 7B with the default layers and chunk from its bytes alone, on any machine."""
     settings = {**COMMON, **SIZES["7b"], "ttt_enabled": True}
     parts = step_bytes(LMModel(device="meta", dtype=torch.bfloat16, **settings), rows)
     return {"rows": rows, "bytes": parts, "ratio_by_bytes": round(sum(parts.values()) / parts["stock"], 3)}
 
 
 def measure_step(rows: int, args: argparse.Namespace, device: torch.device, bytes_per_second: float) -> dict:
-    """One streaming step of both models beside what its bytes predict."""
+    """Times a streaming step of both models and compares their ratio with that of their bytes."""
     stock = Stream(rows, args)
     ttt = Stream(rows, args, ttt_enabled=True, ttt_chunk_size=args.chunk_size, **args.layers)
     parts = step_bytes(ttt.model, rows)
@@ -104,7 +103,7 @@ def measure_step(rows: int, args: argparse.Namespace, device: torch.device, byte
 
 
 def measure_layer(args: argparse.Namespace, device: torch.device, width: int, peak: float) -> list[dict]:
-    """One gated MLP forward, and forward and backward, beside what its operations predict."""
+    """Times one gated MLP, forward and with backward, and compares the ratio with that of the operations."""
     stock = ActivationGating(width, int(4.125 * width), F.silu, device=device, dtype=torch.bfloat16)
     hidden = stock.linear_out.in_features
     shapes = argparse.Namespace(dim=width, hidden=hidden, chunk_size=args.layer_chunk)
@@ -137,9 +136,8 @@ def measure_layer(args: argparse.Namespace, device: torch.device, width: int, pe
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=["small", "7b"], default="small", help="of the streaming model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--chunk-size", type=int, default=64, help="of the streaming model")
@@ -148,11 +146,7 @@ def main() -> None:
     parser.add_argument("--layer-chunk", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1250, help="of the single layer's sequence")
     parser.add_argument("--rounds", type=int, default=9)
-    add_threads(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    set_threads(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_arguments(parser, argv)
     device = torch.device(args.device)
     torch.manual_seed(0)
     moshi_patch.install()
@@ -178,9 +172,8 @@ def main() -> None:
     predicted = [predict(rows) for rows in args.rows]
     for row in predicted:
         logger.info("step of Moshi 7B, B=%(rows)d: by bytes %(ratio_by_bytes).2fx", row)
-    if args.out:
-        rates = {"bandwidth_bytes_per_second": round(read), "bf16_multiply_adds_per_second": round(peak)}
-        write_result(args.out, "roofline", args, rates=rates, step=steps, layer=layers, moshi_7b=predicted)
+    rates = {"bandwidth_bytes_per_second": round(read), "bf16_multiply_adds_per_second": round(peak)}
+    write_result("roofline", args, rates=rates, step=steps, layer=layers, moshi_7b=predicted)
 
 
 if __name__ == "__main__":

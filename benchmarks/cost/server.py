@@ -1,10 +1,10 @@
-"""Does the server leak, and does TTT make a step of a long conversation stand out?
+"""Measures whether the server leaks memory, and how long its steps take in a long conversation, with TTT and without.
 
 `python -m benchmarks.cost.server [--cycles 1000] [--minutes 30] [--out FILE.json]`
 
 Both with the real server in processes of its own and a tiny model on the CPU, over websockets.
 
-*Cycles*: connect, say a few words, hear an answer, hang up; resident memory of the server after each. The slope is the
+*Cycles*: connect, say a few words, hear an answer, close; resident memory of the server after each. The slope is the
 least-squares line through those after the warm-up, without and with `--memory`.
 
 *Steps*: the same speech to two servers, of a model with TTT and of the same model without it, in alternating blocks, as
@@ -12,7 +12,6 @@ fast as they answer. Each server's own `/api/ttt` gives p50 and p99, from the st
 handed to the socket: the model's step, Mimi's decoder and Opus.
 """
 
-import argparse
 import asyncio
 import json
 import logging
@@ -29,10 +28,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 import sphn
-import torch
 from tqdm import tqdm, trange
 
-from benchmarks.measure import write_result
+from benchmarks.measure import argument_parser, parse_arguments, write_result
 from example.tiny_repo import DATA, make_tiny_repo
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +90,7 @@ class Server:
 
 
 def encode(steps: int) -> list[bytes]:
-    """So many steps of the example's speech, over and over, as messages of one Opus stream."""
+    """The example's speech, repeated to `steps` steps, as the messages of one Opus stream."""
     pcm = np.concatenate([sphn.read(str(path))[0][1] for path in sorted(DATA.glob("*.wav"))])
     writer = sphn.OpusStreamWriter(RATE)
     frames = (np.take(pcm, range(i * FRAME, (i + 1) * FRAME), mode="wrap") for i in range(steps))
@@ -106,7 +104,7 @@ async def next_audio(websocket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 async def cycle_memory(server: Server, cycles: int) -> dict[str, Any]:
-    """Resident memory over so many conversations, in KiB."""
+    """Holds `cycles` conversations one after the other; returns the server's resident memory, in KiB."""
     words, resident = encode(WORDS), []
     async with aiohttp.ClientSession() as session:
         for _ in trange(cycles, desc="cycles", leave=False):
@@ -130,7 +128,7 @@ async def cycle_memory(server: Server, cycles: int) -> dict[str, Any]:
 
 
 async def stream(servers: dict[str, Server], steps: int, block: int) -> dict[str, Any]:
-    """The same speech to all servers, block by block, and what they report in the end."""
+    """Sends the same speech to all servers, in alternating blocks; returns the step times that they report."""
     messages = encode(steps)
     async with aiohttp.ClientSession() as session:
         websockets = {name: await server.connect(session) for name, server in servers.items()}
@@ -166,16 +164,14 @@ async def stream(servers: dict[str, Server], steps: int, block: int) -> dict[str
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__, device=False)
+    parser.set_defaults(threads=1)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--memory-cycles", type=int, default=200, help="the same with --memory")
     parser.add_argument("--minutes", type=float, default=30, help="of audio")
     parser.add_argument("--block", type=int, default=25, help="steps to one server before it is the other's turn")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
+    args = parse_arguments(parser, argv)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         ttt = make_tiny_repo(Path(folder, "ttt"), ttt=True)
@@ -193,8 +189,7 @@ def main() -> None:
                 steps = round(args.minutes * 60 * STEPS_PER_S)
                 results["steps"] = asyncio.run(stream({"stock": one, "ttt": other}, steps, args.block))
             logger.info("steps: %s", results["steps"])
-    if args.out:
-        write_result(args.out, "server", args, results=results)
+    write_result("server", args, results=results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does TTT cost in one streaming step, and does any step stand out at a chunk's end?
+"""Measures what TTT costs in one streaming step, and whether the step at the end of a chunk takes longer.
 
 `python -m benchmarks.cost.step [--device cuda] [--size small|7b] [--rows 1 8] [--out FILE.json]`
 
@@ -11,7 +11,6 @@ import argparse
 import logging
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 from moshi.models.lm import LMModel
@@ -19,7 +18,7 @@ from moshi.utils.compile import CUDAGraphed
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import add_threads, set_threads, timed, write_result
+from benchmarks.measure import argument_parser, parse_arguments, timed, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +100,14 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--chunk-size", type=int, default=64)
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--layers", type=lambda text: {"ttt_layers": text}, default={}, help='such as "1,5"')
-    add_threads(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    set_threads(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_arguments(parser, argv)
     moshi_patch.install()
     results = list(map(partial(compare, args=args), args.rows))
     for row in results:
@@ -123,8 +117,7 @@ def main() -> None:
             "%(slowest_phase_over_p50).2f",
             row,
         )
-    if args.out:
-        write_result(args.out, "step", args, results=results)
+    write_result("step", args, results=results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does TTT cost in a training step, and how much host memory does starting one take?
+"""Measures what TTT costs in a training step, and how much host memory loading a checkpoint takes.
 
 `python -m benchmarks.cost.train_step [--device cuda] [--size small|7b] [--rounds N] [--out FILE.json]`
 
@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import trange
 
 import moshi_patch
-from benchmarks.measure import PeakMemory, ResidentPeak, add_threads, set_threads, timed, write_result
+from benchmarks.measure import PeakMemory, ResidentPeak, argument_parser, parse_arguments, timed, write_result
 from finetune.model.loss import compute_loss
 from finetune.model.trainable import parameter_groups
 from finetune.settings.schema import LoraArgs, OptimArgs, TrainArgs, TTTArgs
@@ -75,7 +75,7 @@ class Training:
         for parameter in trainable:
             parameter.requires_grad_(True)
         self.trainable = sum(parameter.numel() for parameter in trainable)
-        self.optimizer, _ = build_optimizer(groups, self.args)
+        self.optimizer, _ = build_optimizer(groups, self.args.optim, self.args.max_steps)
         shape = (args.batch, self.model.num_codebooks, args.steps)
         self.codes = torch.randint(0, min(self.model.card, self.model.text_card), shape, device=device)
 
@@ -123,7 +123,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def start_up(args: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory while a checkpoint of about a gigabyte is loaded and read, over its size; stock and TTT."""
+    """Peak resident memory while a checkpoint of about a gigabyte is loaded, over its size; stock and TTT."""
     kwargs = SIZES["small"] | {"dim": 2048, "num_layers": 12}
     variants = {"stock": {}, "ttt": TTTArgs(enabled=True, chunk_size=args.chunk_size).to_kwargs()}
     result = {}
@@ -145,20 +145,15 @@ def start_up(args: argparse.Namespace) -> dict[str, float]:
     return result | {"ttt_weights_over_file": round(new / result["file_bytes"], 3)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=625, help="T; 625 steps are 50 s")
     parser.add_argument("--chunk-size", type=int, default=256)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
-    add_threads(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    set_threads(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_arguments(parser, argv)
     moshi_patch.install()
     start = start_up(args)
     logger.info(
@@ -167,8 +162,7 @@ def main() -> None:
     results = compare(args)
     for name, row in results.items():
         logger.info("%-26s time %.2fx  peak memory %.2fx", name, row["time_ratio"], row["memory_ratio"])
-    if args.out:
-        write_result(args.out, "train_step", args, start_up=start, results=results)
+    write_result("train_step", args, start_up=start, results=results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A grid in YAML becomes a list of runs, in the order in which a budget is spent.
+"""Reads a grid in YAML into runs, and puts them in the order in which they are run.
 
 settings: {steps: 300}            # of every cell, where it says nothing else
 cells:

@@ -38,7 +38,7 @@ class Diverged(ArithmeticError):
 
 
 def make(settings: Settings, batch: int, generator: torch.Generator, **fixed) -> Batch:
-    """Sequences of the run's task."""
+    """Draws sequences of the run's task."""
     task = speech if settings.task == "speech" else MAKE[settings.task]
     return task(settings, batch, generator, **fixed)
 
@@ -103,14 +103,14 @@ def start(settings: Settings, base: LMModel | None = None) -> LMModel:
 
 
 def predict(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[B, R, T - 1, card]` for steps 1.. of `codes`, and the tokens `[B, R, T - 1]` that came."""
+    """Logits `[B, R, T - 1, card]` for the steps of `codes` from 1 on, and the tokens `[B, R, T - 1]` that follow."""
     if spoken:
         return model(codes).logits[:, :, 1:], codes[:, 1:, 1:]
     return model.forward_text(codes[:, :, :-1])[1], codes[:, :1, 1:]
 
 
 def token_losses(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats and hits `[B, T - 1]` of steps 1.. of `codes`, means over the predicted rows."""
+    """Nats and hits `[B, T - 1]` for the steps of `codes` from 1 on, means over the predicted rows."""
     logits, tokens = predict(model, codes, spoken)
     losses = F.cross_entropy(logits.permute(0, 3, 1, 2), tokens, reduction="none")
     return losses.mean(1), (logits.argmax(-1) == tokens).float().mean(1)
@@ -118,7 +118,7 @@ def token_losses(model: LMModel, codes: torch.Tensor, spoken: bool) -> tuple[tor
 
 @torch.no_grad()
 def evaluate(model: LMModel, settings: Settings, updates: bool = True) -> dict[str, dict[str, Any]]:
-    """Held-out sequences of every variation: per mark the mean `nats` and the share of `hits`."""
+    """Evaluates held-out sequences of every variation: per mark the mean `nats` and the share of `hits`."""
     found = {}
     settings = dataclasses.replace(settings, quiet=0.0)  # every recall is measured on the same sequences
     fixed_by_name = variations(settings)

@@ -1,4 +1,4 @@
-"""A look into the TTT layers of a recall model: what its targets and keys are made of (docs/evidence_plateau.md).
+"""Looks into the TTT layers of a recall model: what its targets and keys are made of (docs/evidence_plateau.md).
 
 Shapes: `B` rows, `T` steps, `D` model width, `H` hidden width.
 """
@@ -60,7 +60,7 @@ def probe(model: LMModel, settings: Settings) -> dict[str, dict[str, float | Non
 
 
 def _activations(model: LMModel, codes: torch.Tensor) -> dict[str, Any]:
-    """`x0`, and by TTT layer (z, W_down z) and, as `NAME.out`, what the layer put out."""
+    """`x0`; by the name of a TTT layer (z, W_down z); by `NAME.out` the output of its MLP."""
     seen: dict[str, Any] = {}
     handles = [model.transformer.register_forward_pre_hook(lambda m, inputs: seen.__setitem__("x0", inputs[0]))]
     for name, gating in moshi_patch.ttt_gatings(model).items():
@@ -87,7 +87,7 @@ def _variance(x: torch.Tensor) -> torch.Tensor:
 
 
 def _contrast(z: torch.Tensor, settings: Settings) -> float:
-    """Of the right key among all keys that were written before, as `probe` says."""
+    """How far the right key stands out among all keys that were written before; see `probe`."""
     start = settings.part + settings.eval_gap
     queries, keys = z[:, start + 1 : -1], z[:, :start]
     scores = torch.einsum("bth,bjh->btj", queries, keys)

@@ -1,4 +1,4 @@
-"""Finds the runs of a cell in the results, whatever their seed, and says mean and spread."""
+"""Finds all seeds of a cell's runs in the results, and writes their mean and spread."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ def _key(settings: dict[str, Any]) -> str:
 
 @dataclass
 class Results:
-    """The lines of a store beside the grid they answer.
+    """The runs of a store, together with the grid that asked for them.
 
     Args:
         cells: of the grid.
@@ -46,7 +46,7 @@ class Results:
         raise KeyError(name)
 
     def cell_names(self) -> list[str]:
-        """In the order of the grid."""
+        """The names of all cells, in the order of the grid."""
         return [cell.name for cell in self.cells]
 
     def has(self, name: str) -> bool:
@@ -74,7 +74,7 @@ class Results:
         return [line for line in self.lines.values() if line["status"] != "ok"]
 
     def missing(self) -> dict[str, int]:
-        """Cell to the number of its runs that the results do not hold."""
+        """By cell, how many of its runs the results do not hold."""
         counts: dict[str, int] = {}
         for run in ordered_runs(self.cells):
             line = self.lines.get(run.settings.id)
@@ -89,7 +89,7 @@ def nats(condition: str, mark: str = "beyond", variation: str = "", kind: str = 
 
 
 def values(lines: Iterable[Line], read: Callable[[Line], float]) -> list[float]:
-    """What `read` finds, without the lines that do not have it."""
+    """What `read` finds in each line; lines that do not have it are left out."""
     found = []
     for line in lines:
         try:

@@ -1,4 +1,4 @@
-"""Runs a grid: what is not done yet, in the order of its priorities, until the budget is spent."""
+"""Runs what is missing of a grid, by priority, until the budget of time is spent."""
 
 import functools
 import logging
@@ -47,7 +47,7 @@ def measure(settings: Settings, cache: Path | None = None) -> dict[str, Any]:
 
 
 def execute(run: Run, cache: Path | None = None) -> dict[str, Any]:
-    """One line of the results.
+    """Executes one run and catches its failure; returns one line of the results.
 
     Returns:
         `id`, `cell`, `status` (`ok`, `diverged` or `error`), `settings`, what `measure` returns, `seconds` of all of
@@ -69,7 +69,7 @@ def execute(run: Run, cache: Path | None = None) -> dict[str, Any]:
 def run_all(
     cells: list[Cell], store: Store, budget: float | None = None, cache: Path | None = None
 ) -> dict[str, list[Run]]:
-    """Execute what `store` does not hold, until `budget` seconds are spent; None: the whole grid, once.
+    """Executes what `store` does not hold, until `budget` seconds are spent; None: the whole grid, once.
 
     A run is left out when what it is expected to take no longer fits. With a budget that outlasts the grid, every cell
     gets one further seed after the other.
@@ -101,7 +101,7 @@ def run_all(
 
 
 def expected_seconds(settings: Settings, done: Iterable[dict[str, Any]]) -> float:
-    """What a run will take: as long as the same with another seed did, else as a few of its training steps suggest."""
+    """Estimates the seconds of a run: those of the same run with another seed, or a few steps counted up."""
     key = replace(settings, seed=0).as_dict()
     same = [run["seconds"] for run in done if run["settings"] | {"seed": 0} == key]
     if same:
@@ -111,7 +111,7 @@ def expected_seconds(settings: Settings, done: Iterable[dict[str, Any]]) -> floa
 
 @functools.cache
 def probed_seconds(settings: Settings) -> float:
-    """Three training steps, counted up; a stream counts 3 ms per step and condition."""
+    """Estimates the seconds of a run from three training steps; a stream counts 3 ms per step and condition."""
     few = replace(settings.training(), steps=min(3, settings.steps), trained="full", base_steps=0)
     few = replace(few, measure_every=0, probe_every=0, stop_below=0.0)
     per_step = trained(few, None)[1]["seconds"] / max(1, few.steps)

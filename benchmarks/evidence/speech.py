@@ -1,4 +1,4 @@
-"""The task made of real recordings: a passage of a dialogue, other speech, and the passage again, as codes of Mimi.
+"""The task `speech`: a passage of a recorded dialogue, other speech, and the passage again, as codes of Mimi.
 
 The codes come from the Mimi architecture of `example/tiny_repo.py`: its convolutions are random, its codebooks are
 fitted by k-means to the example's three dialogues, so that different sounds get different codes. Both channels of each

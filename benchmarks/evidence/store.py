@@ -1,4 +1,4 @@
-"""One JSON line per run, written as soon as the run is over, so that a stopped suite goes on where it was."""
+"""Stores one JSON line per run as soon as the run is over, so that a stopped suite goes on where it was."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A trained model runs on for many windows: what grows, what is forgotten, and what keeps it flat.
+"""Streams a trained model for many windows and measures recall and the size of the delta on the way.
 
 The stream is a row of units. A unit is filler, a part of random tokens, a gap, and the part again; the parts are fresh
 in every unit. Filler and gap are what `Settings.stream` says: random tokens, one token (`"silence"`), or tokens that
@@ -24,7 +24,6 @@ from .tasks import SILENCE
 from .training import trained_model
 
 ROWS = 16
-GIVEN, OWN = 0, 1
 
 
 def unit(settings: Settings) -> tuple[int, int, int]:
@@ -35,11 +34,11 @@ def unit(settings: Settings) -> tuple[int, int, int]:
 
 
 def script(settings: Settings, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Tokens `[ROWS, T]`, who speaks at each step `[T]` (`GIVEN` or `OWN`), and where each unit begins."""
+    """Tokens `[ROWS, T]`; `[T]`, True where the model draws the token itself; and where each unit begins."""
     filler, part, gap = unit(settings)
     length = filler + 2 * part + gap
     units = max(1, settings.stream_windows * settings.window // length)
-    text, speaker, starts = [], [], []
+    text, drawn, starts = [], [], []
     for number in range(units):
         words = torch.randint(settings.card, (ROWS, length), generator=generator)
         words[:, -part:] = words[:, filler : filler + part]
@@ -49,9 +48,9 @@ def script(settings: Settings, generator: torch.Generator) -> tuple[torch.Tensor
         if settings.stream == "silence":
             words[:, between] = SILENCE
         text.append(words)
-        speaker.append((between & (settings.stream == "own")).long() * OWN)
+        drawn.append(between & (settings.stream == "own"))
         starts.append(number * length)
-    return torch.cat(text, 1), torch.cat(speaker), starts
+    return torch.cat(text, 1), torch.cat(drawn), starts
 
 
 def streamed_model(settings: Settings, cache: Path | None) -> LMModel:
@@ -77,7 +76,7 @@ def run_stream(settings: Settings, updates: bool, cache: Path | None = None) -> 
     """
     model = streamed_model(settings, cache)
     generator = torch.Generator().manual_seed(EVAL_SEED + 7)
-    text, speaker, starts = script(settings, generator)
+    text, drawn, starts = script(settings, generator)
     filler, part, gap = unit(settings)
     length = filler + 2 * part + gap
     losses, entropy = torch.zeros(text.shape), torch.zeros(text.shape[1])
@@ -86,7 +85,7 @@ def run_stream(settings: Settings, updates: bool, cache: Path | None = None) -> 
     with model.streaming(ROWS), nullcontext() if updates else moshi_patch.ttt_updates(model):
         for t in range(text.shape[1] - 1):
             log_p = model.forward_text(torch.cat([text[:, None, t : t + 1], audio], 1))[1][:, 0, 0].log_softmax(-1)
-            if speaker[t + 1] == OWN:
+            if drawn[t + 1]:
                 text[:, t + 1] = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
             losses[:, t + 1] = F.nll_loss(log_p, text[:, t + 1], reduction="none")
             entropy[t + 1] = -(log_p.exp() * log_p).sum(-1).mean()

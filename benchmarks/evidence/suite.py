@@ -1,4 +1,4 @@
-"""The evidence suite: runs a grid of small trainings and makes the tables and figures of its page from them.
+"""The command of the evidence suite: runs a grid of small trainings, then makes the tables and figures of its page.
 
 `python -m benchmarks.evidence [--grid evidence|recall|plateau|FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
 
@@ -37,7 +37,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Page:
-    """What a committed grid is shown on: the page, and its figures by the name of their file."""
+    """Where a committed grid is shown: the page, and its figures by the name of their file."""
 
     file: Path
     figures: dict[str, Callable[[Results], plt.Figure | None]]
@@ -71,7 +71,7 @@ def parse_budget(text: str) -> float:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the files that follow from the grid where none are named."""
+    """Reads the command line; files that it does not name follow from the grid."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__.splitlines()[0])
     parser.add_argument("--grid", default="evidence", help=f"{', '.join(PAGES)} or a YAML file; default: evidence")
     parser.add_argument("--results", type=Path, help="a JSONL file; default: that of the grid")

@@ -1,4 +1,4 @@
-"""The synthetic tasks: sequences drawn anew for every step, and for each step what it takes to predict it.
+"""Draws the sequences of the synthetic tasks, and marks which step can be predicted in which way.
 
 A *mark* names steps whose token can be known in one way only:
 
@@ -24,7 +24,7 @@ BLOCK = 8
 
 
 class Batch(NamedTuple):
-    """Sequences and what their steps test.
+    """Sequences, and marks that say what a step tests.
 
     Attributes:
         codes: `[B, R, T]`, int64.
@@ -166,11 +166,11 @@ def shift(settings: Settings, batch: int, generator: torch.Generator, at: int | 
 
 
 MAKE: dict[str, Callable[..., Batch]] = {"recall": recall, "local": local, "assoc": assoc, "shift": shift}
-"""The tasks drawn from nothing but a generator. `speech` adds the one that needs recordings."""
+"""The synthetic tasks by name. `speech` adds the one that needs recordings."""
 
 
 def variations(settings: Settings) -> dict[str, dict[str, int]]:
-    """The evaluations of a run: name to what it fixes. `""` is the headline."""
+    """The evaluations of a run by name, with the arguments of the task that each fixes. `""` is the headline."""
     if settings.task in ("recall", "speech"):
         found = {"": {"gap": settings.eval_gap}}
         if settings.sweep:

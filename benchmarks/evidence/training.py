@@ -25,7 +25,7 @@ WITH_TARGETS = ("conv", "W_target", "w_down")
 
 
 def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
-    """AdamW without weight decay; the target generators, which start at zero, have a learning rate of their own."""
+    """AdamW without weight decay, one group per learning rate: `stock`, `text`, `conv`, `W_target`, `w_down`."""
     targets = moshi_patch.ttt_parameters(model)
     groups: dict[str, list] = {name: [] for name in ("stock", "text", *WITH_TARGETS)}
     w_down = {id(p) for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
@@ -119,7 +119,7 @@ class _OnTheWay:
             self.found["probes"] = []
 
     def stops_at(self, step: int) -> bool:
-        """Measure, if it is due before training step `step`; True when the training is over."""
+        """Evaluates, if that is due before training step `step`; True when the result ends the training."""
         settings = self.settings
         if not settings.measure_every or (step % settings.measure_every and step != settings.steps):
             return False
@@ -173,7 +173,7 @@ def trained_model(settings: Settings, cache: Path | None) -> LMModel:
 
 
 def trained(settings: Settings, cache: Path | None) -> tuple[LMModel, dict[str, Any]]:
-    """The trained model of `settings.training()` and what `train` said; from a file below `cache` if it is there."""
+    """The trained model of `settings.training()` and what `train` returned; from a file in `cache` if it is there."""
     settings = settings.training()
     base = settings.base()
     model = start(settings, trained_model(base, cache) if base else None)

@@ -16,6 +16,7 @@ next save.
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ from ..common.files import sync, write_json
 from ..common.versions import versions
 from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
-from .folders import ADAPTERS, MERGED, list_checkpoints, relocate_adapters
+from .best import read_best
+from .folders import ADAPTERS, MERGED, checkpoint_name, list_checkpoints, relocate_adapters
 from .resume import log_changes, open_resumable, refuse_other_model
 from .state_files import STATE, is_resumable, write_state_checksums
 from .training_state import TrainState, load_training_state, save_training_state
@@ -78,7 +80,7 @@ class Checkpointer:
         """
         if not self.args.do_ckpt:
             return None
-        final = self.folder / f"checkpoint_{state.step:06d}"
+        final = self.folder / checkpoint_name(state.step)
         if final == self._current:
             return final
         temporary = self.folder / f".tmp-{final.name}"
@@ -198,8 +200,11 @@ class Checkpointer:
 
     def _prune(self) -> None:
         keep = self.args.num_ckpt_keep
+        best = read_best(self.folder) if self.args.keep_best else None
         complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
         for folder in complete[: -keep if keep else 0]:
+            if best is not None and folder.name == checkpoint_name(best.step):
+                continue
             going = self.folder / f".old-{folder.name}"
             folder.rename(going)
             shutil.rmtree(going)
@@ -220,4 +225,5 @@ class Checkpointer:
 
     def _training_config(self, step: int) -> dict[str, Any]:
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
-        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
+        place = {"working_directory": os.getcwd()}  # that relative paths of the settings begin at
+        return {**settings, **place, "step": step, "world_size": self.ctx.world_size, "versions": versions()}

@@ -18,6 +18,11 @@ ABANDONED = re.compile(rf"(?:abandoned-)?{CHECKPOINT_NAME.pattern}(?:-\d+)?")
 """The name of one that the run went back beyond, or of a complete one."""
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the complete checkpoint of `step`."""
+    return f"checkpoint_{step:06d}"
+
+
 def step_of(checkpoint: Path) -> int | None:
     """The step that the name of a checkpoint's folder says; None for a folder of another name."""
     match = ABANDONED.fullmatch(checkpoint.name)

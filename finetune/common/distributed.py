@@ -1,9 +1,11 @@
 """One process or many, on CPU or CUDA, behind the same calls: who I am, my device, sums over all ranks."""
 
+import contextlib
 import gc
 import os
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -45,11 +47,31 @@ def setup() -> Context:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=TIMEOUT)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        with _quiet_stdout():  # gloo prints how many it is connected to
+            if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+                dist.init_process_group(backend, timeout=TIMEOUT)
+            else:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Context(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """What libraries in C++ print inside is not shown; errors, which go to stderr, are."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_local_rank(local_rank: int, gpus: int) -> None:

@@ -27,7 +27,18 @@ def in_one_line(error: object, limit: int = 300) -> str:
 
 def shown(value: object) -> str:
     """`repr` of a value that a user gave, cut where it is long, deep or wide."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 400
-    short.maxdict = short.maxlist = short.maxtuple = 20
-    return short.repr(value)
+    return _SHORT.repr(value)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 400
+        self.maxdict = self.maxlist = self.maxtuple = 20
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Python refuses to spell a number of more than a few thousand digits."""
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else f"<{value.bit_length()} bits>"
+
+
+_SHORT = _Short()

@@ -11,14 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..common.disk import reading
 from ..settings.schema import STEPS_PER_SECOND
 from .audio_check import Add, check_audio, has_audio
 from .conditions import conditions_of
 from .findings import Report, Segments
-from .interleave import MAIN_SPEAKER
 from .manifest import Entry, read_entries
 from .segments import Cutter
 from .sound import SoundMeter
+from .text_row import MAIN_SPEAKER
 from .text_tokenizer import load_text_tokenizer, padding_ids
 from .transcript_check import check_transcript
 from .word_count import WordCount
@@ -73,7 +74,8 @@ class _Checker:
         self._tokenizer = None
         if options.tokenizer is not None:
             self._tokenizer = load_text_tokenizer(options.tokenizer, self._config, "--tokenizer")
-        self._conditions = conditions_of(self._config)
+        with reading("config: its text conditions cannot be used"):
+            self._conditions = conditions_of(self._config)
         self._cutter = None if options.duration is None else Cutter(options.duration, STEPS_PER_SECOND)
         report.segments = None if options.duration is None else Segments(options.duration)
 

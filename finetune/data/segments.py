@@ -67,8 +67,10 @@ class Listing:
         quiet: no warnings about lines and missing files, which every rank finds alike.
 
     Attributes:
+        command: that checks all of it.
         sources: as in `spec`.
-        segments: those of each source.
+        entries: of each source, those lines whose files are there.
+        segments: of each source, those of its entries.
         broken: counts the missing ones, of all.
         digests: of each list, by its path; ranks with the same digests have the same items.
 
@@ -78,13 +80,15 @@ class Listing:
 
     def __init__(self, spec: str, cutter: Cutter, *, quiet: bool = False):
         self._cutter, self._missing = cutter, []
+        seconds = cutter.steps / cutter.frame_rate
+        self.command = f"python -m finetune.data check {shlex.quote(spec)} --duration {seconds:.10g}"
         self.digests: dict[str, ListDigest] = {}
         self.sources: list[Source] = parse_sources(spec)
-        self.segments = [[one for file in source.files for one in self._list(file)] for source in self.sources]
+        self.entries = [[entry for file in source.files for entry in self._list(file)] for source in self.sources]
+        self.segments = [[one for entry in entries for one in cutter.segments(entry)] for entries in self.entries]
         missing = sum(number for _, number in self._missing)
         total = missing + sum(map(len, self.segments))
-        hint = f"; `python -m finetune.data check {shlex.quote(spec)}` names them all"
-        self.broken = BrokenCount(spec, "items", total, hint)
+        self.broken = BrokenCount(spec, "items", total, f"; `{self.command}` names them all")
         for problem, number in self._missing:
             self.broken.add(str(problem), number)
             if not quiet:
@@ -98,24 +102,24 @@ class Listing:
             verdict = f"{self.sources[usable.index(0)].name} has no usable item"
         self.broken.refuse(verdict)
 
-    def _list(self, file: Path) -> list[Segment]:
-        """The segments of one list; remembers its bad lines and the segments of its missing files."""
+    def _list(self, file: Path) -> list[Entry]:
+        """The usable lines of one list; remembers its bad lines and the segments of its missing files."""
         try:
             entries, bad = read_entries(file)
         except OSError as error:
             raise BrokenData(f"{file}: cannot be read ({error.strerror}).") from error
-        usable: list[Segment] = []
+        usable: list[Entry] = []
         missing = [(problem, 1) for problem in bad]
         for entry in entries:
-            found = self._cutter.segments(entry)
             if is_file(entry.path) and is_file(transcript_path(entry.path)):
-                usable += found
+                usable.append(entry)
             else:
                 message = f"{entry.path}: no such file, or no .json beside it"
-                missing.append((Problem(entry.file, entry.line, message), len(found)))
+                missing.append((Problem(entry.file, entry.line, message), len(self._cutter.segments(entry))))
         self._missing += missing
-        checksum = hashlib.sha256(repr((usable, missing)).encode(errors="surrogateescape")).hexdigest()
-        self.digests[str(file)] = ListDigest(checksum, len(usable), str(missing[0][0]) if missing else "")
+        segments = [segment for entry in usable for segment in self._cutter.segments(entry)]
+        checksum = hashlib.sha256(repr((segments, missing)).encode(errors="surrogateescape")).hexdigest()
+        self.digests[str(file)] = ListDigest(checksum, len(segments), str(missing[0][0]) if missing else "")
         return usable
 
 

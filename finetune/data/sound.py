@@ -7,25 +7,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .interleave import MAIN_SPEAKER
 from .manifest import Alignment
+from .text_row import MAIN_SPEAKER
 
-TOO_LOUD = 2.0
+MAX_LOUDNESS = 2.0
 """A sample this far outside of [-1, 1] was not scaled to it; decoders of compressed files overshoot far less."""
 
-SILENCE = 1e-3
+SILENCE_LEVEL = 1e-3
 """What is quieter, -60 dB, is no speech."""
 
-SILENT_SHARE = 0.2
+MAX_SILENT_SHARE = 0.2
 """So large a share of a channel's words may be silent: alignments are not exact."""
 
-ALIKE = 0.01
+SAME_DIFFERENCE = 0.01
 """Channels that differ by less than this share of the loudest sample are one recording twice."""
 
-WINDOWS = 100
+WINDOWS_PER_SECOND = 100
 """Stretches per second of which the loudest sample is kept."""
 
-MARGIN = 0.1
+WORD_MARGIN = 0.1
 """Seconds around a word in which it may be heard."""
 
 LOUD, ONE_CHANNEL, SILENT_WORDS = "samples outside of [-1, 1]", "both channels are the same", "words without a sound"
@@ -58,8 +58,8 @@ class SoundMeter:
         if not pcm.shape[1]:
             return
         self.samples += pcm.shape[1]
-        windows = np.arange(0, pcm.shape[1] * WINDOWS / self.rate)
-        first = np.minimum(windows * self.rate / WINDOWS, pcm.shape[1] - 1).astype(int)
+        windows = np.arange(0, pcm.shape[1] * WINDOWS_PER_SECOND / self.rate)
+        first = np.minimum(windows * self.rate / WINDOWS_PER_SECOND, pcm.shape[1] - 1).astype(int)
         self._loudest.append(np.maximum.reduceat(np.abs(pcm), first, axis=1))
         if len(pcm) == 2:
             self._difference = max(self._difference, float(np.abs(pcm[0] - pcm[1]).max()))
@@ -74,11 +74,11 @@ class SoundMeter:
             return {}
         loudest = np.concatenate(self._loudest, axis=1)
         peak, found = float(loudest.max()), {}
-        if peak > TOO_LOUD:
+        if peak > MAX_LOUDNESS:
             found[LOUD] = f"samples up to {peak:.3g}; must be between -1 and 1"
         if len(loudest) != 2:
             return found
-        if peak > SILENCE and self._difference <= ALIKE * peak:
+        if peak > SILENCE_LEVEL and self._difference <= SAME_DIFFERENCE * peak:
             found[ONE_CHANNEL] = "both channels are the same; left must be Moshi, right the user"
         silent = [self._silent_words(loudest, side, alignments) for side in (0, 1)]
         said = [text for text in silent if text is not None]
@@ -92,12 +92,13 @@ class SoundMeter:
         for _, (start, end), speaker in alignments:
             if (speaker == MAIN_SPEAKER) != (side == 0) or not start < end:
                 continue
-            first, last = (round((at - self._start) * WINDOWS) for at in (start - MARGIN, end + MARGIN))
-            if first + MARGIN * WINDOWS < 0 or first + MARGIN * WINDOWS >= loudest.shape[1]:
+            if not 0 <= (start - self._start) * WINDOWS_PER_SECOND < loudest.shape[1]:
                 continue
+            around = (start - self._start - WORD_MARGIN, end - self._start + WORD_MARGIN)
+            first, last = (round(min(max(at * WINDOWS_PER_SECOND, 0), loudest.shape[1])) for at in around)
             words += 1
-            silent += not (loudest[side, max(first, 0) : last + 1] > SILENCE).any()
-        if silent <= SILENT_SHARE * words:
+            silent += not (loudest[side, first : last + 1] > SILENCE_LEVEL).any()
+        if silent <= MAX_SILENT_SHARE * words:
             return None
         channel, by = ("left", MAIN_SPEAKER) if side == 0 else ("right", "other speakers")
         return f"{silent} of {words} words by {by} are spoken while the {channel} channel is silent"

@@ -18,10 +18,10 @@ from .audio import AudioFile
 from .broken import BrokenItem
 from .conditions import Prepare, known_conditions
 from .encode import check_codebooks, encode_channels
-from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Transcript, read_transcript, transcript_path
 from .resample import is_enough, resample
 from .segments import Cutter, Segment
+from .text_row import MAIN_SPEAKER, TextTokenizer, text_row
 from .text_tokenizer import load_text_tokenizer
 
 
@@ -75,6 +75,11 @@ class SpeechTokenizer(Cutter):
         self.conditions, self._prepare = tuple(conditions), prepare
         self._cache_items = cache_items
         self._cache: OrderedDict[Segment, Item] = OrderedDict()
+
+    @property
+    def padding_ids(self) -> tuple[int, int]:
+        """The ids of padding and of its end."""
+        return self.padding_id, self.end_padding_id
 
     @classmethod
     def for_model(cls, model: Any, mimi: Any, text_tokenizer: TextTokenizer, duration_sec: float) -> "SpeechTokenizer":

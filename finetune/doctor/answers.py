@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from moshi.models import LMModel, loaders
-from moshi.utils.compile import no_compile
 
 import moshi_patch
 
@@ -47,13 +46,14 @@ def check_answers(saved: SavedCheckpoint, base: str | None, device: torch.device
         text = f"not loaded: it takes {in_units(needed)}, and {in_units(free)} are free"
         yield Finding("model", WARNING, text, "check it on a larger machine, or with --device cuda")
         return
-    with patched(), no_compile():
+    with patched(), moshi_patch.without_compiling(device):
         try:
             model = load_language_model(saved, weights, device, saved.dtype)
         except Exception as error:  # whatever moshi and torch raise for weights that do not fit
             remedy = "give the base model that these adapters were trained on, with --base" if weights else ""
             yield Finding("model", FAILED, f"does not load: {type(error).__name__}: {error}", remedy)
             return
+        moshi_patch.fit_threads(model)
         count = sum(parameter.numel() for parameter in model.parameters())
         over = f" over {weights}" if weights is not None else ""
         yield Finding("model", OK, f"loads{over}: {count:,} parameters", details={"parameters": count})

@@ -41,13 +41,17 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
         ("files", lambda: _files(saved)),
         ("training state", lambda: _training_state(saved.folder.parent)),
         ("weights", lambda: _parts(saved)),
-        ("tokenizer", lambda: _tokenizer(saved, base)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED
             yield check
     if failed:
         yield Finding("model", WARNING, "not loaded, as something failed before", "first what failed above")
+        return
+    for check in guarded("tokenizer", lambda: _tokenizer(saved, base)):
+        failed |= check.status == FAILED
+        yield check
+    if failed:
         return
     yield from guarded("model", lambda: check_answers(saved, base, torch.device(device)))
 

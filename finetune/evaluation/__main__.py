@@ -13,7 +13,7 @@ def main(argv: list[str], prog: str) -> None:
 
     given = evaluation_options(argv, prog)
     from .run import evaluate
-    from .settings import load_settings
+    from .settings_in_force import load_settings
 
     print(evaluate(load_settings(*given)), end="")
 

@@ -17,12 +17,12 @@ from ..model.base import find_base_files, refuse_not_finite
 from ..settings.evaluation import EvalArgs
 from ..settings.schema import MoshiPaths
 from ..settings.validation import check_moshi_paths
-from .results import file_identity
+from .result_store import file_identity
 
 BASE = "base"
 """As `baseline`: the base model in `moshi_paths`."""
 
-SHARED = ("n_q", "dep_q", "card", "text_card", "delays")
+OF_THE_CODES = ("n_q", "dep_q", "card", "text_card", "delays")
 """Settings of the model that make codes, and the loss of each, comparable."""
 
 
@@ -64,7 +64,7 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
                 "with itself; give the folder of the model that it was trained from."
             )
         config = info.lm_config or loaders._lm_kwargs
-    differing = differences(config, saved.config, keys=SHARED)
+    differing = differences(config, saved.config, keys=OF_THE_CODES)
     if differing:
         raise ConfigError(f"baseline={args.baseline!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
     return baseline

@@ -1,6 +1,5 @@
 """An evaluation from its settings to `eval.json` and `eval.png`, in one process or, under `torchrun`, in many."""
 
-import contextlib
 import copy
 import dataclasses
 import datetime
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from moshi.models import LMModel
 from moshi.models.loaders import CheckpointInfo
-from moshi.utils.compile import no_compile
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+import moshi_patch
 
 from ..checkpoint.saved import SavedCheckpoint, load_model
 from ..checkpoint.verify import refuse_broken
@@ -27,13 +27,16 @@ from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
+from .conditions import BASELINE, conditions_of
+from .loss_plot import plot
+from .loss_tables import settings_table, standard_table
+from .published.benchmark_plot import plot as paper_plot
+from .published.benchmark_tables import text as paper_text
 from .published.evaluate import evaluate_paper
-from .published.report import plot as paper_plot
-from .published.report import text as paper_text
-from .recordings import BASELINE, Streams, conditions_of, score_streams
-from .report import plot, settings_table, standard_table
-from .results import ResultStore, file_identity, fingerprint, tree_identity
-from .settings import COMMAND_LINE, FREE, Settings
+from .result_store import ResultStore, file_identity, fingerprint, tree_identity
+from .scoring import score_streams
+from .settings_in_force import CHANGEABLE, COMMAND_LINE, Settings
+from .streams import Streams
 from .summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -61,8 +64,7 @@ def evaluate(settings: Settings) -> str:
             logger.info("Settings in force:\n%s", settings_table(settings))
             for message in settings.warnings:
                 logger.warning("%s", message)
-        # On a CPU, compiling takes longer than what it saves.
-        with no_compile() if ctx.device.type == "cpu" else contextlib.nullcontext(), logging_redirect_tqdm():
+        with moshi_patch.without_compiling(ctx.device), logging_redirect_tqdm():
             return Evaluation(settings, baseline, ctx).run()
     finally:
         cleanup()
@@ -98,6 +100,7 @@ class Evaluation:
         """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
         args, ctx, content, tables = self.args, self.ctx, self._heading(), []
         model, info = on_all_ranks(ctx, self._load)
+        logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
         tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
@@ -203,7 +206,7 @@ def kinds_of(model: LMModel) -> dict[str, str]:
 def with_overrides(settings: Settings) -> SavedCheckpoint:
     """The checkpoint with those settings of TTT that the command line replaces."""
     config = copy.deepcopy(settings.checkpoint.config)
-    for key in FREE:
+    for key in CHANGEABLE:
         if settings.sources[key] == COMMAND_LINE:
             config[ttt_keyword(key)] = getattr(settings.args.ttt, key.removeprefix("ttt."))
     return dataclasses.replace(settings.checkpoint, config=config)

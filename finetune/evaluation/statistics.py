@@ -1,17 +1,25 @@
-"""From the sums of many items to means, and to the spread that other items would have given.
+"""From the sums of many items to means, and to the interval that other items would have given.
 
-Shapes: `N` items, `Q` = 1 + dep_q predicted rows, the text first. All in float64.
+Shapes: `N` items, `M` means, `S` bootstrap samples, `Q` = 1 + dep_q predicted rows, the text first. All in float64.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..training.held_out import MIN_RECORDINGS
+
 PERCENTILES = (2.5, 97.5)
 MEASURES = ("loss", "text_loss", "audio_loss")
 AT_ONCE = 100
 """Bootstrap samples computed together."""
+
+TOO_FEW = f"too few recordings for an interval (at least {MIN_RECORDINGS})"
+
+Interval = dict[str, float | None]
+"""`value`, and the bounds `low` and `high` of its 95 % interval, None from fewer than `MIN_RECORDINGS` items."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,14 @@ class Sums:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, parts: list[Any]) -> "Sums":
-        """From one `[nats [Q], weights [Q]]` per item."""
+    def of(cls, parts: list[Any], owners: Sequence[Hashable] | None = None) -> "Sums":
+        """From `[nats [Q], weights [Q]]` parts, one per item; with `owners` those of one owner are one item."""
         stacked = np.asarray(parts, dtype=np.float64)
+        if owners is not None:
+            places = {owner: index for index, owner in enumerate(dict.fromkeys(owners))}
+            added = np.zeros((len(places), *stacked.shape[1:]))
+            np.add.at(added, [places[owner] for owner in owners], stacked)
+            stacked = added
         return cls(stacked[:, 0], stacked[:, 1])
 
     def __len__(self) -> int:
@@ -52,42 +65,47 @@ def summary(sums: Sums) -> dict[str, Any]:
     return result | {"per_codebook": values["per_codebook"].tolist()}
 
 
-def intervals(sums: Sums, control: Sums | None, samples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Each of `MEASURES` with a 95 % percentile interval of the bootstrap over items.
+def intervals(sums: Sums, other: Sums | None, samples: int, seed: int) -> dict[str, Interval]:
+    """Each of `MEASURES` with its interval; with `other`, of the same items, of the difference `sums - other`.
 
-    With `control`, the same items under another condition, these are differences `sums - control` in which both are
-    resampled together. A single item has no interval.
-
-    Returns:
-        By measure `value`, `low` and `high`, the latter None for a single item.
+    The two are resampled together: what the items have in common does not widen the interval of their difference.
     """
-    whole = _values(sums, control, np.ones((1, len(sums))))
-    result = {name: {"value": float(whole[name][0]), "low": None, "high": None} for name in MEASURES}
-    if len(sums) > 1:
-        drawn = _bootstrap(sums, control, samples, seed)
-        for name in MEASURES:
-            low, high = np.percentile(drawn[name], PERCENTILES)
-            result[name] |= {"low": float(low), "high": float(high)}
-    return result
+
+    def values(counts: np.ndarray) -> np.ndarray:
+        found = [means(counts @ each.nats, counts @ each.weights) for each in (sums, other) if each is not None]
+        return np.stack([found[0][name] - (found[1][name] if other is not None else 0) for name in MEASURES], 1)
+
+    return dict(zip(MEASURES, _with_interval(values, len(sums), samples, seed), strict=True))
 
 
-def _bootstrap(sums: Sums, control: Sums | None, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """`[samples]` by measure: each from N items drawn with replacement."""
-    generator, number = np.random.default_rng(seed), len(sums)
-    parts = []
-    for first in range(0, samples, AT_ONCE):
-        size = min(AT_ONCE, samples - first)
-        parts.append(_values(sums, control, generator.multinomial(number, np.full(number, 1 / number), size=size)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
+def mean_interval(sums: np.ndarray, counts: np.ndarray | None = None, *, seed: int, samples: int) -> Interval:
+    """The mean `sum(sums) / sum(counts)` over items, with its interval.
+
+    Args:
+        sums: `[N]`, of each item.
+        counts: `[N]`, how much each item weighs; 1 each by default.
+    """
+    counts = np.ones(len(sums)) if counts is None else counts
+    (found,) = _with_interval(lambda drawn: (drawn @ sums / (drawn @ counts))[:, None], len(sums), samples, seed)
+    return found
 
 
-def _values(sums: Sums, control: Sums | None, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """By measure, for each row of `counts [S, N]`: how often each item is in it."""
-    values = means(counts @ sums.nats, counts @ sums.weights)
-    if control is not None:
-        other = means(counts @ control.nats, counts @ control.weights)
-        values = {name: values[name] - other[name] for name in values}
-    return values
+def _with_interval(values: Callable[[np.ndarray], np.ndarray], number: int, samples: int, seed: int) -> list[Interval]:
+    """A mean of all items, for each of `M`, and the middle 95 % of the bootstrap over items.
+
+    Args:
+        values: from how often each item is counted, `[S, N]`, to means `[S, M]`.
+        number: of items.
+    """
+    whole = values(np.ones((1, number)))[0]
+    bounds = np.full((2, len(whole)), None)
+    if number >= MIN_RECORDINGS:
+        generator, drawn = np.random.default_rng(seed), []
+        for first in range(0, samples, AT_ONCE):
+            size = min(AT_ONCE, samples - first)
+            drawn.append(values(generator.multinomial(number, np.full(number, 1 / number), size=size)))
+        bounds = np.percentile(np.concatenate(drawn), PERCENTILES, axis=0).tolist()
+    return [{"value": float(value), "low": low, "high": high} for value, low, high in zip(whole, *bounds, strict=True)]
 
 
 def _ratio(nats: np.ndarray, weights: np.ndarray) -> np.ndarray:

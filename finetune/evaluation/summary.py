@@ -9,9 +9,10 @@ import numpy as np
 from ..data.segments import Segment
 from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
-from .recordings import MINUTES, Streams, item_id, scored_streams
-from .results import ResultStore
+from .result_store import ResultStore
+from .scoring import MINUTES, scored_streams
 from .statistics import MEASURES, Sums, intervals, means, summary
+from .streams import Streams, item_id
 
 Values = dict[str, list[dict[str, Any]]]
 """By condition, what is stored of each stream, in the same order."""

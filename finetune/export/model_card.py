@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from ..checkpoint.saved import SavedCheckpoint
-from ..evaluation.published.report import notes, table
+from ..common.tables import markdown
+from ..evaluation.published.benchmark_tables import notes, table
 
 TAGS = ["moshi", "test-time-training", "speech-to-speech"]
 LOSSES = ("loss", "text_loss", "audio_loss", "perplexity")
@@ -44,7 +45,7 @@ def model_card(name: str, saved: SavedCheckpoint, *, adapters: bool, base: str |
         "```",
         "Everything else, the settings below included, comes from its `config.json`.",
         "## Settings",
-        _table(["setting", "value"], [[f"`{key}`", f"`{value!r}`"] for key, value in _settings(config).items()]),
+        markdown(["setting", "value"], [[f"`{key}`", f"`{value!r}`"] for key, value in _settings(config).items()]),
         "## Training",
         _training(saved),
         "## Results",
@@ -91,8 +92,8 @@ def _results(results: Mapping | None, config: dict[str, Any]) -> str:
     if isinstance(standard, Mapping) and isinstance(standard.get("overall"), Mapping):
         parts.append(_losses(standard))
     if isinstance(paper, Mapping) and paper:
-        heading, *rows = table(paper)
-        parts.append("Benchmarks. " + " ".join(notes(paper)) + "\n\n" + _table(heading, rows))
+        heading, rows = table(paper)
+        parts.append("Benchmarks. " + " ".join(notes(paper)) + "\n\n" + markdown(heading, rows))
     if parts and (replaced := _replaced(results, config)):
         parts.insert(0, replaced)
     return "\n\n".join(parts) or NOT_MEASURED
@@ -107,7 +108,7 @@ def _losses(standard: Mapping) -> str:
     number, minutes = standard.get("streams"), standard.get("seconds", math.nan) / 60
     head = f"{number} recording{'s' * (number != 1)}, {minutes:.1f} minutes; losses in nats per step"
     intervals = "; in brackets 95 % intervals over recordings" if "[" in "".join(map("".join, rows)) else ""
-    return f"{head}{intervals}.\n\n" + _table(["", *(key.replace("_", " ") for key in columns)], rows)
+    return f"{head}{intervals}.\n\n" + markdown(["", *(key.replace("_", " ") for key in columns)], rows)
 
 
 def _replaced(results: Mapping, config: dict[str, Any]) -> str:
@@ -127,8 +128,3 @@ def _interval(found: Any) -> str:
         return ""
     low, high = found.get("low"), found.get("high")
     return f"{found['value']:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else "")
-
-
-def _table(heading: list[str], rows: list[list[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

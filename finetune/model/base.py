@@ -36,7 +36,7 @@ def load_base(args: TrainArgs, ctx: Context) -> tuple[LMModel, CheckpointInfo]:
     info = find_base_files(paths, weights=ctx.rank == 0)
     config_path = paths.config_path or f"{paths.hf_repo_id}/config.json"
     with reading(f"moshi_paths.config_path={config_path!r}: no model can be made from it"):
-        _check_base(info, args)
+        check_base(info, args)
         if ctx.rank != 0:
             return _make(info, args, None, "meta"), info
     with reading(
@@ -93,7 +93,12 @@ def lm_kwargs(info: CheckpointInfo) -> dict[str, Any]:
     return copy.deepcopy(loaders._lm_kwargs if info.lm_config is None else info.lm_config)
 
 
-def _check_base(info: CheckpointInfo, args: TrainArgs) -> None:
+def check_base(info: CheckpointInfo, args: TrainArgs) -> None:
+    """Whether a base model can be trained with `args`, as far as its configuration says.
+
+    Raises:
+        ConfigError: when it cannot.
+    """
     config = info.lm_config or {}
     if config.get("quantize"):
         raise ConfigError(

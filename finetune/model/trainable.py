@@ -1,4 +1,4 @@
-"""What trains, in which group and at which rate, and the optimizer that does it.
+"""What trains, in which group and at which rate.
 
 `parameter_groups` is the one place that decides; everything else (`requires_grad`, the optimizer, the table in the log,
 what a checkpoint of adapters holds) follows from it.
@@ -14,12 +14,17 @@ import moshi_patch
 from moshi_patch import stock_name
 
 from ..common.errors import ConfigError
-from ..settings.schema import TrainArgs
+from ..common.tables import columns
+from ..settings.schema import TrainArgs, TTTArgs
 from .adapters import lora_parameters
 
 TARGET_LR_MULTIPLE = 5.0
 """`ttt.optim_lr: null` is this multiple of `optim.lr`: target generators start at zero, beside weights that are trained
 already. On the recall task (docs/evidence_recall.md) it shortened the plateau before memory sets in."""
+
+
+FIRST_GROUPS = ("target_generators", "w_down")
+"""What trains from the first step on; the other groups wait for `ttt.first_steps`."""
 
 
 @dataclass
@@ -48,26 +53,31 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     - `embeddings` in full fine-tuning, and with `lora.ft_embed`;
     - `base`, the rest, in full fine-tuning. Condition providers never train.
 
+    The last three train at `ttt.stock_lr` where that is set. With `ttt.as_control` all of it trains but the target
+    generators, which a model without TTT does not have.
+
     Raises:
         ConfigError: when nothing would train.
     """
+    ttt, lr = args.ttt, args.optim.lr
+    with_ttt = ttt.enabled or ttt.as_control
     targets = set(moshi_patch.ttt_parameters(model).values())
-    w_down, idle_adapters = _down_projections(model)
-    text_lr = args.ttt.text_emb_lr
+    w_down, idle_adapters = _down_projections(model, ttt) if with_ttt else (set(), set())
+    text_lr, stock_lr = ttt.text_emb_lr, (ttt.stock_lr if with_ttt else None) or lr
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
-        ("target_generators", targets, args.ttt.optim_lr or TARGET_LR_MULTIPLE * args.optim.lr, args.ttt.enabled),
-        ("w_down", w_down, args.optim.lr, args.ttt.enabled and args.ttt.train_w_down),
-        ("frozen", idle_adapters if args.ttt.train_w_down else set(), 0.0, False),
-        ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, args.ttt.enabled),
-        ("adapters", set(lora_parameters(model).values()), args.optim.lr, args.lora.enable),
+        ("target_generators", targets, ttt.optim_lr or TARGET_LR_MULTIPLE * lr, ttt.enabled),
+        ("w_down", w_down, lr, ttt.train_w_down),
+        ("frozen", idle_adapters if ttt.train_w_down else set(), 0.0, False),
+        ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, with_ttt),
+        ("adapters", set(lora_parameters(model).values()), stock_lr, args.lora.enable),
         (
             "embeddings",
             _owned_by(model, ScaledEmbedding),
-            args.optim.lr,
+            stock_lr,
             args.full_finetuning or (args.lora.enable and args.lora.ft_embed),
         ),
-        ("base", set(model.parameters()), args.optim.lr, args.full_finetuning),
+        ("base", set(model.parameters()), stock_lr, args.full_finetuning),
     ]
     members: list[dict[str, nn.Parameter]] = [{} for _ in roles]
     for name, parameter in model.named_parameters():
@@ -93,9 +103,13 @@ def _text_embedding(model: nn.Module) -> set[nn.Parameter]:
     return found - set(lora_parameters(model).values())
 
 
-def _down_projections(model: nn.Module) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
-    """Of all TTT layers: the base weights of W_down, and the adapters on them."""
-    down = {p for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
+def _down_projections(model: nn.Module, ttt: TTTArgs) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
+    """Of all layers with TTT, or those that would have it: the base weights of W_down, and the adapters on them."""
+    gatings = list(moshi_patch.ttt_gatings(model).values())
+    if ttt.as_control:
+        names = {f"transformer.layers.{layer}.gating" for layer in ttt.layer_indices(len(model.transformer.layers))}
+        gatings = [module for name, module in model.named_modules() if stock_name(name) in names]
+    down = {parameter for gating in gatings for parameter in gating.linear_out.parameters()}
     adapters = down & set(lora_parameters(model).values())
     return down - adapters, adapters
 
@@ -107,14 +121,10 @@ def describe(groups: list[ParameterGroup], sizes: dict[str, int], total: int) ->
         sizes: number of values per parameter name, in the whole model; under FSDP a rank holds less.
         total: number of values of the whole model.
     """
-    rows = [("group", "tensors", "parameters", "learning rate")]
+    rows = []
     for group in groups:
         number = sum(sizes[name] for name in group.parameters)
         rows.append((group.name, str(len(group.parameters)), f"{number:,}", f"{group.lr:g}"))
     frozen = total - sum(sizes[name] for group in groups for name in group.parameters)
     rows.append(("(frozen)", "", f"{frozen:,}", "0"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return columns(["group", "tensors", "parameters", "learning rate"], rows)

@@ -2,21 +2,18 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
-from .limits import limited
+from .limits import limited, number
 
-
-def _argument(**default: Any) -> Any:
-    """A field that is an argument without a name on the command line."""
-    return field(**default, metadata={"positional": True})
+POSITIONAL = {"positional": True}
+"""Metadata of a field that is an argument without a name on the command line."""
 
 
 @dataclass
 class DoctorArgs:
     """Checks this machine and, if given, a checkpoint. Exits with 1 if anything failed, else with 0."""
 
-    checkpoint: str | None = _argument(default=None)
+    checkpoint: str | None = field(default=None, metadata=POSITIONAL)
     """a run (its newest checkpoint), a checkpoint of it, or an export"""
     base: str | None = None
     """the base model of adapters: a Hub repository, a folder like one, or its .safetensors file; null: as trained"""
@@ -30,9 +27,9 @@ class DoctorArgs:
 class ExportArgs:
     """Makes a folder that is served by its path, and uploaded to the Hub as it is."""
 
-    checkpoint: str = _argument()
+    checkpoint: str = field(metadata=POSITIONAL)
     """a run (its newest checkpoint), or a checkpoint of it"""
-    out: str = _argument()
+    out: str = field(metadata=POSITIONAL)
     """the folder to make; must not exist"""
     merge: bool = False
     """merge adapters into the base model"""
@@ -44,3 +41,19 @@ class ExportArgs:
     """title of the model card; null: the name of OUT"""
     eval: str | None = None
     """eval.json with results for the model card; null: that of this checkpoint, if there is one"""
+
+
+@dataclass
+class CheckArgs:
+    """Checks a dataset for all that training would stumble over. Exits with 1 if there was a problem, else with 0."""
+
+    data: list[str] = field(metadata=POSITIONAL)
+    """lists (.jsonl), or folders of lists"""
+    tokenizer: str | None = None
+    """text tokenizer of the model (a SentencePiece file): are the words known to it? null: not looked at"""
+    config: str | None = None
+    """config.json of the model, for its tokenizer and its text conditions; null: not looked at"""
+    duration: float | None = number(None, above=0, most=86_400)
+    """seconds of a segment (duration_sec of the training): how are files cut? null: not looked at"""
+    json: bool = False
+    """print all that was found as JSON"""

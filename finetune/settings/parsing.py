@@ -152,7 +152,7 @@ def unknown_key(name: str, value: Any, roots: tuple[type, ...]) -> ConfigError:
         return ConfigError(f"{name}={shown(value)}: is a section; set one of its keys: {_names(hint)}.")
     owner = _hint_of(section, roots[0]) if section else None
     place, owner = (f" in {section}", owner) if dataclasses.is_dataclass(owner) else ("", roots[0])
-    near = nearest_key(name, roots)
+    near = nearest_key(name, roots, section=isinstance(value, Mapping))
     question = f"did you mean {near!r}? " if near else ""
     found = name if value is None else f"{name}={shown(value)}"
     return ConfigError(f"{found}: unknown key; {question}Allowed{place}: {_names(owner)}.")

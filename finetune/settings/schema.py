@@ -101,6 +101,12 @@ class TTTArgs(TTTConfig):
     """a learning rate for the text embedding, which then trains whatever else does; null: as without TTT"""
     init_target: str = choice("identity", INITIAL_TARGETS)
     """where W_target of new target generators begins; readout: a map from the model's embeddings and text head"""
+    first_steps: int = whole(0, 0, MANY)
+    """steps at the start in which target generators and W_down alone train; then all else does too"""
+    stock_lr: float | None = number(None, above=0, most=1000)
+    """learning rate of all but target generators, W_down and the text embedding; null: optim.lr"""
+    as_control: bool = False
+    """with enabled false: train all that a run with TTT trains beside target generators; control sets it"""
 
 
 @dataclass
@@ -148,10 +154,16 @@ class TrainArgs:
     """save checkpoints"""
     num_ckpt_keep: int | None = whole(3, 1, MANY)
     """the newest so many checkpoints are kept; null: all"""
+    keep_best: bool = True
+    """keep the checkpoint with the lowest held-out loss too, and save one when an evaluation is the best"""
     eval_freq: int = whole(0, 0, MANY)
     """steps between two evaluations on data.eval_data; 0: at the end alone"""
     do_eval: bool = False
     """measure the held-out loss, with updates on and off"""
+    sample_freq: int = whole(1, 0, MANY)
+    """evaluations between two samples of what the model says; 0: none"""
+    control: bool = False
+    """afterwards train the same run without TTT, in run_dir/control, to see what TTT changes"""
     gradient_checkpointing: bool = True
     """recompute each layer in backward: less memory, more time"""
     wandb: WandbArgs = field(default_factory=WandbArgs)

@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
-import re
 from pathlib import Path
+
+from moshi_patch import wrong_repository
 
 from ..common.files import is_file
 from .limits import check_limits, require
@@ -41,6 +42,9 @@ def unusual_settings(args: TrainArgs) -> list[str]:
         "lora.ft_embed=True: has no effect without lora.enable.": args.lora.ft_embed and not args.lora.enable,
         f"ttt.chunk_size={chunk} of {steps:g} steps (duration_sec={duration:g}): less than half of a sequence is "
         "read with an updated weight; lower the one or raise the other.": args.ttt.enabled and steps < 2 * chunk,
+        "control=True: without do_eval the two runs are not compared while they train.": (
+            args.control and not args.do_eval
+        ),
         "param_dtype='float16': no loss scaling is done and gradients may underflow; bfloat16 is safer.": (
             args.param_dtype == "float16"
         ),
@@ -65,20 +69,8 @@ def check_moshi_paths(paths: MoshiPaths, *, weights: bool = True) -> None:
         exists = not local or is_file(Path(path.removeprefix("file://")))
         require(exists, key, path, "no such file; correct the path, or null for the repository's.")
     if paths.hf_repo_id is not None:
-        check_repository(paths.hf_repo_id, "moshi_paths.hf_repo_id")
-
-
-def check_repository(name: str, key: str) -> None:
-    """That `name` is a folder, or can be the name of a repository on the Hub.
-
-    Raises:
-        ConfigError: naming `key`, the setting that it is the value of.
-    """
-    if os.path.isdir(name):
-        return
-    require(not os.path.exists(name), key, name, "is a file; give the folder that it lies in.")
-    on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
-    require(on_hub is not None, key, name, "no such folder, and no name on the Hub, which would be OWNER/NAME.")
+        problem = wrong_repository(paths.hf_repo_id)
+        require(problem is None, "moshi_paths.hf_repo_id", paths.hf_repo_id, f"{problem}.")
 
 
 def _check_schedule(optim: OptimArgs, max_steps: int) -> None:
@@ -92,7 +84,12 @@ def _check_modes(args: TrainArgs) -> None:
     remedy = "contradicts lora.enable=True; set one of the two to false."
     require(not (full and args.lora.enable), "full_finetuning", full, remedy)
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    require(full or args.lora.enable or args.ttt.enabled, "full_finetuning", full, remedy)
+    w_down = args.ttt.as_control and args.ttt.train_w_down
+    require(full or args.lora.enable or args.ttt.enabled or w_down, "full_finetuning", full, remedy)
+    remedy = "contradicts ttt.enabled=True; a control is trained without TTT."
+    require(not (args.ttt.enabled and args.ttt.as_control), "ttt.as_control", True, remedy)
+    remedy = "there is nothing to control, as ttt.enabled is false; set it to false."
+    require(args.ttt.enabled or not args.control, "control", True, remedy)
     require(project != "", "wandb.project", project, "must not be empty; null turns Weights & Biases off.")
     installed = project is None or importlib.util.find_spec("wandb") is not None
     remedy = "wandb is not installed; `pip install wandb`, or set it to null."

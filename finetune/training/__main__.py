@@ -17,7 +17,9 @@ def main(argv: list[str], prog: str) -> None:
     from .trainer import train
 
     threading.excepthook = _failed_thread
-    train(args)
+    text = train(args)
+    if text:
+        print(text)
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:

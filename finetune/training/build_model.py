@@ -50,6 +50,7 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     moshi_patch.install()
     torch.manual_seed(args.seed)
     model, info = on_all_ranks(ctx, lambda: load_base(args, ctx))
+    logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
     if args.lora.enable:
         add_adapters(model, args.lora.rank, args.lora.scaling)
     if args.init_from is not None:  # also when resuming: frozen weights are saved with no checkpoint

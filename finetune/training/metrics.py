@@ -1,36 +1,32 @@
-"""What a run shows of itself: lines of JSON, tensorboard, Weights & Biases if wanted, and one picture at the end."""
+"""What a run logs: lines of JSON, curves and samples for tensorboard, Weights & Biases if wanted."""
 
 import json
 import logging
 import math
-import os
-import re
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.disk import writing
+from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import parse_object, read_json_lines, write_whole
 from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
-
-if TYPE_CHECKING:
-    from ..common.distributed import Context
-
-__all__ = ["Monitor", "read_metrics"]
+from .samples import Sample, write_sample
 
 logger = logging.getLogger(__name__)
 
-RELATIVE_DELTA = re.compile(r"ttt/(.+)/relative_delta")
+KINDS_OF_LINES = ("train", "eval", "recordings")
 
 
 class Monitor:
     """Writes the metrics of a run on rank 0; on other ranks every method does nothing.
 
     `metrics.train.jsonl` and `metrics.eval.jsonl` in `run_dir` hold one object per line: `step`, `time` (seconds since
-    1970) and the values; a value that is not finite is null. tensorboard's curves are in `run_dir/tensorboard`.
+    1970) and the values; a value that is not finite is null. `metrics.recordings.jsonl` holds what each held-out
+    recording added to the loss of an evaluation, its `shares`. tensorboard's curves are in `run_dir/tensorboard`.
 
     A run that goes back to an earlier step writes the steps after it again. The first line that is written, or
     `resume`, then moves the lines of that step and later ones to `metrics.train.replaced.jsonl`: no step is counted
@@ -41,7 +37,7 @@ class Monitor:
         DiskError: from every method but `close`, when the disk is full.
     """
 
-    def __init__(self, run_dir: Path, args: TrainArgs, ctx: "Context"):
+    def __init__(self, run_dir: Path, args: TrainArgs, ctx: Context):
         self.run_dir, self.active = Path(run_dir), ctx.rank == 0
         self._trimmed: set[str] = set()
         self._board: Any = None
@@ -57,23 +53,27 @@ class Monitor:
         """Metrics of training, after `step` optimizer steps."""
         self._write("train", step, values)
 
-    def eval(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of an evaluation, after `step` optimizer steps."""
+    def eval(self, step: int, values: dict[str, float], shares: dict[str, float] | None = None) -> None:
+        """Metrics of an evaluation, after `step` optimizer steps, and the shares of the recordings in its loss."""
+        if shares is not None:  # first: when there is a line of the evaluation, then there is one of its recordings
+            self._append("recordings", step, {"shares": shares})
         self._write("eval", step, values)
+
+    def sample(self, step: int, sample: Sample) -> None:
+        """A spoken and written sample, after `step` optimizer steps: WAV and text, and both in tensorboard."""
+        if not self.active:
+            return
+        path = write_sample(self.run_dir, step, sample)
+        if board := self._open_board(step):
+            with writing(path):
+                board.add_audio("sample/speech", sample.pcm.sum(0).clip(-1, 1), step, sample_rate=sample.rate)
+                board.add_text("sample/words", sample.in_words().replace("\n", "  \n"), step)
 
     def resume(self, step: int) -> None:
         """Sets aside the lines of steps after `step`, of which the run has now gone back; call it after loading."""
-        for kind in ("train", "eval") if self.active else ():
+        for kind in KINDS_OF_LINES if self.active else ():
             with writing(self._file(kind)):
                 self._trim(kind, step + 1)
-
-    def report(self) -> Path:
-        """Draws `report.png` in the run's folder from the two files, for the whole run. Returns its path."""
-        path = self.run_dir / "report.png"
-        if self.active:
-            with writing(path):
-                _draw(read_metrics(self._file("train")), read_metrics(self._file("eval")), path)
-        return path
 
     def close(self) -> None:
         """Ends tensorboard and Weights & Biases; what was written is on the disk.
@@ -95,18 +95,29 @@ class Monitor:
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         if not self.active:
             return
-        finite = {key: float(value) if math.isfinite(value) else None for key, value in values.items()}
+        self._append(kind, step, {key: float(value) if math.isfinite(value) else None for key, value in values.items()})
+        named = {key if "/" in key else f"{kind}/{key}": value for key, value in values.items()}
+        if board := self._open_board(step):
+            with writing(self.run_dir / "tensorboard"):
+                for key, value in named.items():
+                    board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(named, step=step)
+
+    def _append(self, kind: str, step: int, content: dict[str, Any]) -> None:
+        if not self.active:
+            return
         with writing(self._file(kind)):
             if kind not in self._trimmed:
                 self._trim(kind, step)
             with self._file(kind).open("a") as file:
-                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-            if self._board is None:
+                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **content}) + "\n")
+
+    def _open_board(self, step: int) -> Any:
+        if self._board is None:
+            with writing(self.run_dir / "tensorboard"):
                 self._board = _start_tensorboard(self.run_dir, step)
-            for key, value in values.items() if self._board else ():
-                self._board.add_scalar(key if "/" in key else f"{kind}/{key}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({key if "/" in key else f"{kind}/{key}": value for key, value in values.items()}, step=step)
+        return self._board
 
     def _trim(self, kind: str, step: int) -> None:
         """Moves the lines of `step` and later, and a line cut off by a kill, to the file of what was replaced."""
@@ -173,62 +184,3 @@ def _start_wandb(run_dir: Path, args: TrainArgs) -> Any:
         dir=str(run_dir),
         config=to_dict(args),
     )
-
-
-def _draw(train: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 11), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, delta, rate = figure.subplots(3, 1)
-    for axes, title, unit in (
-        (loss, "Loss", "nats"),
-        (delta, "Relative delta of the fast weights, per layer", "‖delta‖ / ‖W_down‖"),
-        (rate, "Learning rates", "rate"),
-    ):
-        axes.set(title=title, xlabel="optimizer step", ylabel=unit)
-        axes.grid(alpha=0.3)
-    for key in filter(_is_loss, _keys(train)):
-        _plot(loss, train, key, key if "/" in key else f"train/{key}", "-")
-    for key in filter(_is_loss, _keys(evaluation)):
-        _plot(loss, evaluation, key, key if "/" in key else f"eval/{key}", "o--")
-    for entries, style in ((train, "-"), (evaluation, "o--")):
-        for key in _keys(entries):
-            if match := RELATIVE_DELTA.search(key):
-                _plot(delta, entries, key, match[1], style)
-    for key in filter(_is_rate, _keys(train)):
-        _plot(rate, train, key, key, "-")
-    values = [value for line in delta.get_lines() for value in line.get_ydata()]
-    if values and min(values) > 0:
-        delta.set_yscale("log")
-    for axes in (loss, delta, rate):
-        if axes.get_lines():
-            axes.legend(fontsize="small")
-        else:
-            axes.text(0.5, 0.5, "nothing was logged", ha="center", transform=axes.transAxes)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
-
-
-def _plot(axes: Any, entries: list[dict[str, Any]], key: str, label: str, style: str) -> None:
-    points = [(entry["step"], entry[key]) for entry in entries if isinstance(entry.get(key), (int, float))]
-    if points:
-        axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
-
-
-def _keys(entries: list[dict[str, Any]]) -> list[str]:
-    """All keys of the values, in the order of their first appearance."""
-    return [key for key in dict.fromkeys(key for entry in entries for key in entry) if key not in ("step", "time")]
-
-
-def _is_loss(key: str) -> bool:
-    """`loss`, `eval/loss_updates_off`, `text_loss`."""
-    name = key.split("/")[-1]
-    return name == "loss" or name.startswith("loss_") or name.endswith("_loss")
-
-
-def _is_rate(key: str) -> bool:
-    """`lr`, `lr/targets`, `optim/lr`, `lr_targets`."""
-    return any(part == "lr" or part.startswith("lr_") or part.endswith("_lr") for part in key.split("/"))

@@ -5,11 +5,14 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from ..model.trainable import ParameterGroup
-from ..settings.schema import TrainArgs
+from ..model.trainable import FIRST_GROUPS, ParameterGroup
+from ..settings.schema import OptimArgs, TTTArgs
+
+BETAS, EPS = (0.9, 0.95), 1e-8
 
 
 class MasterAdamW(AdamW):
@@ -60,21 +63,29 @@ def _is_low(parameter: torch.Tensor) -> bool:
     return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
-def build_optimizer(groups: list[ParameterGroup], args: TrainArgs) -> tuple[AdamW, OneCycleLR]:
-    """AdamW with one group of its own per `ParameterGroup`, and OneCycleLR over `args.max_steps`, as moshi-finetune."""
+def build_optimizer(groups: list[ParameterGroup], optim: OptimArgs, max_steps: int) -> tuple[AdamW, OneCycleLR]:
+    """AdamW with one group of its own per `ParameterGroup`, and OneCycleLR over `max_steps`, as moshi-finetune."""
     optimizer = MasterAdamW(
         [{"params": list(group.parameters.values()), "lr": group.lr, "name": group.name} for group in groups],
         betas=BETAS,
         eps=EPS,
-        weight_decay=args.optim.weight_decay,
+        weight_decay=optim.weight_decay,
     )
     rates = [group.lr for group in groups]
-    return optimizer, OneCycleLR(optimizer, rates, total_steps=args.max_steps, pct_start=args.optim.pct_start)
+    return optimizer, OneCycleLR(optimizer, rates, total_steps=max_steps, pct_start=optim.pct_start)
 
 
-def learning_rates(optimizer: AdamW) -> Iterator[tuple[str, float]]:
-    """Name and present learning rate of each group."""
-    return ((group["name"], float(group["lr"])) for group in optimizer.param_groups)
+def learning_rates(optimizer: AdamW, ttt: TTTArgs, step: int) -> Iterator[tuple[str, float]]:
+    """Name and learning rate of each group in the update after `step`; 0 while it waits."""
+    return (
+        (group["name"], 0.0 if _waits(group, ttt, step) else float(group["lr"])) for group in optimizer.param_groups
+    )
 
 
-BETAS, EPS = (0.9, 0.95), 1e-8
+def waiting_parameters(optimizer: AdamW, ttt: TTTArgs, step: int) -> Iterator[nn.Parameter]:
+    """What does not train yet in the update after `step`: see `ttt.first_steps`."""
+    return (parameter for group in optimizer.param_groups if _waits(group, ttt, step) for parameter in group["params"])
+
+
+def _waits(group: dict[str, Any], ttt: TTTArgs, step: int) -> bool:
+    return step < ttt.first_steps and group["name"] not in FIRST_GROUPS

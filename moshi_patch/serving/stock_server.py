@@ -6,6 +6,7 @@ Nothing of the stock server is replaced: its application is caught on the way to
 import argparse
 import contextlib
 import errno
+import functools
 import inspect
 import logging
 import os
@@ -17,8 +18,12 @@ from typing import Any, NamedTuple
 
 import moshi
 from aiohttp import web
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import HfHubHTTPError
+from moshi.models import loaders
 from torch import nn
 
+from ..errors import in_one_line
 from .access import Access, parse_origin
 from .conversations import STATUS_PATH, Conversations
 from .kept_memory import KeptMemory
@@ -37,6 +42,7 @@ class Options(NamedTuple):
         allow_origin: origins of pages of other sites that may use the server.
         host, port: what it listens on.
         gradio_tunnel: whether it is reached through a tunnel too.
+        static: folder of the page, or `none`; None: moshi's own page.
     """
 
     memory: Path | None = None
@@ -45,6 +51,7 @@ class Options(NamedTuple):
     host: str = "localhost"
     port: int = 8998
     gradio_tunnel: bool = False
+    static: str | None = None
 
 
 def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
@@ -76,22 +83,23 @@ def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     folder = known.memory and known.memory.resolve().parent
     if folder and (known.memory.is_dir() or not os.access(folder, os.W_OK)):
         parser.error(f"--memory {known.memory}: must be a file in a folder that exists and can be written to")
+    stock = stock_options(rest)
     if {"-h", "--help"} & set(rest):
         parser.print_help()  # and the stock server prints its own
     else:
-        address = stock_address(rest)
-        problem = address_problem(address.host, address.port)
+        problem = address_problem(stock.host, stock.port)
         if problem:
             parser.error(problem)
-    return Options(known.memory, known.idle_timeout, tuple(known.allow_origin), **vars(address)), rest
+    return Options(known.memory, known.idle_timeout, tuple(known.allow_origin), **vars(stock)), rest
 
 
-def stock_address(arguments: Sequence[str]) -> argparse.Namespace:
-    """What the stock server will make of the arguments that say where it is reached."""
+def stock_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the stock server will make of the arguments that say where it is reached, and with which page."""
     parser = argparse.ArgumentParser(prog="python -m moshi_patch moshi.server", usage=argparse.SUPPRESS, add_help=False)
     parser.add_argument("--host", default=Options._field_defaults["host"])
     parser.add_argument("--port", default=Options._field_defaults["port"], type=int)
     parser.add_argument("--gradio-tunnel", action="store_true")
+    parser.add_argument("--static")
     return parser.parse_known_args(arguments)[0]
 
 
@@ -108,6 +116,16 @@ def address_problem(host: str, port: int) -> str | None:
         return f"--port {port}: another program listens there already; stop it, or choose another port"
     if all(problems):
         return f"--host {host} --port {port}: cannot listen there ({os.strerror(problems[0])})"
+    return None
+
+
+def page_problem() -> str | None:
+    """Why moshi's own page, which is on the Hub, cannot be served; None once it is on this machine."""
+    try:
+        hf_hub_download("kyutai/moshi-artifacts", "dist.tgz")
+    except (OSError, HfHubHTTPError) as error:
+        reason = in_one_line(error)
+        return f"moshi's page cannot be fetched from the Hub ({reason}): --static none serves without it"
     return None
 
 
@@ -134,10 +152,9 @@ def add_conversations(options: Options) -> Iterator[None]:
     Raises:
         SystemExit: with a reason, when the memory or the address cannot be used.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("moshi_patch").setLevel(logging.INFO)
+    show_log()
     memory = options.memory and KeptMemory(options.memory)
-    stock = web.run_app
+    stock, stock_find = web.run_app, loaders.CheckpointInfo.from_hf_repo
 
     def run_app(app: web.Application, *args: Any, **kwargs: Any) -> None:
         Access(options.host, options.allow_origin, options.gradio_tunnel).attach(app)
@@ -153,15 +170,31 @@ def add_conversations(options: Options) -> Iterator[None]:
         with ending_in_one_line(f"--host {options.host} --port {options.port}: "):
             stock(app, *args, **kwargs)
 
+    @functools.wraps(stock_find)
+    def find_checkpoint(*args: Any, **kwargs: Any) -> loaders.CheckpointInfo:
+        info = stock_find(*args, **kwargs)
+        problem = None if options.static else page_problem()
+        return sys.exit(problem) if problem else info  # before any weights are read
+
     with contextlib.ExitStack() as stack:
         if memory:
             with ending_in_one_line():
                 stack.enter_context(memory.held())
-        web.run_app = run_app
+        web.run_app, loaders.CheckpointInfo.from_hf_repo = run_app, staticmethod(find_checkpoint)
         try:
             yield
         finally:
-            web.run_app = stock
+            web.run_app, loaders.CheckpointInfo.from_hf_repo = stock, staticmethod(stock_find)
+
+
+def show_log() -> None:
+    """Has what this package logs printed, on a program's standard error, unless it is already."""
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.setLevel(logging.INFO)
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        package.addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ STREAM = SHORT | {"steps": 2, "batch": 2, "eval_batch": 4, "stream_windows": 18,
 @pytest.mark.parametrize("kind", ["fresh", "silence", "own"])
 def test_a_stream_hears_what_it_says_between_the_parts(kind):
     settings = Settings(**STREAM, stream=kind)
-    text, speaker, starts = stream.script(settings, torch.Generator().manual_seed(0))
+    text, drawn, starts = stream.script(settings, torch.Generator().manual_seed(0))
     filler, part, gap = stream.unit(settings)
     assert (filler + 2 * part + gap) % settings.window == 0
     assert text.shape[1] == len(starts) * (filler + 2 * part + gap)
@@ -143,7 +143,7 @@ def test_a_stream_hears_what_it_says_between_the_parts(kind):
         assert torch.equal(told, text[:, start + filler + part + gap : start + filler + 2 * part + gap])
         between = text[:, start : start + filler]
         assert (between == stream.SILENCE).all() == (kind == "silence")
-        assert speaker[start : start + filler].bool().all() == (kind == "own")
+        assert drawn[start : start + filler].all() == (kind == "own")
 
 
 def test_a_stream_reports_a_growing_delta_which_decay_makes_smaller_and_none_without_updates():

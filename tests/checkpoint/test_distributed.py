@@ -47,7 +47,7 @@ def prepare(folder: Path, ctx: Context, mode: str) -> tuple[Checkpointer, TrainS
     config = lm_config(args) | {"positional_embedding": "none"}
     if ctx.world_size > 1:
         model = shard(model, ctx, parts=not args.full_finetuning)
-    parts = build_optimizer(parameter_groups(model, args), args)
+    parts = build_optimizer(parameter_groups(model, args), args.optim, args.max_steps)
     return Checkpointer(folder, args, config, ctx), TrainState(0, model, *parts, Place())
 
 

@@ -12,14 +12,14 @@ from finetune.evaluation.__main__ import main as evaluate
 from finetune.export.__main__ import main as export
 from finetune.training.__main__ import main as train
 from tests.support.text_tokenizers import write_tokenizer
-from tests.support.tiny_repository import DATA, build_repo
+from tests.support.tiny_repository import DATA
 from tests.support.training_runs import settings_for
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(ttt_repo, tmp_path_factory):
     """A model as an export leaves it: its weights, Mimi and the tokenizer in one folder. Never written to."""
-    folder = build_repo(tmp_path_factory.mktemp("exported"))
+    folder = shutil.copytree(ttt_repo, tmp_path_factory.mktemp("exported") / "folder")
     config = json.loads((folder / "config.json").read_text())
     (folder / config["moshi_name"]).rename(folder / "consolidated.safetensors")
     (folder / "config.json").write_text(json.dumps(config | {"moshi_name": "consolidated.safetensors"}))

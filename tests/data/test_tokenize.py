@@ -15,11 +15,11 @@ from moshi.conditioners.text import LUTConditioner
 
 from finetune.data.broken import BrokenItem
 from finetune.data.encode import encode
-from finetune.data.interleave import text_row
 from finetune.data.loader import TrainLoader
 from finetune.data.manifest import read_entries, read_transcript
 from finetune.data.resample import resample
 from finetune.data.segments import Segment
+from finetune.data.text_row import text_row
 from finetune.data.tokenize import SpeechTokenizer
 from finetune.model.loss import compute_loss
 from tests.support.datasets import DEP_Q, FRAME, MAIN, N_Q, RATE, USER, make_tokenizer, run_args, write_dataset

@@ -14,7 +14,7 @@ from finetune.common.errors import ConfigError
 from finetune.data.broken import BrokenData
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
-from finetune.evaluation.settings import parse_command_line
+from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.export.export import Options, export
 from tests.support.evaluations import MODES, command_line, make_runs, results, start
 from tests.support.tiny_repository import DATA, build_repo

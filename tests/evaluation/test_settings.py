@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from finetune.common.errors import ConfigError
-from finetune.evaluation.settings import parse_command_line
+from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.settings.record import to_dict
 from finetune.settings.schema import TrainArgs
 

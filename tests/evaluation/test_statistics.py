@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.evaluation.statistics import MEASURES, Sums, intervals, means, summary
+from finetune.evaluation.statistics import Sums, intervals, mean_interval, summary
 from finetune.model.loss import LossParts
 
 
@@ -58,10 +58,23 @@ def test_long_items_count_by_their_length():
     assert summary(sums)["text_loss"] == pytest.approx(410 / 210)
 
 
-def test_the_seed_decides_and_a_single_item_has_no_interval():
+def test_the_seed_decides():
     sums, control = random_sums(7), random_sums(7, seed=1)
     assert intervals(sums, control, 250, seed=3) == intervals(sums, control, 250, seed=3)
     assert intervals(sums, control, 250, seed=3) != intervals(sums, control, 250, seed=4)
-    alone = intervals(Sums(sums.nats[:1], sums.weights[:1]), None, 250, seed=3)
-    assert all(alone[name]["low"] is None and alone[name]["high"] is None for name in MEASURES)
-    assert alone["loss"]["value"] == pytest.approx(means(sums.nats[0], sums.weights[0])["loss"])
+
+
+@pytest.mark.parametrize(("number", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_fewer_than_five_recordings_have_no_interval(number, has_interval):
+    sums = random_sums(number)
+    for found in (intervals(sums, None, 250, seed=3), intervals(sums, random_sums(number, seed=1), 250, seed=3)):
+        assert {(one["low"] is not None, one["high"] is not None) for one in found.values()} == {(has_interval,) * 2}
+    assert intervals(sums, None, 250, seed=3)["loss"]["value"] == pytest.approx(summary(sums)["loss"])
+    assert (mean_interval(np.arange(number), seed=0, samples=50)["low"] is not None) == has_interval
+
+
+def test_streams_cut_from_one_recording_are_one_item():
+    parts = [[[1.0, 2.0], [1.0, 1.0]], [[3.0, 4.0], [2.0, 1.0]], [[5.0, 6.0], [1.0, 1.0]]]
+    sums = Sums.of(parts, ["long.wav", "short.wav", "long.wav"])
+    assert sums.nats.tolist() == [[6.0, 8.0], [3.0, 4.0]]
+    assert sums.weights.tolist() == [[2.0, 2.0], [2.0, 1.0]]

@@ -63,7 +63,9 @@ def saved(repo, tmp_path):
         # Earlier versions saved adapters over a base with adapters of its own, too.
         built = build_model(args if base == repo else replace(args, save_adapters=False), CTX)
         randomise_targets(built.model)
-        state = TrainState(0, built.model, *build_optimizer(parameter_groups(built.model, args), args), Place())
+        state = TrainState(
+            0, built.model, *build_optimizer(parameter_groups(built.model, args), args.optim, args.max_steps), Place()
+        )
         advance(state, 2)
         Checkpointer(tmp_path / "run", args, built.lm_config, CTX).save(state)
         return tmp_path / "run"

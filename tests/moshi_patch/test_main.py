@@ -6,12 +6,9 @@ import sys
 
 import pytest
 import torch
-from huggingface_hub.utils import EntryNotFoundError
-from moshi.models import loaders
 
 import moshi_patch
 from moshi_patch.__main__ import main, without_cuda
-from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
@@ -104,31 +101,3 @@ def test_where_there_is_cuda_waiting_for_it_stays_as_it_is(monkeypatch):
     stock = torch.cuda.synchronize
     with without_cuda():
         assert torch.cuda.synchronize is stock
-
-
-def test_a_folder_serves_as_a_repository(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    stock = loaders.hf_hub_download
-    with local_repositories():
-        path = loaders.hf_hub_download(str(tmp_path), "config.json", revision=None)
-        assert path == str(tmp_path / "config.json")
-    assert loaders.hf_hub_download is stock
-
-
-def test_a_file_missing_from_the_folder_is_named_with_the_folder(tmp_path):
-    with local_repositories():
-        with pytest.raises(EntryNotFoundError):  # what moshi expects of a repository without config.json
-            loaders.hf_hub_download(str(tmp_path), "config.json")
-        with (
-            pytest.warns(UserWarning, match=r"no config\.json"),
-            pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*model\.safetensors"),
-        ):
-            loaders.CheckpointInfo.from_hf_repo(str(tmp_path))
-
-
-def test_the_name_of_a_repository_still_goes_to_the_hub(monkeypatch):
-    asked = []
-    monkeypatch.setattr(loaders, "hf_hub_download", lambda *args, **kwargs: asked.append((args, kwargs)))
-    with local_repositories():
-        loaders.hf_hub_download("some/repository", "config.json", revision="main")
-    assert asked == [(("some/repository", "config.json"), {"revision": "main"})]

@@ -17,7 +17,11 @@ pytestmark = pytest.mark.usefixtures("patched")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"ttt_delta_clip": 0.05, "ttt_decay": 0.9}], ids=["plain", "clip_and_decay"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ttt_delta_clip": 0.05, "ttt_decay": 0.9}, {"ttt_update": "residual", "ttt_decay": 0.9}],
+    ids=["plain", "clip_and_decay", "residual"],
+)
 def test_what_was_saved_in_the_middle_of_a_chunk_comes_back_bit_for_bit(tmp_path, dtype, options):
     model = streaming_model(dtype=dtype, **options)
     saved = snapshot(model)
@@ -78,11 +82,13 @@ def test_a_link_stays_a_link(tmp_path):
     [
         ({"ttt_learning_rate": 0.1}, r"ttt_learning_rate is 0\.2 in the file and 0\.1 in the model"),
         ({"ttt_chunk_size": 4}, r"ttt_chunk_size is 5 in the file and 4 in the model"),
+        ({"ttt_update": "residual"}, r"ttt_update is 'hebbian' in the file and 'residual' in the model"),
+        ({"ttt_target_gain": 2.0}, r"ttt_target_gain is 1\.0 in the file and 2\.0 in the model"),
         ({"ttt_layers": [1, 2]}, r"layers is \['transformer\.layers\.1\.gating', 'transformer\.layers\.3\.gating'\]"),
         ({"seed": 1}, r"weights differ: .* \(and \d+ more\) of \d+"),
         ({"dtype": torch.float32}, r"weights differ: .* \(and \d+ more\) of \d+"),
     ],
-    ids=["learning_rate", "chunk_size", "layers", "weights", "dtype"],
+    ids=["learning_rate", "chunk_size", "update", "gain", "layers", "weights", "dtype"],
 )
 def test_a_memory_of_another_model_is_refused_with_the_difference_and_nothing_changes(tmp_path, overrides, reason):
     moshi_patch.save_memory(streaming_model(), tmp_path / "memory")
@@ -101,6 +107,21 @@ def test_a_single_bit_of_any_weight_makes_it_another_model(tmp_path, key):
         model.state_dict()[key].view(torch.int16)[-1, -1] ^= 1
     with pytest.raises(ValueError, match=f"weights differ: {key} of"):
         moshi_patch.load_memory(model, tmp_path / "memory")
+
+
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_a_memory_from_before_there_was_another_update_is_one_of_the_first(tmp_path, update):
+    path, model = tmp_path / "memory", streaming_model()
+    known = moshi_patch.fingerprint(model)
+    assert [known["settings"].pop(key) for key in ("ttt_update", "ttt_target_gain")] == ["hebbian", 1.0]
+    moshi_patch.save_memory(model, path, known)
+    other = streaming_model(steps=7, ttt_update=update)
+    if update == "hebbian":
+        moshi_patch.load_memory(other, path)
+        assert_same(snapshot(other), snapshot(model))
+    else:
+        with pytest.raises(ValueError, match=r"ttt_update is 'hebbian' in the file and 'residual' in the model\.$"):
+            moshi_patch.load_memory(other, path)
 
 
 def test_the_same_layers_selected_in_another_way_are_the_same_model(tmp_path):

@@ -14,7 +14,7 @@ import moshi_ttt
 from finetune.common import program as program_module
 from finetune.common.errors import ConfigError
 from finetune.settings.command_line import SettingsParser, parse
-from finetune.settings.commands import DoctorArgs, ExportArgs
+from finetune.settings.commands import CheckArgs, DoctorArgs, ExportArgs
 from finetune.settings.evaluation import EvalArgs
 from finetune.settings.limits import settings_of
 from finetune.settings.schema import TrainArgs
@@ -25,6 +25,7 @@ SCHEMAS = {
     "finetune.evaluation.__main__": EvalArgs,
     "finetune.doctor.__main__": DoctorArgs,
     "finetune.export.__main__": ExportArgs,
+    "finetune.data.__main__": CheckArgs,
 }
 PROGRAMS = [module for module, _ in moshi_ttt.COMMANDS.values()]
 

@@ -106,6 +106,9 @@ def test_defaults_are_those_of_the_format_page():
         "save_adapters": True,
         "do_ckpt": True,
         "num_ckpt_keep": 3,
+        "keep_best": True,
+        "sample_freq": 1,
+        "control": False,
         "eval_freq": 0,
         "do_eval": False,
         "gradient_checkpointing": True,
@@ -115,7 +118,8 @@ def test_defaults_are_those_of_the_format_page():
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
         "ttt": dataclasses.asdict(TTTConfig())
-        | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"},
+        | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"}
+        | {"first_steps": 0, "stock_lr": None, "as_control": False},
         "checkpoint": {"resume": False, "resume_step": -1},
         "init_from": None,
     }

@@ -73,7 +73,7 @@ def state_of(args: TrainArgs, model: torch.nn.Module) -> TrainState:
     for group in groups:
         for parameter in group.parameters.values():
             parameter.requires_grad_(True)
-    return TrainState(0, model, *build_optimizer(groups, args), Place())
+    return TrainState(0, model, *build_optimizer(groups, args.optim, args.max_steps), Place())
 
 
 def advance(state: TrainState, steps: int = 1) -> list[float]:

@@ -9,7 +9,7 @@ from moshi.models import LMModel, MimiModel, loaders
 from example.tiny_repo import LM
 from finetune.common.distributed import Context
 from finetune.evaluation.published.evaluate import evaluate_paper
-from finetune.evaluation.results import ResultStore
+from finetune.evaluation.result_store import ResultStore
 from finetune.settings.evaluation import EvalArgs, PaperArgs
 from tests.support.models import randomise_targets
 from tests.support.tiny_repository import build_repo

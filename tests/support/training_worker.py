@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from finetune.common.errors import ConfigError, DiskError
 from finetune.data.broken import BrokenData
 from finetune.settings.record import from_dict
-from finetune.training import trainer
+from finetune.training import trainer, update
 
 DIVERGES = "poison_step"
 """In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
@@ -47,7 +47,7 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
     reports: list[dict] = []
     unreadable: str | None = None
     loses: str | None = None
-    build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, trainer.forward_loss
+    build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, update.forward_loss
 
     def watched_build(args, ctx):
         built = build(args, ctx)
@@ -84,7 +84,7 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
                 parts.sums.mul_(float("nan"))
             return parts
 
-        trainer.forward_loss = loss
+        update.forward_loss = loss
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/rendezvous{number}",

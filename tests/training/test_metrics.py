@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.figure
-import matplotlib.image
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -53,7 +51,6 @@ def test_only_rank_0_writes(tmp_path):
     run = monitor(tmp_path / "run", rank=1)
     write(run, 1, 2)
     run.resume(1)
-    run.report()
     run.close()
     assert not (tmp_path / "run").exists()
 
@@ -116,30 +113,6 @@ def test_without_tensorboard_the_files_are_written_and_one_warning(tmp_path, mon
     assert steps(tmp_path / "metrics.train.jsonl") == [1, 2, 3, 4]
     assert caplog.text.count("tensorboard") == 2  # in one line
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
-
-
-def test_the_report_shows_losses_deltas_and_rates(tmp_path, monkeypatch):
-    run = monitor(tmp_path)
-    write(run, 1, 6)
-    run.train(7, {"loss": float("inf")})
-    drawn = []
-    plain = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda f, *a, **k: (drawn.append(f), plain(f, *a, **k)))
-    path = run.report()
-    assert path == tmp_path / "report.png"
-    picture = matplotlib.image.imread(path)
-    assert picture.shape[0] > 1000
-    assert picture[..., :3].std() > 0.05
-    loss, delta, rate = ({line.get_label(): line for line in axes.get_lines()} for axes in drawn[0].axes)
-    assert loss.keys() == {"train/loss", "eval/loss", "eval/loss_updates_off"}
-    assert list(loss["train/loss"].get_xdata()) == [1, 2, 3, 4, 5, 6]
-    assert list(loss["eval/loss_updates_off"].get_ydata()) == pytest.approx([1.0, 0.5, 1 / 3])
-    assert delta.keys() == {"layers.1", "layers.3"}
-    assert rate.keys() == {"lr/adapters"}
-
-
-def test_a_report_of_nothing_is_a_picture_too(tmp_path):
-    assert matplotlib.image.imread(monitor(tmp_path).report()).shape[0] > 1000
 
 
 def test_wandb_is_asked_for_only_by_a_project_and_missing_it_is_an_error(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_resumed_run_on_real_speech_equals_one_that_never_stopped(tmp_path, re
         tokenizer = SpeechTokenizer.for_model(
             built.model, built.info.get_mimi(), built.info.get_text_tokenizer(), duration_sec=args.duration_sec
         )
-        parts = build_optimizer(parameter_groups(built.model, args), args)
+        parts = build_optimizer(parameter_groups(built.model, args), args.optim, args.max_steps)
         state = TrainState(0, built.model, *parts, TrainLoader(args, tokenizer))
         return Checkpointer(tmp_path, args, built.lm_config, CTX), state
 

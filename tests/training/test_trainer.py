@@ -19,9 +19,10 @@ from finetune.settings.validation import validate
 from finetune.training import activity as activity_module
 from finetune.training.batch_loss import batch_counts, forward_loss
 from finetune.training.held_out import difference, evaluate
-from finetune.training.run_dir import open_run_dir
+from finetune.training.run_dir import RunDir
+from finetune.training.signals import StopSignals
 from finetune.training.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
-from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT
 from tests.support.training_runs import metrics, settings_for
 
 ONE = Context(0, 1, 0, torch.device("cpu"))
@@ -32,9 +33,9 @@ def _patched(patched):
     """Training installs the patch for good; here it is gone after each test."""
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
+@pytest.fixture
+def repo(stock_repo) -> Path:
+    return stock_repo
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def trainer(repo, tmp_path):
         args = from_dict(settings_for(repo, tmp_path / f"run{len(made)}", **changes))
         validate(args)
         ctx = setup()
-        made.append(Trainer(args, ctx))
+        made.append(Trainer(args, ctx, RunDir(args), StopSignals()))
         return made[-1]
 
     yield make
@@ -89,7 +90,9 @@ def test_a_run_lowers_the_loss_and_logs_what_it_does(repo, tmp_path, changes):
         assert evaluations[1]["ttt_reliance"] == pytest.approx(reliance, abs=1e-5)
     assert (run / "report.png").is_file()
     assert yaml.safe_load((run / "args.yaml").read_text())["optim"]["lr"] == 3e-3
-    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["checkpoint_000012"]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["best.json", "checkpoint_000006", "checkpoint_000012"]
+    assert (run / "samples" / "step_000012.wav").is_file()
 
 
 def test_a_text_embedding_that_trains_is_saved_with_the_adapters_and_resuming_without_it_is_refused(repo, tmp_path):
@@ -141,7 +144,7 @@ def test_an_existing_run_is_never_overwritten_nor_deleted(repo, tmp_path, monkey
     monkeypatch.setattr("finetune.training.trainer.build_model", lambda *_: pytest.fail("loaded a model first"))
     with pytest.raises(ConfigError, match=r"run_dir=.*exists already.*--resume.*overwrite_run_dir"):
         train(from_dict(settings_for(repo, run)))
-    assert open_run_dir(from_dict(settings_for(repo, run, overwrite_run_dir=True))) == run
+    assert RunDir(from_dict(settings_for(repo, run, overwrite_run_dir=True))).start() == run
     assert not (run / "precious").exists()
     assert [(folder / "precious").read_text() for folder in tmp_path.glob("run.*")] == ["weights"]
 
@@ -247,6 +250,10 @@ def test_from_the_command_line(repo, tmp_path):
     done = command(file, "--optim.lr", "1e-2", "--log_freq=2")
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in metrics(tmp_path / "run")] == [2]
+    assert "it/s" not in done.stderr, "there is no bar where there is no terminal"
+    assert "step: 000002 - done (%): 100.0 - loss: " in done.stderr
+    assert "Whether TTT helps is not known" in done.stdout
+    assert not done.stdout.startswith("[Gloo]")
     for line in ("target_generators", "w_down", "adapters", "(frozen)"):
         assert f"\n{line}" in done.stderr
     refused = command("--config", file, "--ttt.chunk_sise", "8")

@@ -10,7 +10,7 @@ import torch
 from finetune.data.broken import BrokenData
 from finetune.settings.record import from_dict
 from finetune.training.trainer import Trainer, TrainingDiverged, train
-from tests.support.tiny_repository import DATA, build_repo
+from tests.support.tiny_repository import DATA
 from tests.support.training_runs import metrics, settings_for
 
 
@@ -19,9 +19,9 @@ def _patched(patched):
     """Training installs the patch for good; here it is gone after each test."""
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
+@pytest.fixture
+def repo(stock_repo) -> Path:
+    return stock_repo
 
 
 def test_a_run_that_diverges_leaves_its_last_good_checkpoint(repo, tmp_path, monkeypatch):

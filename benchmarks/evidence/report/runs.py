@@ -1,4 +1,4 @@
-"""The list of what was run: how many runs, on what, how long, and what is missing."""
+"""Lists what was run: how many runs, on which machines, how long, and what is missing."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .blocks import block
 
 @block
 def bookkeeping(results: Results) -> str:
-    """How many runs, on what, how long; what diverged, failed or was left out."""
+    """How many runs, on which machines, how long; what diverged, failed or was left out."""
     lines = list(results.lines.values())
     if not lines:
         return "No run yet."

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ..results import Line, Results, mean, spread, values
+from ..settings import STREAMS
 from .blocks import block, table
 
 STREAM_CELLS = {
@@ -16,7 +17,7 @@ STREAM_CELLS = {
 }
 """Cells of long streams, and how their models were trained."""
 
-HEARD = ("fresh", "silence", "own")
+HEARD = STREAMS[1:]
 """What a stream hears between the parts that return, as in `Settings.stream`."""
 
 

@@ -1,19 +1,18 @@
 """All published benchmarks that an evaluation names."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from moshi.models.lm import LMModel
 
 from ...common.distributed import Context
 from ...settings.evaluation import EvalArgs
-from ..recordings import BASELINE
-from ..results import ResultStore
+from ..conditions import BASELINE
+from ..result_store import ResultStore
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .longform import score_longform
 from .pairs import score_pairs
-from .sets import KINDS, load_files, load_pairs
+from .sets import FOLDERS_OF_PAIRS, load_files, load_pairs
 
 
 def evaluate_paper(
@@ -43,11 +42,11 @@ def evaluate_paper(
     likelihood = Likelihood(model, args)
     scorers = [(likelihood, MonoTokenizer.for_model(model, mimi))]
     if baseline is not None:
-        beside = Likelihood(baseline, args, {BASELINE: nullcontext})
+        beside = Likelihood(baseline, args, (BASELINE,))
         scorers.append((beside, MonoTokenizer.for_model(baseline, mimi)))
     paths = {name: getattr(args.paper, name) for name in args.paper.sets()}
-    found = {name: load_pairs(name, path, args.paper.split) for name, path in paths.items() if name in KINDS}
-    files = {name: load_files(path) for name, path in paths.items() if name not in KINDS}
+    found = {name: load_pairs(name, path, args.paper.split) for name, path in paths.items() if name in FOLDERS_OF_PAIRS}
+    files = {name: load_files(path) for name, path in paths.items() if name not in FOLDERS_OF_PAIRS}
     results = {}
     for name in paths:
         if name in found:

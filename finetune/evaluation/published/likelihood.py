@@ -1,10 +1,7 @@
-"""The negative log-likelihood of recordings, step by step, with TTT's updates and, as its control, without.
+"""The negative log-likelihood of recordings, step by step.
 
 Shapes: `B` recordings, `K` = 1 + n_q rows, `T` steps.
 """
-
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from moshi.models.lm import LMModel
@@ -15,16 +12,7 @@ from ...common.errors import ConfigError
 from ...model.conditions import absent_conditions
 from ...model.stream import score_stream
 from ...settings.evaluation import EvalArgs
-from ..recordings import OFF, conditions_of
-
-Variants = dict[str, Callable[[], AbstractContextManager]]
-"""What a model is scored as: names, and the context in which it then runs."""
-
-
-def variants(model: LMModel) -> Variants:
-    """Under the conditions of its evaluation: with updates and without, or as it is if it has no TTT."""
-    controls = {OFF: lambda: moshi_patch.ttt_updates(model)}
-    return {name: controls.get(name, nullcontext) for name in conditions_of(model)}
+from ..conditions import conditions_of
 
 
 class Likelihood:
@@ -32,12 +20,12 @@ class Likelihood:
 
     Args:
         model: in eval mode, not streaming. Conditions that it takes are given as absent.
-        scored_as: `variants(model)` if None.
+        conditions: what it is scored as; by default its own, `conditions_of(model)`.
     """
 
-    def __init__(self, model: LMModel, args: EvalArgs, scored_as: Variants | None = None):
+    def __init__(self, model: LMModel, args: EvalArgs, conditions: tuple[str, ...] | None = None):
         self.model, self._segment_steps = model, args.segment_steps
-        self.variants = variants(model) if scored_as is None else scored_as
+        self.conditions = conditions or conditions_of(model)
         # Updates on and off do not differ in a first chunk, in which nothing was learnt yet.
         gatings = moshi_patch.ttt_gatings(model).values()
         self.chunk_size = min((gating.config.chunk_size for gating in gatings), default=None)

@@ -17,11 +17,12 @@ from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
 from ...settings.evaluation import EvalArgs
-from ..results import ResultStore
+from ..conditions import under
+from ..result_store import ResultStore
+from ..statistics import mean_interval
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .share import count_skipped, gather, merge, select
-from .stats import mean_interval
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def score_longform(
     *,
     store: ResultStore,
 ) -> "LongScores":
-    """The sums of each bucket of each file and variant; all ranks call it, all get them.
+    """The sums of each bucket of each file under each condition; all ranks call it, all get them.
 
     Args:
         files: the set, as `sets.load_files` reads it.
@@ -50,7 +51,7 @@ def score_longform(
     files = select(files, args.paper.max_items, args.seed)
     seconds = durations(files)
     longest_first = sorted(range(len(files)), key=lambda index: -(seconds[index] or 0.0))
-    scored_as = f"paper/longform/{args.max_minutes:g} min/{'+'.join(likelihood.variants)}"
+    scored_as = f"paper/longform/{args.max_minutes:g} min/{'+'.join(likelihood.conditions)}"
     share = longest_first[ctx.rank :: ctx.world_size]
 
     def score_mine() -> dict[str, Any]:
@@ -80,7 +81,7 @@ def edges(args: EvalArgs, tokenizer: MonoTokenizer) -> list[int]:
 
 
 def _score(path: Path, args: EvalArgs, likelihood: Likelihood, tokenizer: MonoTokenizer) -> dict[str, Any]:
-    """`{"steps": [of each bucket], VARIANT: [nats of each bucket]}`, or `{"skipped": why}`."""
+    """`{"steps": [of each bucket], CONDITION: [nats of each bucket]}`, or `{"skipped": why}`."""
     try:
         codes = tokenizer(path, 60 * args.max_minutes)
     except BrokenItem as error:
@@ -89,8 +90,8 @@ def _score(path: Path, args: EvalArgs, likelihood: Likelihood, tokenizer: MonoTo
     bounds, steps = edges(args, tokenizer), codes.shape[-1] - tokenizer.tail
     buckets = [(min(first, steps), min(end, steps)) for first, end in itertools.pairwise(bounds)]
     record: dict[str, Any] = {"steps": [end - first for first, end in buckets]}
-    for name, control in likelihood.variants.items():
-        with control():
+    for name in likelihood.conditions:
+        with under(name, likelihood.model):
             nats: torch.Tensor = likelihood([codes])[0]
         record[name] = [nats[first:end].sum().item() for first, end in buckets]
     return record
@@ -106,13 +107,13 @@ class LongScores:
     frame_rate: float
 
     def beside(self, other: "LongScores") -> "LongScores":
-        """With the variants of `other`, of the same files, behind one's own."""
+        """With the conditions of `other`, of the same files, behind one's own."""
         return LongScores(self.files, merge(self.records, other.records), self.edges, self.frame_rate)
 
     def summary(self, args: EvalArgs, likelihood: Likelihood) -> dict[str, Any]:
         """Nats per step of each bucket, and of all up to its end; ready for JSON.
 
-        A bucket has the files that reach into it, and the later it is the fewer: its variants are compared with each
+        A bucket has the files that reach into it, and the later it is the fewer: its conditions are compared with each
         other on the same files, buckets with each other are not.
         """
         used = [self.records[file] for file in self.files if "steps" in self.records[file]]

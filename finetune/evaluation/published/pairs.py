@@ -1,4 +1,4 @@
-"""Which of two recordings a model finds likelier: one number per pair and variant, then accuracies with intervals."""
+"""Which of two recordings a model finds likelier: one number per pair and condition, then accuracies with intervals."""
 
 import logging
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
 from ...settings.evaluation import EvalArgs
-from ..recordings import OFF, ON
-from ..results import ResultStore
+from ..conditions import OFF, ON, under
+from ..result_store import ResultStore
+from ..statistics import mean_interval
 from .audio import MonoTokenizer
 from .likelihood import Likelihood
 from .sets import Pair, PairSet
 from .share import count_skipped, gather, merge, select
-from .stats import mean_interval
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ SIDES = ("correct", "incorrect")
 
 
 def score_pairs(
-    kind: str,
+    name: str,
     found: PairSet,
     args: EvalArgs,
     likelihood: Likelihood,
@@ -37,10 +37,10 @@ def score_pairs(
     *,
     store: ResultStore,
 ) -> "PairScores":
-    """The likelihoods of all pairs of a set, of both recordings and of every variant; all ranks call it, all get them.
+    """The likelihoods of both recordings of all pairs under every condition; all ranks call it, all get them.
 
     Args:
-        kind: name of the set.
+        name: of the set.
         found: the set, as `sets.load_pairs` reads it.
         store: holds the scores of an evaluation that was interrupted, and takes new ones.
 
@@ -50,14 +50,14 @@ def score_pairs(
     pairs = select(found.pairs, args.paper.max_items, args.seed)
     for problem in found.problems if ctx.rank == 0 else ():
         logger.warning("Skipped: %s", problem)
-    _refuse_broken_list(kind, found)
+    _refuse_broken_list(name, found)
     batches = list(_batches(pairs, tokenizer, args.paper.batch_steps))[ctx.rank :: ctx.world_size]
 
     def score_mine() -> dict[str, Any]:
         mine: dict[str, Any] = {}
-        broken = BrokenCount(f"paper.{kind}", "pairs", len(pairs))
-        scored_as = f"paper/{kind}/{'+'.join(likelihood.variants)}"
-        with tqdm(total=sum(map(len, batches)), desc=kind, unit="pair", disable=ctx.rank != 0) as bar:
+        broken = BrokenCount(f"paper.{name}", "pairs", len(pairs))
+        scored_as = f"paper/{name}/{'+'.join(likelihood.conditions)}"
+        with tqdm(total=sum(map(len, batches)), desc=name, unit="pair", disable=ctx.rank != 0) as bar:
             for batch in batches:
                 records = [store.get(scored_as, pair.id) for pair in batch]
                 if not all(records):  # the whole batch anew: its numbers depend on its shape
@@ -71,15 +71,15 @@ def score_pairs(
         return mine
 
     everything = gather(on_all_ranks(ctx, score_mine), ctx)
-    broken = BrokenCount(f"paper.{kind}", "pairs", len(pairs))
+    broken = BrokenCount(f"paper.{name}", "pairs", len(pairs))
     for pair in pairs:
         count_skipped(broken, everything[pair.id])
-    return PairScores(kind, pairs, everything, found.problems)
+    return PairScores(name, pairs, everything, found.problems)
 
 
-def _refuse_broken_list(kind: str, found: PairSet) -> None:
+def _refuse_broken_list(name: str, found: PairSet) -> None:
     """Raises BrokenData when too much of the list itself cannot be used, before any file is read."""
-    broken = BrokenCount(f"paper.{kind}", "pairs", len(found.pairs) + len(found.problems))
+    broken = BrokenCount(f"paper.{name}", "pairs", len(found.pairs) + len(found.problems))
     for problem in found.problems:
         broken.add(problem)
     broken.refuse()
@@ -102,7 +102,7 @@ def _batches(pairs: list[Pair], tokenizer: MonoTokenizer, batch_steps: int) -> I
 
 
 def _score(batch: list[Pair], likelihood: Likelihood, tokenizer: MonoTokenizer) -> list[dict[str, Any]]:
-    """A record per pair: `{"steps": [correct, incorrect], VARIANT: [nats, nats]}`, or `{"skipped": why}`."""
+    """A record per pair: `{"steps": [correct, incorrect], CONDITION: [nats, nats]}`, or `{"skipped": why}`."""
     records: list[dict[str, Any]] = []
     codes: list[torch.Tensor] = []
     for pair in batch:
@@ -116,8 +116,8 @@ def _score(batch: list[Pair], likelihood: Likelihood, tokenizer: MonoTokenizer) 
         records.append({"steps": [item.shape[-1] - tokenizer.tail for item in both]})
     if codes:
         whole = [record for record in records if "steps" in record]
-        for name, control in likelihood.variants.items():
-            with control():
+        for name in likelihood.conditions:
+            with under(name, likelihood.model):
                 nats = rearrange(likelihood(codes).sum(1), "(pair member) -> pair member", member=2).tolist()
             for record, both in zip(whole, nats, strict=True):
                 record[name] = both
@@ -126,16 +126,16 @@ def _score(batch: list[Pair], likelihood: Likelihood, tokenizer: MonoTokenizer) 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Records of a set by pair id, as `_score` makes them; those of other models may be put in as further variants."""
+    """Records of a set by pair id, as `_score` makes them, perhaps with those of another model."""
 
-    kind: str
+    name: str
     pairs: list[Pair]
     records: dict[str, dict[str, Any]]
     problems: list[str]
 
     def beside(self, other: "PairScores") -> "PairScores":
-        """With the variants of `other`, of the same pairs, behind one's own."""
-        return PairScores(self.kind, self.pairs, merge(self.records, other.records), self.problems)
+        """With the conditions of `other`, of the same pairs, behind one's own."""
+        return PairScores(self.name, self.pairs, merge(self.records, other.records), self.problems)
 
     def summary(self, args: EvalArgs, likelihood: Likelihood) -> dict[str, Any]:
         """Accuracies with their intervals, by group too, and what stands behind them; ready for JSON."""
@@ -194,7 +194,7 @@ def _accuracy(pairs: list[Pair], values: np.ndarray, args: EvalArgs) -> dict[str
 
 
 def _groups(pairs: list[Pair], right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`{breakdown: {"groups": {group: {"pairs": N, variant: accuracy}}, "mean_over_groups": {variant: accuracy}}}`."""
+    """`{breakdown: {"groups": {group: {"pairs": N, NAME: accuracy}}, "mean_over_groups": {NAME: accuracy}}}`."""
     result: dict[str, Any] = {}
     for breakdown in sorted({name for pair in pairs for name in pair.groups}):
         rows: dict[str, Any] = {}

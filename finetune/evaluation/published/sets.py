@@ -11,7 +11,7 @@ from typing import Any
 from ...common.errors import ConfigError
 from ...common.files import parse_json
 
-KINDS = {"swuggy": "lexical", "sblimp": "syntactic", "sstorycloze": "sSC", "tstorycloze": "tSC"}
+FOLDERS_OF_PAIRS = {"swuggy": "lexical", "sblimp": "syntactic", "sstorycloze": "sSC", "tstorycloze": "tSC"}
 """Data sets of pairs, and the folder in which each is published."""
 
 AUDIO = (".wav", ".flac", ".ogg", ".mp3")
@@ -49,27 +49,27 @@ class PairSet:
     problems: list[str]
 
 
-def load_pairs(kind: str, path: str | Path, split: str = "dev") -> PairSet:
+def load_pairs(name: str, path: str | Path, split: str = "dev") -> PairSet:
     """Reads a set from a list (`.jsonl`) or from a folder in its published layout, which is found out by its files.
 
     Args:
-        kind: key of `KINDS`; only says where to look below the folder of a whole data set.
+        name: key of `FOLDERS_OF_PAIRS`; only says where to look below the folder of a whole data set.
         split: of ZeroSpeech 2021, `dev` or `test`; for the same.
 
     Raises:
         ConfigError: when nothing is there that is understood, a list is not readable, or no pair is left.
     """
-    key, path = f"paper.{kind}={str(path)!r}", Path(path)
+    key, path = f"paper.{name}={str(path)!r}", Path(path)
     if path.is_file():
         found = _from_list(path, key)
     else:
-        below = (path, path / split, path / KINDS[kind], path / KINDS[kind] / split)
+        below = (path, path / split, path / FOLDERS_OF_PAIRS[name], path / FOLDERS_OF_PAIRS[name] / split)
         gold = next((folder / "gold.csv" for folder in below if (folder / "gold.csv").is_file()), None)
         stories = next((folder for folder in below if any(_stories(folder))), None)
         if gold is None and stories is None:
             raise ConfigError(
                 f"{key}: must be a .jsonl list of pairs, or a folder with a gold.csv (in it, or in "
-                f"{KINDS[kind]}/{split} below it) or with ..._correct.wav and ..._incorrect.wav files."
+                f"{FOLDERS_OF_PAIRS[name]}/{split} below it) or with ..._correct.wav and ..._incorrect.wav files."
             )
         found = _from_stories(stories, key) if gold is None else _from_gold(gold, key)
     if not found.pairs:

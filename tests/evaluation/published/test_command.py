@@ -1,6 +1,7 @@
 """The command of docs/evaluation_paper.md, as it stands there, on a checkpoint that was just trained."""
 
 import json
+import math
 import re
 import shlex
 
@@ -9,7 +10,7 @@ import pytest
 import moshi_patch
 from example.make_pairs import make_benchmarks
 from finetune.evaluation.run import evaluate
-from finetune.evaluation.settings import parse_command_line
+from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.settings.record import from_dict
 from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA, ROOT, build_repo
@@ -54,7 +55,8 @@ def test_the_documented_command_evaluates_every_set_beside_a_baseline(run, words
     for name, result in content.items():
         place = result["buckets"][0] if name == "longform" else result
         for condition in ("updates on", "updates off", "baseline", "updates on - baseline"):
-            assert place[condition]["low"] <= place[condition]["value"] <= place[condition]["high"]
+            assert math.isfinite(place[condition]["value"])
+            assert place[condition]["low"] is None  # of three items
         assert name in printed
     assert content["swuggy"]["beyond_first_chunk"]["share"] == 0.0  # six notes are twelve steps
     assert content["swuggy"]["updates on"] == content["swuggy"]["updates off"]

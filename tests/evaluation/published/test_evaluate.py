@@ -13,10 +13,11 @@ import torch
 
 from example.make_pairs import make_benchmarks, play
 from finetune.data.broken import BrokenData
+from finetune.evaluation.conditions import OFF, ON
 from finetune.evaluation.published.audio import MonoTokenizer
+from finetune.evaluation.published.benchmark_plot import plot
+from finetune.evaluation.published.benchmark_tables import table, text
 from finetune.evaluation.published.likelihood import Likelihood
-from finetune.evaluation.published.report import plot, table, text
-from finetune.evaluation.recordings import OFF, ON
 from tests.support.published import evaluate, load_mimi, model_of, settings
 from tests.support.published_worker import args_for
 from tests.support.tiny_repository import ENVIRONMENT, ROOT, build_repo
@@ -119,7 +120,7 @@ def test_everything_is_in_the_table_and_in_json(mimi, benchmarks, tmp_path):
     )  # fmt: skip
     results = evaluate(model_of(0), mimi, tmp_path, args)
     assert json.loads(json.dumps(results)) == results
-    heading, *rows = table(results)
+    heading, rows = table(results)
     assert heading == ["set", "", "number", ON, OFF, f"{ON} - {OFF}"]
     assert {row[0] for row in rows} == {"swuggy", "sblimp", "sstorycloze", "tstorycloze", "longform"}
     assert all(len(row) == len(heading) for row in rows)

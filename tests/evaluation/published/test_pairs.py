@@ -10,10 +10,10 @@ import torch
 from moshi.models import LMModel
 
 from example.make_pairs import VOICES, make_benchmarks, make_list, play
+from finetune.evaluation.conditions import OFF, ON, PLAIN
 from finetune.evaluation.published.audio import MonoTokenizer
 from finetune.evaluation.published.likelihood import Likelihood
-from finetune.evaluation.published.stats import mean_interval
-from finetune.evaluation.recordings import OFF, ON, PLAIN
+from finetune.evaluation.statistics import mean_interval
 from finetune.model.loss import compute_loss
 from tests.support.published import evaluate, model_of, settings
 

@@ -5,25 +5,29 @@ import socket
 
 import pytest
 from aiohttp import web
+from huggingface_hub.utils import LocalEntryNotFoundError
+from moshi.models import loaders
 
 from moshi_patch.__main__ import main
+from moshi_patch.repository import local_repositories
+from moshi_patch.serving import stock_server
 from moshi_patch.serving.access import Access
 from moshi_patch.serving.stock_server import Options, add_conversations, split_options
 
 
 def test_the_options_are_taken_out_and_the_server_gets_the_rest(tmp_path):
     path = tmp_path / "memory"
-    stock = ["--device", "cpu", "--half", "--hf-repo", "repo", "--port", "0"]
-    assert split_options(stock) == (Options(port=0), stock)
-    assert split_options(["--memory", str(path), *stock]) == (Options(path, port=0), stock)
+    stock = ["--device", "cpu", "--half", "--hf-repo", "repo", "--port", "0", "--static", "none"]
+    assert split_options(stock) == (Options(port=0, static="none"), stock)
+    assert split_options(["--memory", str(path), *stock]) == (Options(path, port=0, static="none"), stock)
     assert split_options([*stock[:2], f"--memory={path}", *stock[2:], "--idle-timeout", "0"]) == (
-        Options(path, 0, port=0),
+        Options(path, 0, port=0, static="none"),
         stock,
     )
     pages = ["--allow-origin", "https://a.example", "--allow-origin=http://b.example:81"]
     listening = [*stock, "--host=127.0.0.1", "--gradio-tunnel"]
     assert split_options([*pages, *listening]) == (
-        Options(None, 30.0, ("https://a.example", "http://b.example:81"), "127.0.0.1", 0, True),
+        Options(None, 30.0, ("https://a.example", "http://b.example:81"), "127.0.0.1", 0, True, "none"),
         listening,
     )
 
@@ -71,7 +75,28 @@ def test_a_port_that_another_program_listens_at_is_told_before_anything_is_loade
         client = socket.create_connection(other.getsockname())
         other.accept()[0].close()  # the server closes first, and its end of the connection lingers
         client.close()
-    assert split_options(["--host", host, "--port", str(port)])[0].port == port
+    assert split_options(["--host", host, "--port", str(port), "--static", "none"])[0].port == port
+
+
+@pytest.mark.parametrize("page", [None, "none", "folder"])
+def test_moshis_page_is_fetched_before_the_weights_or_its_absence_told(page, stock_repo, monkeypatch, patched):
+    asked = []
+
+    def no_connection(*names):
+        asked.append(names)
+        raise LocalEntryNotFoundError("no connection\nand no cache")
+
+    monkeypatch.setattr(stock_server, "hf_hub_download", no_connection)
+    with add_conversations(Options(static=page)), local_repositories():
+        if page:
+            assert loaders.CheckpointInfo.from_hf_repo(str(stock_repo))
+            assert asked == []
+        else:
+            with pytest.raises(SystemExit) as exit_:
+                loaders.CheckpointInfo.from_hf_repo(str(stock_repo))
+            told = "moshi's page cannot be fetched from the Hub (no connection and no cache): --static none serves"
+            assert str(exit_.value.code).startswith(told)
+            assert asked == [("kyutai/moshi-artifacts", "dist.tgz")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

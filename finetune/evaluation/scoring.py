@@ -3,11 +3,9 @@
 Shapes: `B` streams of a batch, `K` = 1 + n_q rows of codes, `T` steps; `Q` = 1 + dep_q predicted rows.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,82 +14,24 @@ import torch
 from moshi.models import LMModel
 from tqdm import tqdm
 
-import moshi_patch
-
 from ..common.distributed import Context
-from ..data.audio import durations
 from ..data.broken import BrokenCount
 from ..data.loader import collate
-from ..data.manifest import transcript_path
 from ..data.reader import ItemReader
-from ..data.segments import Listing, Segment
-from ..data.tokenize import Item, SpeechTokenizer
+from ..data.segments import Segment
+from ..data.tokenize import Item
 from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
 from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
-from .results import ResultStore, file_identity
+from .conditions import under
+from .result_store import ResultStore
+from .streams import Streams, item_id
 
 logger = logging.getLogger(__name__)
 
-ON, OFF, BASELINE, PLAIN = "updates on", "updates off", "baseline", "no TTT"
-"""Conditions; a checkpoint without TTT has the last instead of the first two."""
-
 MINUTES = (0, 1, 2, 4, 8, 16, 30, math.inf)
 """Edges of the stretches of a stream that are reported by themselves."""
-
-CURVE_POINTS, MIN_CURVE_STEPS = 40, 10
-"""The plot: so many points for the longest stream, none of fewer steps."""
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What is evaluated.
-
-    Attributes:
-        segments: the streams, each once.
-        seconds: how long each is.
-        curve_steps: how many steps a point of the plot has.
-        reader: reads them.
-    """
-
-    segments: list[Segment]
-    seconds: list[float]
-    curve_steps: int
-    reader: ItemReader
-
-    @classmethod
-    def find(cls, args: EvalArgs, tokenizer: SpeechTokenizer, ctx: Context) -> "Streams":
-        """All recordings of `data.eval_data`, each once, cut where they are longer than `max_minutes`.
-
-        Raises:
-            BrokenData: when more than 5 % of them are missing, or all.
-        """
-        listing = Listing(args.data.eval_data, tokenizer, quiet=ctx.rank > 0)
-        segments = list(dict.fromkeys(segment for source in listing.segments for segment in source))
-        longest = tokenizer.steps / tokenizer.mimi.frame_rate
-        whole = durations(segment.path for segment in segments)
-        seconds = [
-            min(max((duration or 0.0) - segment.first_step / tokenizer.mimi.frame_rate, 0.0), longest)
-            for segment, duration in zip(segments, whole, strict=True)
-        ]
-        points = math.ceil(max(seconds) * tokenizer.mimi.frame_rate / CURVE_POINTS)
-        return cls(segments, seconds, max(points, MIN_CURVE_STEPS), ItemReader(listing, tokenizer))
-
-    def identity(self) -> list[Any]:
-        """What the results depend on, for a fingerprint."""
-        paths = dict.fromkeys(segment.path for segment in self.segments)
-        return [self.curve_steps, *([file_identity(path), file_identity(transcript_path(path))] for path in paths)]
-
-
-def item_id(segment: Segment) -> str:
-    """Unique in an evaluation, and the same in another run."""
-    return f"{segment.path}#{segment.first_step}"
-
-
-def conditions_of(model: LMModel) -> tuple[str, ...]:
-    """The conditions under which a checkpoint's own model is evaluated, the first being the model as it is served."""
-    return (ON, OFF) if moshi_patch.ttt_gatings(model) else (PLAIN,)
 
 
 def score_streams(
@@ -105,7 +45,7 @@ def score_streams(
     """Scores this rank's share of what `store` does not have yet, and stores it stream by stream.
 
     Args:
-        kinds: by condition (`ON`, `OFF`, any other: the model as it is), under which name it is stored.
+        kinds: by condition, under which name it is stored.
 
     Raises:
         BrokenData: when more than 5 % of all recordings cannot be read.
@@ -160,7 +100,7 @@ def _score(
         for (_, item), steps in zip(batch, lengths, strict=True)
     ]
     together = collate(padded)
-    with moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext():
+    with under(condition, model):
         losses = score_stream(
             model,
             together.codes,

@@ -1,47 +1,12 @@
-"""What a person reads of the benchmarks: a table for the terminal, and a plot."""
+"""The plot of the benchmarks: accuracies with their intervals, and the losses of long recordings by length."""
 
 import io
 from typing import Any
 
 import numpy as np
 
-from ..report import COLOURS, columns
-
-
-def text(results: dict[str, dict[str, Any]]) -> str:
-    """The table and its notes."""
-    return "\n".join([columns(table(results)), *notes(results)])
-
-
-def notes(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What the numbers of the table mean, and how many recordings could not be used; a sentence or two each."""
-    lines = []
-    pairs = [result for result in results.values() if "pairs" in result]
-    if pairs:
-        lines.append(f"Pairs, by {pairs[0]['meaning']['length_normalisation']}. Chance is 0.5.")
-    lines.append(f"Counted is {next(iter(results.values()))['meaning']['codebooks']}. In brackets 95 % intervals.")
-    for name, result in results.items():
-        if result["skipped"]:
-            lines.append(f"{name}: {len(result['skipped'])} skipped, named in eval.json.")
-    return lines
-
-
-def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Rows of text, a heading first: set, what of it, number of pairs or files, then a column per variant."""
-    names = list(dict.fromkeys(name for result in results.values() for name in _variants(result)))
-    rows = [["set", "", "number", *names]]
-    for name, result in results.items():
-        if "buckets" in result:
-            for bucket in result["buckets"]:
-                place = f"{bucket['from_seconds']:g}-{bucket['to_seconds']:g} s, nats per step"
-                rows.append([name, place, str(bucket["files"]), *(_cell(bucket.get(key), ".4f") for key in names)])
-            continue
-        rows.append([name, "accuracy", str(result["pairs"]), *(_cell(result.get(key), ".3f") for key in names)])
-        beyond = result.get("beyond_first_chunk")
-        if beyond is not None:
-            cells = (f"{beyond[key]:.3f}" if key in beyond else "" for key in names)
-            rows.append([name, "of them beyond TTT's first chunk", str(beyond["pairs"]), *cells])
-    return rows
+from ..loss_plot import COLOURS
+from .benchmark_tables import conditions_in
 
 
 def plot(results: dict[str, dict[str, Any]]) -> bytes:
@@ -66,7 +31,7 @@ def plot(results: dict[str, dict[str, Any]]) -> bytes:
 
 
 def _draw_accuracies(axis: Any, pairs: dict[str, dict[str, Any]]) -> None:
-    names = [name for name in _variants(next(iter(pairs.values()))) if " - " not in name]
+    names = [name for name in conditions_in(next(iter(pairs.values()))) if " - " not in name]
     width = 0.8 / len(names)
     for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         found = [result[name] for result in pairs.values()]
@@ -82,7 +47,7 @@ def _draw_accuracies(axis: Any, pairs: dict[str, dict[str, Any]]) -> None:
 
 def _draw_lengths(axis: Any, result: dict[str, Any]) -> None:
     buckets = result["buckets"]
-    for name, colour in zip([name for name in _variants(result) if " - " not in name], COLOURS, strict=False):
+    for name, colour in zip([name for name in conditions_in(result) if " - " not in name], COLOURS, strict=False):
         found = [bucket[name] for bucket in buckets]
         axis.plot(range(len(found)), [one["value"] for one in found], color=colour, label=name, marker="o")
         _draw_intervals(axis, np.arange(len(found)), found, colour)
@@ -101,16 +66,3 @@ def _draw_intervals(axis: Any, place: np.ndarray, found: list[dict[str, float | 
     ]
     if known:
         axis.vlines(*zip(*known, strict=True), color=colour)
-
-
-def _variants(result: dict[str, Any]) -> list[str]:
-    place = result["buckets"][0] if result.get("buckets") else result
-    return [name for name, value in place.items() if isinstance(value, dict) and "low" in value]
-
-
-def _cell(value: dict[str, float | None] | None, digits: str) -> str:
-    """`0.731 [0.702, 0.760]`."""
-    if value is None:
-        return ""
-    bounds = "" if value["low"] is None else f" [{value['low']:{digits}}, {value['high']:{digits}}]"
-    return f"{value['value']:{digits}}{bounds}"

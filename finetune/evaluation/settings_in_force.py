@@ -19,9 +19,13 @@ from ..settings.evaluation import EvalArgs
 from ..settings.parsing import build, flat, merge, read_yaml
 from ..settings.schema import TrainArgs, ttt_setting
 
-COMMAND_LINE, TRAINING, CONFIG, DEFAULT = "command line", "training_config.json", "config.json", "default"
-OWN = "the checkpoint's own folder"
-FREE = ("ttt.chunk_size", "ttt.learning_rate", "ttt.delta_clip", "ttt.decay")
+COMMAND_LINE, FOLDER, DEFAULT = "command line", "the checkpoint's own folder", "default"
+TRAINING_FILE, CONFIG_FILE = "training_config.json", "config.json"
+"""Where a setting may come from; or from the YAML file, whose name then stands there."""
+
+CHANGEABLE = tuple(
+    f"ttt.{name}" for name in ("chunk_size", "learning_rate", "delta_clip", "decay", "update", "target_gain")
+)
 """Settings of TTT that fit any weights: the command line may replace what they were trained with."""
 
 
@@ -64,14 +68,14 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
             "training as --config FILE, or its base model as --moshi_paths.hf_repo_id FOLDER."
         )
     fixed = _architecture(saved)
-    layers = [(COMMAND_LINE, command), (OWN, own), (TRAINING, trained or {}), (f"{config}", yaml)]
+    layers = [(COMMAND_LINE, command), (FOLDER, own), (TRAINING_FILE, trained or {}), (f"{config}", yaml)]
     values, sources = {}, {}
     for key, default in flat(dataclasses.asdict(EvalArgs())).items():
         values[key], sources[key] = default, DEFAULT
         if key.startswith(("ttt.", "lora.")):
             if key in fixed:
-                values[key], sources[key] = fixed[key], CONFIG
-            if key in command and key in FREE:
+                values[key], sources[key] = fixed[key], CONFIG_FILE
+            if key in command and key in CHANGEABLE:
                 values[key], sources[key] = command[key], COMMAND_LINE
             continue
         for source, layer in layers:
@@ -99,7 +103,7 @@ def _own_files(saved: SavedCheckpoint) -> dict[str, Any]:
         paths = model_paths(saved)
     except ConfigError:
         return {}
-    own = paths.config_path == str(saved.folder / CONFIG)
+    own = paths.config_path == str(saved.folder / CONFIG_FILE)
     return flat({"moshi_paths": dataclasses.asdict(paths)}) if own else {}
 
 
@@ -109,7 +113,7 @@ def _trained(saved: SavedCheckpoint) -> dict[str, Any] | None:
         return None
     content = saved.training.get("training")
     if not isinstance(content, dict):
-        raise ConfigError(f"{saved.folder / TRAINING}: has no section 'training'; it is not one that train.py wrote.")
+        raise ConfigError(f"{saved.folder / TRAINING_FILE}: no section 'training'; it is not one that train.py wrote.")
     return flat(content)
 
 
@@ -133,10 +137,10 @@ def _compare_with_training(command: dict[str, Any], fixed: dict[str, Any]) -> li
         trained = fixed.get(key, defaults[key])
         if command[key] == trained:
             continue
-        if key not in FREE:
+        if key not in CHANGEABLE:
             raise ConfigError(
                 f"{key}={command[key]!r}: the weights were trained with {trained!r} (config.json); an evaluation "
-                f"may change {', '.join(FREE)} alone."
+                f"may change {', '.join(CHANGEABLE)} alone."
             )
         warnings.append(f"{key}={command[key]!r}: the weights were trained with {trained!r}.")
     return warnings

@@ -6,9 +6,15 @@ import math
 import pytest
 
 from finetune.common.files import finite_or_none, write_whole
-from finetune.evaluation.results import ResultStore, file_identity, fingerprint, tree_identity
+from finetune.evaluation.result_store import ResultStore, file_identity, fingerprint, tree_identity
 
 KIND = "standard/updates on"
+
+
+def known(store: ResultStore) -> list[str]:
+    """Which of the items that these tests use have values."""
+    names = ("first", "second", "third", *(f"item {rank}" for rank in range(3)))
+    return [name for name in names if store.get(KIND, name) is not None]
 
 
 def test_a_later_run_finds_the_very_numbers(tmp_path):
@@ -16,7 +22,6 @@ def test_a_later_run_finds_the_very_numbers(tmp_path):
     ResultStore(tmp_path, "a").add(KIND, "x.wav#0", values)
     again = ResultStore(tmp_path, "a")
     assert again.get(KIND, "x.wav#0") == values
-    assert again.items(KIND) == {"x.wav#0": values}
     assert again.get("standard/updates off", "x.wav#0") is None
     assert again.get(KIND, "y.wav#0") is None
 
@@ -34,9 +39,9 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_next_one_is_whole(tmp_path
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-cut])
     again = ResultStore(tmp_path, "a")
-    assert list(again.items(KIND)) == ["first"]
+    assert known(again) == ["first"]
     again.add(KIND, "third", {"loss": 2.5})
-    assert list(ResultStore(tmp_path, "a").items(KIND)) == ["first", "third"]
+    assert known(ResultStore(tmp_path, "a")) == ["first", "third"]
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
@@ -46,19 +51,19 @@ def test_noise_among_the_lines_costs_its_own_line_alone(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes() + b'\x00\xff\x00\n["no object"]\n')
     store.add(KIND, "second", {"loss": 1.5})
-    assert list(ResultStore(tmp_path, "a").items(KIND)) == ["first", "second"]
+    assert known(ResultStore(tmp_path, "a")) == ["first", "second"]
 
 
 def test_ranks_write_files_of_their_own_and_read_all(tmp_path):
     ranks = [ResultStore(tmp_path, "a", rank) for rank in range(3)]
     for rank, store in enumerate(ranks):
         store.add(KIND, f"item {rank}", {"rank": rank})
-    assert list(ranks[0].items(KIND)) == ["item 0"]
+    assert known(ranks[0]) == ["item 0"]
     for store in ranks:
         store.refresh()
-        assert len(store.items(KIND)) == 3
+        assert len(known(store)) == 3
     assert len(list(tmp_path.iterdir())) == 3
-    assert len(ResultStore(tmp_path, "a", 0).items(KIND)) == 3, "fewer ranks go on with what more have done"
+    assert len(known(ResultStore(tmp_path, "a", 0))) == 3, "fewer ranks go on with what more have done"
 
 
 def test_a_fingerprint_tells_settings_and_changed_files_apart(tmp_path):

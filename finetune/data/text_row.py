@@ -16,10 +16,18 @@ MAIN_SPEAKER = "SPEAKER_MAIN"
 """Whose words are written: Moshi's, on the left channel."""
 
 
+FAR = 1e15
+"""Steps: farther from the start, a time is as good as infinite."""
+
+
 class TextTokenizer(Protocol):
     """What is used of a `sentencepiece.SentencePieceProcessor`."""
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def get_piece_size(self) -> int: ...
 
 
 class Placement(NamedTuple):
@@ -48,7 +56,7 @@ def place_words(
         ((start, word) for word, (start, end), speaker in alignments if speaker == main_speaker and start < end),
         key=lambda item: item[0],
     )
-    starts = [math.floor(start * frame_rate) - first_step for start, _ in words]
+    starts = [math.floor(min(max(start * frame_rate, -FAR), FAR)) - first_step for start, _ in words]
     return [
         Placement(word.strip(), start, tokenizer.encode(word.strip()), min(limit, steps) - start)
         for (_, word), (start, limit) in zip(words, pairwise([*starts, steps]), strict=True)

@@ -41,10 +41,6 @@ class ResultStore:
         """The values of an item, None while it has none."""
         return self._known.get((kind, item))
 
-    def items(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The values of all finished items of a kind, by their ids."""
-        return {item: values for (this, item), values in self._known.items() if this == kind}
-
     def add(self, kind: str, item: str, values: dict[str, Any]) -> None:
         """Keeps the values of an item, anything that JSON holds; on the disk when it returns.
 

@@ -1,0 +1,144 @@
+"""What a run came to: its losses, its control, where everything is, a verdict in one sentence, and what to do next."""
+
+import shlex
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.best import read_best
+from ..checkpoint.folders import checkpoint_name, list_checkpoints
+from ..common.commands import command, program_words, torchrun_words
+from ..settings.schema import TrainArgs
+from .activity import INACTIVE_BELOW
+from .advice import CLEAR_NATS
+from .control import DIFFERENCE, FOLDER, compared
+from .metrics import read_metrics
+
+CLEAR_ERRORS = 3.0
+"""A difference between two runs counts from so many standard errors, with as few as five recordings."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of TTT in a run.
+
+    Args:
+        kind: `helped`, `harmed`, `chance`, `dead`, `no control`, `no evaluation`, or `without TTT`.
+        sentence: the same in words.
+    """
+
+    kind: str
+    sentence: str
+
+
+def verdict(train: list[dict[str, Any]], held_out: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Verdict:
+    """What the metrics of a run, and its differences to its control, let one say.
+
+    Args:
+        train, held_out: entries of the metrics of the run.
+        differences: as from `control.compared`.
+    """
+    relative = [value for name, value in (train[-1] if train else {}).items() if name.endswith("/relative_delta")]
+    if not relative:
+        return Verdict("without TTT", "This run has no TTT.")
+    if all(value is not None and value < INACTIVE_BELOW for value in relative):
+        return Verdict(
+            "dead",
+            f"TTT is dead: its fast weights change W_down by less than {INACTIVE_BELOW:g} of its norm. Raise "
+            "ttt.optim_lr, then ttt.learning_rate.",
+        )
+    if differences:
+        last = differences[-1]
+        return _of_difference(last["step"], last[DIFFERENCE], last.get(f"{DIFFERENCE}_error"))
+    if not held_out:
+        return Verdict("no evaluation", "Whether TTT helps is not known: nothing was held out (do_eval: false).")
+    reliance = held_out[-1].get("ttt_reliance")
+    leans = (
+        "" if reliance is None else f" (That these weights lose {-reliance:.3g} nats without updates shows nothing.)"
+    )
+    return Verdict(
+        "no control",
+        f"Whether TTT helps is not known: no control was trained. Train one with --control.{leans}",
+    )
+
+
+def _of_difference(step: int, difference: float, error: float | None) -> Verdict:
+    size = f"{difference:+.3g}{f' ± {error:.1g}' if error is not None else ''} nats at step {step}"
+    if error is None:
+        return Verdict("chance", f"Not told from chance: {size}, from fewer than five held-out recordings.")
+    if abs(difference) <= CLEAR_ERRORS * error or abs(difference) < CLEAR_NATS:
+        return Verdict("chance", f"Not told from chance: with TTT the held-out loss differs by {size} from without.")
+    if difference < 0:
+        return Verdict("helped", f"TTT helped: the held-out loss is lower than trained without, {size}.")
+    return Verdict("harmed", f"TTT harmed: the held-out loss is higher than trained without, {size}.")
+
+
+def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
+    """The end of a run, in lines, from what lies in its folder.
+
+    Args:
+        seconds: that this process took.
+    """
+    run_dir = Path(args.run_dir)
+    train, held_out = (read_metrics(run_dir / f"metrics.{kind}.jsonl") for kind in ("train", "eval"))
+    control, differences = read_metrics(run_dir / FOLDER / "metrics.eval.jsonl"), compared(run_dir)
+    step = train[-1]["step"] if train else 0
+    rows = {"run": f"{run_dir}: {step} steps, {timedelta(seconds=round(seconds))} in this process"}
+    if held_out:
+        rows["held-out loss"] = _losses(held_out)
+    if control:
+        rows["trained without TTT"] = _losses(control)
+    if differences:
+        last = differences[-1]
+        error = last.get(f"{DIFFERENCE}_error")
+        spread = f" ± {error:.2g}" if error is not None else ""
+        rows["with TTT − without"] = (
+            f"{last[DIFFERENCE]:+.4g}{spread} nats at step {last['step']} (negative: TTT is better)"
+        )
+    chosen = chosen_checkpoint(run_dir)
+    if chosen is not None:
+        rows["checkpoint"] = f"{chosen[0]} ({chosen[1]})"
+    rows["curves"] = str(run_dir / "report.png")
+    width = max(map(len, rows))
+    lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
+    lines += ["", verdict(train, held_out, differences).sentence, ""]
+    if chosen is not None:
+        lines += ["Next:", *(f"  {line}" for line in next_commands(args, chosen[0]))]
+    lines += ["More steps (raise --max_steps):", f"  {resume_command(args, world_size)}"]
+    return "\n".join(lines)
+
+
+def chosen_checkpoint(run_dir: Path) -> tuple[Path, str] | None:
+    """The checkpoint to use, and why: the one with the best held-out loss, or else the newest; None without any."""
+    folder = run_dir / "checkpoints"
+    there, best = list_checkpoints(folder), read_best(folder)
+    if not there:
+        return None
+    if best is not None and best.step in there:
+        return folder / checkpoint_name(best.step), f"best held-out loss, {best.loss:.4f}"
+    return list(there.values())[-1], "the newest"
+
+
+def next_commands(args: TrainArgs, checkpoint: Path) -> list[str]:
+    """Evaluate, check, export: three commands that run as printed from this working directory."""
+    run_dir = Path(args.run_dir)
+    found = [command("doctor", checkpoint), command("export", checkpoint, run_dir / f"export_{checkpoint.name}")]
+    if args.do_eval:  # otherwise nothing is known of held-out data
+        control = ["--baseline", run_dir / FOLDER] if list_checkpoints(run_dir / FOLDER / "checkpoints") else []
+        found.insert(0, command("evaluate", "--checkpoint_dir", checkpoint, *control))
+    return found
+
+
+def resume_command(args: TrainArgs, world_size: int) -> str:
+    """Continues the run of `args` from this working directory, on as many processes."""
+    words = torchrun_words(world_size) if world_size > 1 else program_words("train")
+    return shlex.join([*words, str(Path(args.run_dir) / "args.yaml"), "--resume"])
+
+
+def _losses(entries: list[dict[str, Any]]) -> str:
+    known = [entry for entry in entries if entry.get("loss") is not None]
+    if not known:
+        return "not finite"
+    best, last = min(known, key=lambda entry: entry["loss"]), known[-1]
+    return f"best {best['loss']:.4f} at step {best['step']}, last {last['loss']:.4f} at step {last['step']}"

@@ -1,0 +1,43 @@
+"""What stands in the arguments of moshi's own programs, looked at before torch and moshi are imported."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+
+FILES = ("--moshi-weight", "--mimi-weight", "--lora-weight", "--tokenizer", "--config", "--config-path")
+"""Options of `moshi.server` and `moshi.run_inference` that name a file, or `hf://owner/name/file`."""
+
+ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of `option` among `arguments`; None when it has none."""
+    found = None
+    for word, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = word.partition("=")
+        if name == option:
+            found = value if equals else following
+    return found
+
+
+def wrong_path(arguments: Sequence[str]) -> str | None:
+    """Which of the files and folders that are named is not there, in words; None when all are."""
+    repository = value_of("--hf-repo", arguments)
+    problem = None if repository is None else wrong_repository(repository)
+    if problem:
+        return f"--hf-repo {repository}: {problem}"
+    for option in FILES:
+        path = value_of(option, arguments)
+        if path is not None and not path.startswith("hf://") and not os.path.isfile(path.removeprefix("file://")):
+            return f"{option} {path}: no such file"
+    return None
+
+
+def wrong_repository(name: str) -> str | None:
+    """Why `name` is neither a folder nor can be a repository on the Hub, in words; None when it is one of them."""
+    if os.path.isdir(name):
+        return None
+    if os.path.exists(name):
+        return "is a file; give the folder that it lies in"
+    return None if ON_THE_HUB.fullmatch(name) else "no such folder, and no name on the Hub, which would be OWNER/NAME"
