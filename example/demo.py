@@ -3,8 +3,8 @@
     python -m example.demo [--out demo_out] [--seeds 0]
 
 Dialogues in which Moshi says words twice are put together from the words of `example/data`. `train.py` trains on them
-with TTT and without, from the same weights. Dialogues that were held out then show who remembers. All that the programs
-print is in `OUT/logs`.
+with TTT and, as a control, without. Dialogues that were held out then show who remembers. What `train.py` prints is in
+`OUT/train.log`.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from example.memory_at_work import CONDITIONS, draw, listen, read_spoken, summar
 from example.tiny_repo import make_tiny_repo
 from finetune.checkpoint.saved import load_language_model, open_checkpoint
 from finetune.common.files import write_json
+from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,13 @@ TRAIN = ROOT / "train.py"
 SETTINGS = ROOT / "example" / "demo_ttt.yaml"
 BASE = {"num_layers": 2, "n_q": 4, "dep_q": 2, "delays": [0, 0, 1, 0, 1]}
 """Of the tiny model: two layers, whose attention reaches 30 steps back, and two codebooks for each speaker."""
+
+BASE_FILES = {
+    "moshi_path": "model.safetensors",
+    "mimi_path": "mimi.safetensors",
+    "tokenizer_path": "tokenizer.model",
+    "config_path": "config.json",
+}
 
 
 @contextmanager
@@ -48,23 +56,17 @@ def told(what: str) -> Iterator[None]:
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
-def train(folder: Path, data: Path, run_dir: Path, *options: str) -> None:
-    """Runs `train.py` on the dialogues in `data` from the base in `folder`; what it prints goes to a file.
+def train(folder: Path, *options: str) -> None:
+    """Runs `train.py` with the dialogues and the base in `folder`; what it prints goes to a file.
 
     Raises:
         SystemExit: when it fails, with the end of that file.
     """
-    base = folder / "base"
-    command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={run_dir}", "--overwrite_run_dir"]
+    base, data = folder / "base", folder / "dialogues"
+    command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={folder / 'run'}", "--overwrite_run_dir"]
     command += [f"--data.train_data={data / 'train.jsonl'}", f"--data.eval_data={data / 'eval.jsonl'}"]
-    command += [
-        f"--moshi_paths.moshi_path={base / 'model.safetensors'}",
-        f"--moshi_paths.config_path={base / 'config.json'}",
-    ]
-    command += [f"--moshi_paths.mimi_path={base / 'mimi.safetensors'}"]
-    command += [f"--moshi_paths.tokenizer_path={base / 'tokenizer.model'}", *options]
-    log = folder / "logs" / f"train_{run_dir.name}.log"
-    log.parent.mkdir(exist_ok=True)
+    command += [f"--moshi_paths.{key}={base / file}" for key, file in BASE_FILES.items()] + list(options)
+    log = folder / "train.log"
     with log.open("w") as file:
         print("$", *command, file=file, flush=True)
         code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
@@ -87,12 +89,10 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
         base = make_tiny_repo(folder / "base", seed=seed, **BASE)
     longest = max(json.loads(line)["duration"] for name in dialogues for line in (data / f"{name}.jsonl").open())
     options = [f"--seed={seed}", f"--duration_sec={longest}", *options]
-    with told("Training a tiny Moshi with TTT"):
-        train(folder, data, folder / "run", *options)
-    with told("Training the control: the same without TTT"):
-        train(folder, data, folder / "run_control", "--ttt.enabled=false", *options)
+    with told("Training a tiny Moshi with TTT and, as the control, without"):
+        train(folder, *options)
     with told("Listening to the held-out dialogues"):
-        models = {"on": trained_model(folder / "run"), "control": trained_model(folder / "run_control")}
+        models = {"on": trained_model(folder / "run"), "control": trained_model(folder / "run" / "control")}
         info = moshi_patch.load_checkpoint_info(base)
         spoken = read_spoken(
             data / "eval.jsonl", load_speech_tokenizer(models["on"], info, longest, torch.device("cpu"))
@@ -104,10 +104,8 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
 
 def table(found: dict[str, Any]) -> str:
     """What each condition pays for words that are said for the first time and again."""
-    rows = [f"{'nats per word (lower is better)':34}{'said first':>12}{'said again':>12}"]
-    for name, title in CONDITIONS.items():
-        rows.append(f"{title:34}{found['first'][name]:12.2f}{found['again'][name]:12.2f}")
-    return "\n".join(rows)
+    rows = [[title, *(f"{found[when][name]:.2f}" for when in ("first", "again"))] for name, title in CONDITIONS.items()]
+    return columns(["nats per word (lower is better)", "said first", "said again"], rows)
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -140,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(out / "demo.json", {"runs": runs})
     draw(runs, out / "memory.png")
     print(f"Pictures: {out / 'memory.png'} (every word), {folder / 'run' / 'report.png'} (training).")
-    print(f"What the programs said: {folder / 'logs'}. On your own recordings: docs/training.md, or first")
+    print(f"What train.py said: {folder / 'train.log'}. On your own recordings: docs/training.md, and first")
     print("  python -m finetune.data check YOUR_LIST.jsonl")
 
 

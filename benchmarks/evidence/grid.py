@@ -7,6 +7,12 @@ cells:
     seeds: [0, 1, 2]
     settings: {task: recall}
     vary: {model: [none, ttt]}    # every combination of the values is a run per seed
+  - name: two stages
+    priority: 2
+    seeds: [0]
+    settings: {base_steps: 300, steps: 1200, targets_first: 300, then_rate: 0.25, ttt: {NAME: VALUE}}
+
+A variant is a set of fields of `Settings`; `ttt` holds `ttt_*` arguments that have no field of their own there.
 """
 
 import dataclasses
