@@ -1,6 +1,6 @@
 """The demonstration behind `make demo`: a tiny Moshi learns to remember spoken words, beside a control without TTT.
 
-    python -m example.demo [--out demo_out] [--seeds 0]
+    python -m example.demo [--out demo_out] [--seeds 0] [options of train.py]
 
 Dialogues in which Moshi says words twice are put together from the words of `example/data`. `train.py` trains on them
 with TTT and, as a control, without. Dialogues that were held out then show who remembers. What `train.py` prints is in
@@ -9,6 +9,7 @@ with TTT and, as a control, without. Dialogues that were held out then show who 
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,9 +30,14 @@ from example.make_dialogues import make_dialogues
 from example.memory_at_work import CONDITIONS, draw, listen, read_spoken, summarise
 from example.tiny_repo import make_tiny_repo
 from finetune.checkpoint.saved import load_language_model, open_checkpoint
+from finetune.common.errors import UserError
 from finetune.common.files import write_json
+from finetune.common.program import program
 from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
+from finetune.training.control import compared
+from finetune.training.metrics import read_metrics
+from finetune.training.summary import verdict as trainer_verdict
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "train.py"
@@ -60,7 +66,7 @@ def train(folder: Path, *options: str) -> None:
     """Runs `train.py` with the dialogues and the base in `folder`; what it prints goes to a file.
 
     Raises:
-        SystemExit: when it fails, with the end of that file.
+        UserError: when it fails, with the last line of that file.
     """
     base, data = folder / "base", folder / "dialogues"
     command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={folder / 'run'}", "--overwrite_run_dir"]
@@ -71,7 +77,8 @@ def train(folder: Path, *options: str) -> None:
         print("$", *command, file=file, flush=True)
         code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        raise SystemExit("\n".join([*log.read_text().splitlines()[-10:], f"train.py failed; all it said is in {log}"]))
+        *_, last = log.read_text().splitlines()
+        raise UserError(f"{last} (What train.py said before is in {log}.)")
 
 
 def trained_model(run_dir: Path) -> LMModel:
@@ -99,7 +106,7 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
         )
         heard = {"on": listen(models["on"], spoken), "off": listen(models["on"], spoken, updates=False)}
         heard["control"] = listen(models["control"], spoken)
-    return {"seed": seed, **summarise(heard, spoken)}
+    return {"seed": seed, "overall": overall(folder / "run"), **summarise(heard, spoken)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -120,8 +127,15 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m example.demo", description=__doc__.splitlines()[0])
+def overall(run_dir: Path) -> str:
+    """The trainer's own verdict: on text and audio of the whole held-out dialogues, not on words that return alone."""
+    train, held_out = (read_metrics(run_dir / f"metrics.{part}.jsonl") for part in ("train", "eval"))
+    return trainer_verdict(train, held_out, compared(run_dir)).sentence
+
+
+@program("python -m example.demo", logging.WARNING)
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to (default: demo_out)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and training (default: 0)")
     parser.add_argument("--train", type=int, default=192, help="dialogues to train on (default: 192)")
@@ -134,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = out / f"seed_{seed}" if len(args.seeds) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
         runs.append(run(folder, seed, options, {"train": args.train, "eval": args.eval}))
-        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}", flush=True)
+        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}")
+        print(f"All that is said, by train.py: {runs[-1]['overall']}", flush=True)
     write_json(out / "demo.json", {"runs": runs})
     draw(runs, out / "memory.png")
     print(f"Pictures: {out / 'memory.png'} (every word), {folder / 'run' / 'report.png'} (training).")
@@ -143,4 +158,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

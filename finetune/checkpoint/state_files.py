@@ -8,7 +8,7 @@ import pickletools
 import re
 from pathlib import Path
 
-from ..common.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
+from ..common.checksums import CHECKSUMS, other_than_saved, read_checksums, write_checksums
 from ..common.errors import ConfigError
 
 STATE, INDEX = "training_state", ".metadata"
@@ -44,11 +44,8 @@ def state_problems(checkpoint: Path) -> list[str]:
     if recorded is None:
         return _incomplete(checkpoint / STATE)
     missing = [name for name in (f"{STATE}/{path.name}" for path in _files(checkpoint / STATE)) if name not in recorded]
-    problems = [f"{checkpoint / CHECKSUMS}: has no line for {name}." for name in missing]
-    for name in changed_files(checkpoint, recorded):
-        what = "is not what was saved (SHA-256)" if (checkpoint / name).is_file() else "is not there"
-        problems.append(f"{checkpoint / name} {what}.")
-    return problems
+    unknown = [f"{checkpoint / CHECKSUMS}: has no line for {name}." for name in missing]
+    return unknown + other_than_saved(checkpoint, recorded)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -31,6 +31,8 @@ class ExportArgs:
     """a run (its newest checkpoint), or a checkpoint of it"""
     out: str = field(metadata=POSITIONAL)
     """the folder to make; must not exist"""
+    best: bool = False
+    """of a run, the checkpoint with the lowest held-out loss in place of the newest"""
     merge: bool = False
     """merge adapters into the base model"""
     with_base: bool = False

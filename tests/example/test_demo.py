@@ -10,6 +10,7 @@ import torch
 
 from example import demo, memory_at_work
 from example.make_dialogues import PAUSE, main, recorded_words
+from finetune.common.errors import UserError
 from finetune.data.tokenize import SpeechTokenizer
 from tests.support.models import randomise_targets, tiny_model
 from tests.support.tiny_repository import ROOT
@@ -156,8 +157,26 @@ def test_the_committed_seeds_agree():
 def test_a_training_that_fails_ends_the_demo_with_what_it_said(tmp_path, monkeypatch):
     (tmp_path / "fail.py").write_text("print('no such base'); raise SystemExit(2)")
     monkeypatch.setattr(demo, "TRAIN", tmp_path / "fail.py")
-    with pytest.raises(SystemExit, match=r"no such base\n.*train\.log"):
+    with pytest.raises(UserError, match=r"no such base .*train\.log"):
         demo.train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--words", "1"], "words=1: must be from 2 to 31"),
+        (["--words", "32"], "words=32: must be"),
+        (["--train", "0"], "train=0: must be from 1"),
+        (["--words", "2", "--train", "10", "--eval", "200"], "eval=200: must be from 1 to 105 with 2 words"),
+        (["--seed", "-1"], "seed=-1"),
+    ],
+)
+def test_dialogues_that_cannot_be_made_are_refused_in_one_line(tmp_path, words, named, capsys):
+    assert main([str(tmp_path / "out"), *words]) == 2
+    told = capsys.readouterr().err
+    assert named in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_word_of_the_example_has_a_recording():
