@@ -28,7 +28,7 @@ def write_state_checksums(checkpoint: Path) -> None:
 
 
 def has_state_checksums(checkpoint: Path) -> bool:
-    """Whether sums were saved with the training state; versions before 0.2 did not."""
+    """Whether sums were saved with the training state; earlier versions did not."""
     return (checkpoint / CHECKSUMS).is_file()
 
 

@@ -69,8 +69,8 @@ class AudioFile:
             with _no_panic():
                 pcm = self._reader.decode(start, duration)
         except ValueError as error:
-            reason = self.why_nothing(start) if start > 0 else _in_short(error, self._path)
-            raise ValueError(reason) from error
+            reason = f" ({_in_short(error, self._path)})" if start <= self.duration else ""
+            raise ValueError(self.why_nothing(start) + reason) from error
         low, high = (pcm.min(), pcm.max()) if pcm.size else (0.0, 0.0)
         if not (np.isfinite(low) and np.isfinite(high)):
             first = start + np.argmin(np.isfinite(pcm).all(0)) / self.rate
@@ -104,14 +104,17 @@ class AudioFile:
 
     def can_seek(self) -> bool:
         """Whether this file can be read from the middle; some codecs can be read from the start alone."""
+        if self._samples(0.0, PROBE_SECONDS) < PROBE_SECONDS * self.rate:
+            return True  # too short to tell, and to need it; or damaged
+        return self._samples(PROBE_SECONDS / 2, PROBE_SECONDS / 4) > 0
+
+    def _samples(self, start: float, duration: float) -> int:
+        """How many can be read there."""
         try:
             with _no_panic():
-                whole = self._reader.decode(0.0, PROBE_SECONDS)
-                if whole.shape[1] < PROBE_SECONDS * self.rate:
-                    return True  # too short to tell, and to need it
-                return self._reader.decode(PROBE_SECONDS / 2, PROBE_SECONDS / 4).shape[1] > 0
+                return self._reader.decode(start, duration).shape[1]
         except ValueError:
-            return False
+            return 0
 
     def why_nothing(self, start: float) -> str:
         """In words, why no sample is read from `start` seconds on."""

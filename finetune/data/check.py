@@ -115,11 +115,14 @@ class _Checker:
         if self._cutter is None:
             return
         length = self._cutter.steps / STEPS_PER_SECOND
-        for segment in self._cutter.segments(entry):
-            left = meter.seconds - segment.first_step / STEPS_PER_SECOND
-            if not has_audio(meter, segment.first_step, STEPS_PER_SECOND):
-                add("segment without audio", f"{entry.path}: no audio in the segment from step {segment.first_step} on")
-            elif left > length - 1e-3:
+        starts = self._cutter.starts(entry)
+        for number, step in enumerate(starts):
+            left = meter.seconds - step / STEPS_PER_SECOND
+            if not has_audio(meter, step, STEPS_PER_SECOND):
+                without = f"no audio in {len(starts) - number} of {len(starts)} segments, those from step {step} on"
+                add("segments without audio", f"{entry.path}: {without}")
+                return
+            if left > length - 1e-3:
                 self._report.segments.whole += 1
             else:
                 self._report.segments.remainders.append(left)

@@ -44,8 +44,11 @@ class Cutter:
 
     def segments(self, entry: Entry) -> list[Segment]:
         """`entry` cut into segments of `steps` steps; the last may be shorter. At least one."""
-        steps = math.ceil(entry.duration * self.frame_rate - 1e-3)
-        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
+        return [Segment(entry.path, first) for first in self.starts(entry)]
+
+    def starts(self, entry: Entry) -> range:
+        """The steps of `entry` at which its segments start."""
+        return range(0, max(math.ceil(entry.duration * self.frame_rate - 1e-3), 1), self.steps)
 
 
 class ListDigest(NamedTuple):
@@ -115,7 +118,7 @@ class Listing:
                 usable.append(entry)
             else:
                 message = f"{entry.path}: no such file, or no .json beside it"
-                missing.append((Problem(entry.file, entry.line, message), len(self._cutter.segments(entry))))
+                missing.append((Problem(entry.file, entry.line, message), len(self._cutter.starts(entry))))
         self._missing += missing
         segments = [segment for entry in usable for segment in self._cutter.segments(entry)]
         checksum = hashlib.sha256(repr((segments, missing)).encode(errors="surrogateescape")).hexdigest()

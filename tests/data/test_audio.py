@@ -70,6 +70,17 @@ def test_a_codec_that_cannot_be_read_from_the_middle_says_what_to_do(tmp_path, c
         tokenizer(Segment(tmp_path / "train0.wav", 20))
 
 
+def test_a_file_without_any_of_its_audio_is_damaged_and_not_of_a_rare_codec(tmp_path, codec):
+    write_dataset(tmp_path, 1)
+    write_endless_flac(tmp_path / "a.flac")
+    header = bytearray((tmp_path / "a.flac").read_bytes())
+    header[21:26] = (48_000).to_bytes(5, "big")  # samples that it says it has
+    header[21] |= 0xF0
+    (tmp_path / "train0.wav").write_bytes(header)
+    with pytest.raises(BrokenItem, match=r"train0\.wav from step 0: (cannot be read \(end of stream\)|no audio)"):
+        make_tokenizer(codec, 0.8)(Segment(tmp_path / "train0.wav", 0))
+
+
 def test_other_files_can_be_read_from_the_middle(tmp_path):
     write_wav(tmp_path / "a.wav", noise(20))
     write_wav(tmp_path / "short.wav", noise(1))
