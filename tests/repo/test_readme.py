@@ -1,5 +1,6 @@
 """What the README says can be typed is typed here."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -66,3 +67,8 @@ def test_every_other_number_of_the_table_stands_in_the_page_it_is_from():
 
 def test_the_readme_is_read_in_five_minutes():
     assert len(README.splitlines()) <= 150
+
+
+def test_every_keyword_stands_in_the_method_with_its_default():
+    rows = re.findall(r"^\| `ttt_(\w+)` \| `(.*?)` \|", (ROOT / "docs" / "method.md").read_text(), re.M)
+    assert rows == [(field.name, repr(field.default)) for field in dataclasses.fields(moshi_patch.TTTConfig)]
