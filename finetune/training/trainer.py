@@ -67,6 +67,12 @@ def train(args: TrainArgs) -> str:
                 on_rank_0(ctx, lambda: check_control(control))
             _train(args, ctx, stop)
             if control is not None and not on_rank_0(ctx, lambda: is_finished(control)):
+                if signal := stop.agreed():
+                    raise Stopped(
+                        f"stopped by {signal_name(signal)} before its control; the run is done. Continue with: "
+                        f"{resume_command(args, ctx.world_size)}",
+                        signal,
+                    )
                 logger.info("The control: the same run without TTT, in %s.", control.run_dir)
                 _train(control, ctx, stop)
                 on_rank_0(ctx, lambda: draw_report(Path(args.run_dir)))

@@ -15,6 +15,7 @@ import torch
 from moshi.models import LMModel, MimiModel
 
 from ..healing import forget_on_reset
+from ..memory import check_memory, copy_memory, restore_memory
 from .sampler import RowLMGen, Sampling
 
 
@@ -54,23 +55,46 @@ class Rows:
             self.lm_gen.streaming_forever(count)
         self._steps: list[int | None] = [None] * count  # that a row has made since it was joined; None: it is free
         self._stale: set[int] = set()  # rows that still hold what somebody said
+        self._memories: dict[int, Mapping[str, torch.Tensor]] = {}  # to be given to rows that are reset next
 
     @property
     def free(self) -> list[int]:
         """Rows that nobody has, the lowest first."""
         return [row for row in range(self.count) if self._steps[row] is None]
 
-    def join(self, row: int, sampling: Sampling) -> None:
+    def join(self, row: int, sampling: Sampling, memory: Mapping[str, torch.Tensor] | None = None) -> None:
         """Gives a free row to somebody, who begins with the next step that has a frame of theirs.
 
+        Args:
+            memory: fast weights that this person goes on with, as of :meth:`copy_memory`; None: fresh ones. Not to be
+                changed before the next step.
+
         Raises:
-            ValueError: when somebody has it.
+            ValueError: when somebody has the row, or when the memory does not fit.
         """
         if self._steps[row] is not None:
             raise ValueError(f"row={row}: somebody has it; free are {self.free}.")
+        if memory is not None:
+            check_memory(self.lm_gen.lm_model, memory, self._rows_of_the_model(row))
+            self._memories[row] = memory
         self.lm_gen.sampling.assign(row, sampling)
         self._steps[row] = 0
         self._stale.add(row)
+
+    def copy_memory(self, row: int) -> dict[str, torch.Tensor]:
+        """What the fast weights of a row hold now, copied on the device; for :func:`write_memory` or another row.
+
+        Raises:
+            ValueError: when nobody has the row, or the model has no TTT layer.
+        """
+        if self._steps[row] is None:
+            raise ValueError(f"row={row}: nobody has it.")
+        self.forget()  # else it might still be what the person before has learnt
+        return copy_memory(self.lm_gen.lm_model, self._rows_of_the_model(row))
+
+    def _rows_of_the_model(self, row: int) -> list[int]:
+        """With classifier-free guidance each row has a second one, without conditions."""
+        return [row] if self.lm_gen.cfg_coef == 1.0 else [row, self.count + row]
 
     def leave(self, row: int) -> None:
         """Takes a row back. What was said in it is gone from every state after the next step, or after :meth:`forget`.
@@ -81,11 +105,15 @@ class Rows:
         if self._steps[row] is None:
             raise ValueError(f"row={row}: nobody has it.")
         self._steps[row] = None
+        self._memories.pop(row, None)
         self._stale.add(row)
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Makes every row that changed hands bitwise a fresh one. Each step does so first; one reset serves all."""
+        """Makes every row that changed hands bitwise a fresh one, or one with the memory it was given and no more.
+
+        Each step does so first; one reset serves all.
+        """
         if not self._stale:
             return
         mask = self._mask(self._stale)
@@ -94,6 +122,9 @@ class Rows:
         state = self.lm_gen._streaming_state  # its reset leaves the tokens that were said
         state.cache.masked_fill_(mask[:, None, None], self.lm_gen.lm_model.ungenerated_token_id)
         self.lm_gen.finite.logical_or_(mask)
+        for row, memory in self._memories.items():
+            restore_memory(self.lm_gen.lm_model, memory, self._rows_of_the_model(row))
+        self._memories.clear()
         self._stale.clear()
 
     @torch.no_grad()

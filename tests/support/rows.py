@@ -8,6 +8,7 @@ from moshi.models import LMGen
 from torch import nn
 
 import moshi_patch
+from moshi_patch.memory import copy_memory, restore_memory
 from moshi_patch.serving.rows import Answer, Rows
 from moshi_patch.serving.sampler import Sampling
 from tests.support.servers import FRAME, user_speech
@@ -37,6 +38,7 @@ class Person:
     Attributes:
         says: frames, one a step from `comes` on, but for the steps in `pauses`; leaves afterwards if `leaves`.
         row: where.
+        memory: what they go on with.
         hears: the answers, one per frame.
     """
 
@@ -46,6 +48,7 @@ class Person:
     comes: int = 0
     pauses: frozenset[int] = frozenset()
     leaves: bool = True
+    memory: dict[str, torch.Tensor] | None = None
     hears: list[Answer] = field(default_factory=list)
 
 
@@ -61,7 +64,7 @@ def converse(rows: Rows, *people: Person, around=lambda step: None) -> None:
             present.remove(person)
         for person in people:
             if person.comes == step:
-                rows.join(person.row, person.sampling)
+                rows.join(person.row, person.sampling, person.memory)
                 present.append(person)
         speaking = [person for person in present if left[id(person)] and step not in person.pauses]
         answers = rows.step({person.row: left[id(person)].pop(0) for person in speaking})
@@ -82,20 +85,26 @@ def assert_same(one: list[Answer], other: list[Answer]) -> None:
 
 
 @torch.no_grad()
-def stock_answers(repo, says: list[np.ndarray], dtype: torch.dtype) -> list[Answer]:
-    """What moshi's own server would answer to one person."""
+def stock_answers(repo, says: list[np.ndarray], dtype: torch.dtype, then: list[np.ndarray] = ()) -> list[Answer]:
+    """What moshi's own server would answer to one person, who goes on to say `then` in a second conversation."""
     mimi, lm = load(repo, dtype)
     lm_gen = LMGen(lm, use_sampling=False)
     mimi.streaming_forever(1)
     lm_gen.streaming_forever(1)
     answers = []
-    for index, frame in enumerate(says):
-        codes = mimi.encode(torch.from_numpy(frame)[None, None].to(dtype))
-        if index == 0:
-            mimi.reset_streaming()
-        tokens = lm_gen.step(codes)
-        pcm = None if tokens is None else mimi.decode(tokens[:, 1:])[0, 0].float().numpy()
-        answers.append(Answer(True, None if tokens is None else tokens[0, 0, 0].item(), pcm))
+    for conversation in (says, then):
+        memory = copy_memory(lm, [0]) if moshi_patch.ttt_gatings(lm) else {}
+        mimi.reset_streaming()
+        lm_gen.reset_streaming()
+        if memory:
+            restore_memory(lm, memory)
+        for index, frame in enumerate(conversation):
+            codes = mimi.encode(torch.from_numpy(frame)[None, None].to(dtype))
+            if index == 0:
+                mimi.reset_streaming()
+            tokens = lm_gen.step(codes)
+            pcm = None if tokens is None else mimi.decode(tokens[:, 1:])[0, 0].float().numpy()
+            answers.append(Answer(True, None if tokens is None else tokens[0, 0, 0].item(), pcm))
     return answers
 
 

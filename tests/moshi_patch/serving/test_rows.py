@@ -129,6 +129,44 @@ def test_when_a_row_changes_hands_everything_of_the_person_before_is_gone(ttt_re
     assert_same(after.hears, alone[GREEDY])
 
 
+def test_somebody_who_returns_to_another_row_goes_on_with_their_memory_and_an_empty_window(ttt_repo):
+    """As stock's loop for one person does whose attention alone is reset."""
+    first, second = frames("boat", end=22), frames("sister", end=12)
+    rows = make_rows(ttt_repo, 3, torch.float64)
+    visit = Person(first, 2, leaves=False)
+    converse(rows, visit, Person(frames("train", end=22), 0, comes=3))
+    memory = rows.copy_memory(2)
+    rows.leave(2)
+    converse(rows, Person(frames("train", end=5), 2))  # somebody else had the row meanwhile
+    again = Person(second, 1, memory=memory)
+    converse(rows, again, Person(frames("train", end=12), 2, comes=2))
+
+    expected = stock_answers(ttt_repo, first, torch.float64, then=second)
+    assert [answer.text for answer in visit.hears + again.hears] == [answer.text for answer in expected]
+    fresh = Person(second, 0)
+    converse(rows, fresh)
+    heard = [np.concatenate([answer.pcm for answer in one.hears[4:]]) for one in (again, fresh)]
+    assert not np.array_equal(*heard)  # the memory matters
+
+
+def test_a_memory_that_does_not_fit_is_refused_when_its_person_joins(ttt_repo, stock_repo):
+    rows, stock = make_rows(ttt_repo, 2), make_rows(stock_repo, 1)
+    with pytest.raises(ValueError, match="row=0: nobody has it"):
+        rows.copy_memory(0)
+    rows.join(0, GREEDY)
+    memory = rows.copy_memory(0)
+    two_rows = {key: torch.cat([tensor, tensor]) for key, tensor in memory.items()}
+    with pytest.raises(ValueError, match=r"delta is float32\[2, 64, 176\] in the memory and"):
+        rows.join(1, GREEDY, two_rows)
+    assert rows.free == [1]
+    with pytest.raises(ValueError, match="LMModel has no TTT layer"):
+        stock.join(0, GREEDY, memory)
+    rows.join(1, GREEDY, memory)
+    rows.leave(1)
+    rows.forget()  # who joined and left before a step had no use for their memory
+    assert rows.step({}) == {}
+
+
 def test_a_row_that_is_not_finite_says_so_and_is_well_again_for_the_next_person(ttt_repo, alone):
     rows = make_rows(ttt_repo, 4)
     ill = Person(frames("sister", end=30), 1, GREEDY)
