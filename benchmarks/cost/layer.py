@@ -1,4 +1,4 @@
-"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with TTT's updates, and in the materialised form.
+"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with each update, and in the materialised form.
 
 `python -m benchmarks.cost.layer [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
 
