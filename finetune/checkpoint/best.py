@@ -7,6 +7,7 @@ from pathlib import Path
 from ..common.disk import writing
 from ..common.errors import ConfigError
 from ..common.files import read_json, write_json
+from .folders import list_checkpoints
 
 BEST_FILE = "best.json"
 
@@ -28,6 +29,27 @@ def read_best(folder: Path) -> Best | None:
     step, loss = content.get("step"), content.get("loss")
     known = isinstance(step, int) and isinstance(loss, (int, float)) and math.isfinite(loss)
     return Best(step, float(loss)) if known else None
+
+
+def best_checkpoint(run_dir: Path, key: str) -> Path:
+    """The checkpoint of a run with the lowest held-out loss.
+
+    Raises:
+        ConfigError: when none is recorded, or it is gone; names `key`, the setting that `run_dir` is the value of.
+    """
+    folder = run_dir / "checkpoints"
+    best, there = read_best(folder), list_checkpoints(folder)
+    if best is None:
+        raise ConfigError(
+            f"{key}={str(run_dir)!r}: {folder / BEST_FILE} says no best step (--best). It must be the folder of a run "
+            "that was trained with do_eval and keep_best."
+        )
+    if best.step not in there:
+        raise ConfigError(
+            f"{key}={str(run_dir)!r}: the best step is {best.step} (--best), whose checkpoint is gone; there are "
+            f"{', '.join(map(str, there)) or 'none'}."
+        )
+    return there[best.step]
 
 
 def write_best(folder: Path, best: Best | None) -> None:
