@@ -1,14 +1,15 @@
 """The demonstration behind `make demo`: a tiny Moshi learns to remember spoken words, beside a control without TTT.
 
-    python -m example.demo [--out demo_out] [--seeds 0]
+    python -m example.demo [--out demo_out] [--seeds 0] [options of train.py]
 
 Dialogues in which Moshi says words twice are put together from the words of `example/data`. `train.py` trains on them
-with TTT and without, from the same weights. Dialogues that were held out then show who remembers. All that the programs
-print is in `OUT/logs`.
+with TTT and, as a control, without. Dialogues that were held out then show who remembers. What `train.py` prints is in
+`OUT/train.log`.
 """
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,14 +30,27 @@ from example.make_dialogues import make_dialogues
 from example.memory_at_work import CONDITIONS, draw, listen, read_spoken, summarise
 from example.tiny_repo import make_tiny_repo
 from finetune.checkpoint.saved import load_language_model, open_checkpoint
+from finetune.common.errors import UserError
 from finetune.common.files import write_json
+from finetune.common.program import program
+from finetune.common.tables import columns
 from finetune.data.tokenize import load_speech_tokenizer
+from finetune.training.control import compared
+from finetune.training.metrics import read_metrics
+from finetune.training.summary import verdict as trainer_verdict
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "train.py"
 SETTINGS = ROOT / "example" / "demo_ttt.yaml"
 BASE = {"num_layers": 2, "n_q": 4, "dep_q": 2, "delays": [0, 0, 1, 0, 1]}
 """Of the tiny model: two layers, whose attention reaches 30 steps back, and two codebooks for each speaker."""
+
+BASE_FILES = {
+    "moshi_path": "model.safetensors",
+    "mimi_path": "mimi.safetensors",
+    "tokenizer_path": "tokenizer.model",
+    "config_path": "config.json",
+}
 
 
 @contextmanager
@@ -48,28 +62,23 @@ def told(what: str) -> Iterator[None]:
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
-def train(folder: Path, data: Path, run_dir: Path, *options: str) -> None:
-    """Runs `train.py` on the dialogues in `data` from the base in `folder`; what it prints goes to a file.
+def train(folder: Path, *options: str) -> None:
+    """Runs `train.py` with the dialogues and the base in `folder`; what it prints goes to a file.
 
     Raises:
-        SystemExit: when it fails, with the end of that file.
+        UserError: when it fails, with the last line of that file.
     """
-    base = folder / "base"
-    command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={run_dir}", "--overwrite_run_dir"]
+    base, data = folder / "base", folder / "dialogues"
+    command = [sys.executable, str(TRAIN), str(SETTINGS), f"--run_dir={folder / 'run'}", "--overwrite_run_dir"]
     command += [f"--data.train_data={data / 'train.jsonl'}", f"--data.eval_data={data / 'eval.jsonl'}"]
-    command += [
-        f"--moshi_paths.moshi_path={base / 'model.safetensors'}",
-        f"--moshi_paths.config_path={base / 'config.json'}",
-    ]
-    command += [f"--moshi_paths.mimi_path={base / 'mimi.safetensors'}"]
-    command += [f"--moshi_paths.tokenizer_path={base / 'tokenizer.model'}", *options]
-    log = folder / "logs" / f"train_{run_dir.name}.log"
-    log.parent.mkdir(exist_ok=True)
+    command += [f"--moshi_paths.{key}={base / file}" for key, file in BASE_FILES.items()] + list(options)
+    log = folder / "train.log"
     with log.open("w") as file:
         print("$", *command, file=file, flush=True)
         code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        raise SystemExit("\n".join([*log.read_text().splitlines()[-10:], f"train.py failed; all it said is in {log}"]))
+        *_, last = log.read_text().splitlines()
+        raise UserError(f"{last} (What train.py said before is in {log}.)")
 
 
 def trained_model(run_dir: Path) -> LMModel:
@@ -87,27 +96,23 @@ def run(folder: Path, seed: int, options: list[str], dialogues: dict[str, int]) 
         base = make_tiny_repo(folder / "base", seed=seed, **BASE)
     longest = max(json.loads(line)["duration"] for name in dialogues for line in (data / f"{name}.jsonl").open())
     options = [f"--seed={seed}", f"--duration_sec={longest}", *options]
-    with told("Training a tiny Moshi with TTT"):
-        train(folder, data, folder / "run", *options)
-    with told("Training the control: the same without TTT"):
-        train(folder, data, folder / "run_control", "--ttt.enabled=false", *options)
+    with told("Training a tiny Moshi with TTT and, as the control, without"):
+        train(folder, *options)
     with told("Listening to the held-out dialogues"):
-        models = {"on": trained_model(folder / "run"), "control": trained_model(folder / "run_control")}
+        models = {"on": trained_model(folder / "run"), "control": trained_model(folder / "run" / "control")}
         info = moshi_patch.load_checkpoint_info(base)
         spoken = read_spoken(
             data / "eval.jsonl", load_speech_tokenizer(models["on"], info, longest, torch.device("cpu"))
         )
         heard = {"on": listen(models["on"], spoken), "off": listen(models["on"], spoken, updates=False)}
         heard["control"] = listen(models["control"], spoken)
-    return {"seed": seed, **summarise(heard, spoken)}
+    return {"seed": seed, "overall": overall(folder / "run"), **summarise(heard, spoken)}
 
 
 def table(found: dict[str, Any]) -> str:
     """What each condition pays for words that are said for the first time and again."""
-    rows = [f"{'nats per word (lower is better)':34}{'said first':>12}{'said again':>12}"]
-    for name, title in CONDITIONS.items():
-        rows.append(f"{title:34}{found['first'][name]:12.2f}{found['again'][name]:12.2f}")
-    return "\n".join(rows)
+    rows = [[title, *(f"{found[when][name]:.2f}" for when in ("first", "again"))] for name, title in CONDITIONS.items()]
+    return columns(["nats per word (lower is better)", "said first", "said again"], rows)
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -122,8 +127,15 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m example.demo", description=__doc__.splitlines()[0])
+def overall(run_dir: Path) -> str:
+    """The trainer's own verdict: on text and audio of the whole held-out dialogues, not on words that return alone."""
+    train, held_out = (read_metrics(run_dir / f"metrics.{part}.jsonl") for part in ("train", "eval"))
+    return trainer_verdict(train, held_out, compared(run_dir)).sentence
+
+
+@program("python -m example.demo", logging.WARNING)
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to (default: demo_out)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of data, weights and training (default: 0)")
     parser.add_argument("--train", type=int, default=192, help="dialogues to train on (default: 192)")
@@ -136,13 +148,14 @@ def main(argv: list[str] | None = None) -> None:
         folder = out / f"seed_{seed}" if len(args.seeds) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
         runs.append(run(folder, seed, options, {"train": args.train, "eval": args.eval}))
-        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}", flush=True)
+        print(f"\n{table(runs[-1])}\n\n{verdict(runs[-1])}")
+        print(f"All that is said, by train.py: {runs[-1]['overall']}", flush=True)
     write_json(out / "demo.json", {"runs": runs})
     draw(runs, out / "memory.png")
     print(f"Pictures: {out / 'memory.png'} (every word), {folder / 'run' / 'report.png'} (training).")
-    print(f"What the programs said: {folder / 'logs'}. On your own recordings: docs/training.md, or first")
+    print(f"What train.py said: {folder / 'train.log'}. On your own recordings: docs/training.md, and first")
     print("  python -m finetune.data check YOUR_LIST.jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

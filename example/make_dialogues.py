@@ -11,12 +11,15 @@ import argparse
 import functools
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import sphn
 
 from example.make_speech import DATA, FRAME, MAIN, SAMPLE_RATE, USER, write_alignments, write_wav
+from finetune.common.errors import ConfigError
+from finetune.common.program import program
 
 PAUSE = 3
 """Steps of 80 ms between two speakers."""
@@ -73,7 +76,19 @@ def make_dialogues(folder: Path, counts: dict[str, int], words: int = 6, seed: i
         counts: dialogues by the name of their list, such as `{"train": 192, "eval": 24}`.
         words: that return in each.
         seed: of what is said; no dialogue of one list is in another.
+
+    Raises:
+        ConfigError: when the words that there are do not suffice.
     """
+    most = min(len(known) for known in recorded_words().values()) - 1
+    if not 2 <= words <= most:
+        raise ConfigError(f"words={words}: must be from 2 to {most}, as many words as there are recordings of.")
+    possible = math.perm(len(recorded_words()[MAIN]), words)
+    for name, count in counts.items():
+        if not 1 <= count <= possible // 10:
+            raise ConfigError(f"{name}={count}: must be from 1 to {possible // 10} with {words} words.")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: must not be negative.")
     folder.mkdir(parents=True, exist_ok=True)
     generator, said = np.random.default_rng(seed), set()
     for name, count in counts.items():
@@ -91,8 +106,9 @@ def make_dialogues(folder: Path, counts: dict[str, int], words: int = 6, seed: i
         (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m example.make_dialogues", description=__doc__.splitlines()[0])
+@program("python -m example.make_dialogues")
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=192, help="dialogues to train on (default: 192)")
     parser.add_argument("--eval", type=int, default=24, help="dialogues to hold out (default: 24)")
@@ -104,4 +120,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ python -m example.memory_at_work benchmarks/results/demo.json docs/memory_at_wor
 
 import argparse
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ import torch
 from moshi.models import LMModel
 
 import moshi_patch
-from finetune.data.interleave import MAIN_SPEAKER
+from finetune.common.errors import ConfigError
+from finetune.common.files import read_json
+from finetune.common.program import program
+from finetune.data.text_row import MAIN_SPEAKER
 from finetune.data.tokenize import Segment, SpeechTokenizer
 from finetune.model.stream import score_stream
 
@@ -142,14 +146,18 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m example.memory_at_work", description=__doc__.splitlines()[0])
+@program("python -m example.memory_at_work")
+def main(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what the demo wrote, such as benchmarks/results/demo.json")
     parser.add_argument("picture", type=Path)
     args = parser.parse_args(argv)
-    draw(json.loads(args.results.read_text())["runs"], args.picture)
+    found = read_json(args.results)
+    if "runs" not in found:
+        raise ConfigError(f"{args.results}: not what the demo wrote; it has no runs.")
+    draw(found["runs"], args.picture)
     print(args.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

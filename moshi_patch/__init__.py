@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .model import (
         TARGET_KEYS,
         finite_rows,
+        one_pass_delta_norm,
         stock_name,
         target_key,
         ttt_gatings,
@@ -49,6 +50,7 @@ _MODULES = {
     "model": (
         "TARGET_KEYS",
         "finite_rows",
+        "one_pass_delta_norm",
         "stock_name",
         "target_key",
         "ttt_gatings",
@@ -83,6 +85,7 @@ __all__ = [
     "load_memory",
     "load_text_tokenizer",
     "named_file",
+    "one_pass_delta_norm",
     "parse_json",
     "parse_object",
     "read_model_config",

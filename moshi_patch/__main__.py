@@ -18,10 +18,13 @@ from collections.abc import Iterator, Sequence
 
 from .arguments import value_of, wrong_path
 from .cpu import fitted_threads, without_compiling_before_import
+from .serving.options import server_options, server_parser
 
 SERVER = "moshi.server"
-SERVER_OPTIONS = {"--memory", "--idle-timeout", "--allow-origin"}
-"""Taken out of the server's arguments, as the stock server refuses what it does not know."""
+ENVIRONMENT = """environment, on a CPU:
+  OMP_NUM_THREADS       threads (default: 1 for a small model, else one for each core)
+  NO_TORCH_COMPILE      not empty: nothing is compiled (default: 1; set it to nothing to compile)
+"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch") -> None:
@@ -34,7 +37,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
         SystemExit: with code 2 for a missing or unknown module; and whatever the module itself raises.
     """
     parser = argparse.ArgumentParser(
-        prog=prog, description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would."
+        prog=prog,
+        description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would.\n"
+        "Moshi's own programs also run without CUDA, and take a local folder as --hf-repo.",
+        epilog=f"{server_parser().format_help()}\n{ENVIRONMENT}\nMODULE --help shows the options of MODULE.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("module", metavar="MODULE", help="for example moshi.server or moshi.run_inference")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="of the module").required = False
@@ -58,10 +65,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     if options.module == SERVER:
         from .serving.stock_server import add_conversations, split_options
 
-        server_options, arguments = split_options(arguments)
-        additions = add_conversations(server_options)
+        chosen, arguments = split_options(arguments)
+        additions = add_conversations(chosen)
     elif options.module.partition(".")[0] == "moshi":
-        for option in SERVER_OPTIONS.intersection(argument.partition("=")[0] for argument in arguments):
+        for option in server_options().intersection(argument.partition("=")[0] for argument in arguments):
             parser.exit(2, f"{parser.prog}: error: {option} is an option of {SERVER}, not of {options.module}\n")
     sys.argv = [options.module, *arguments]
     try:

@@ -9,6 +9,9 @@ from typing import Any
 
 PREFIX = "ttt_"
 TARGETS = ("token_embeddings", "hidden_states")
+UPDATES = ("hebbian", "residual")
+RESIDUAL_LEAST = 1e-12
+"""The least η and g of the residual update, which computes with 1/η in float32."""
 
 
 def _is_int(value: Any) -> bool:
@@ -28,6 +31,11 @@ def _is_flag(value: Any) -> bool:
 def _field(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
     """A field with what it may be, in words and as a function."""
     return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds})
+
+
+def _one_of(choices: tuple[str, ...]) -> Any:
+    """A field whose default is the first of `choices`."""
+    return _field(choices[0], " or ".join(map(repr, choices)), lambda value: value in choices)
 
 
 def _whole(default: int, least: int, most: int) -> Any:
@@ -67,20 +75,34 @@ class TTTConfig:
     """K, steps that a target is made from: this one and the next K - 1"""
     conv_depthwise: bool = _field(True, "True or False", _is_flag)
     """one filter per channel; off: a full D x D x K convolution"""
-    target: str = _field(TARGETS[0], " or ".join(map(repr, TARGETS)), lambda value: value in TARGETS)
+    target: str = _one_of(TARGETS)
     """what targets are made from: token_embeddings, the input of the transformer, or hidden_states, the MLP's own"""
     delta_clip: float | None = _positive(None, 1e9)
-    """largest Frobenius norm of one chunk's update, η included; null: no clip"""
+    """largest Frobenius norm of one chunk's update, η and g included; null: no clip; not for the residual update"""
     decay: float = _field(1.0, "a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
     """γ, factor of what was learnt before each update; 1: nothing is forgotten"""
+    update: str = _one_of(UPDATES)
+    """hebbian, the paper's sum over a chunk, or residual, which writes only what is not answered yet"""
+    target_gain: float = _positive(1.0, 1e6)
+    """g, factor of the targets"""
 
     def __post_init__(self):
         for field in (field for field in dataclasses.fields(TTTConfig) if field.metadata):
             allowed = field.metadata["allowed"] + ", or None" * (field.default is None)
             self._require(field.name, field.metadata["holds"](getattr(self, field.name)), allowed)
+        if self.update == "residual":
+            self._require_residual()
         self._parse_layers()
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", list(self.layers))  # not the caller's own, who may change it
+
+    def _require_residual(self) -> None:
+        self._require(
+            "delta_clip", self.delta_clip is None, f'None with {PREFIX}update="residual", which needs no clip'
+        )
+        for name in ("learning_rate", "target_gain"):
+            large = getattr(self, name) >= RESIDUAL_LEAST
+            self._require(name, large, f'at least {RESIDUAL_LEAST:g} with {PREFIX}update="residual"')
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:

@@ -21,7 +21,7 @@ from torch import nn
 
 from .call import current_call
 from .config import TTTConfig
-from .ops import FastWeight, dual, segment_, step_
+from .ops import FastWeight, ResidualFastWeight, dual, segment_, step_
 from .target import TargetGenerator
 
 SEGMENT_STEPS = 16
@@ -127,7 +127,7 @@ class TTTGating(StreamingModule[TTTState]):
         if not needed:
             return out
         v = self.target_generator(x0[:, :needed], config.chunk_size)
-        return dual(out, z, v, config.chunk_size, config.learning_rate, **self._update_options())
+        return dual(out, z, v, config.chunk_size, config.learning_rate, update=config.update, **self._update_options())
 
     @torch.no_grad()
     def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
@@ -168,16 +168,15 @@ class TTTGating(StreamingModule[TTTState]):
         return (out.to(delta.dtype) + delta).to(out.dtype)
 
     def _update_options(self) -> dict[str, Any]:
-        return {"delta_clip": self.config.delta_clip, "decay": self.config.decay}
+        return {name: getattr(self.config, name) for name in ("delta_clip", "decay", "target_gain")}
 
     def _init_streaming_state(self, batch_size: int) -> TTTState:
         device = next(self.target_generator.parameters()).device
         if self._enabled is None or self._enabled.device != device:
             with torch.inference_mode(False):  # it outlives this stream and must stay writable
                 self._enabled = torch.tensor(self.updates_enabled, device=device)
-        fast = FastWeight.allocate(
-            batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device
-        )
+        kind = ResidualFastWeight if self.config.update == "residual" else FastWeight
+        fast = kind.allocate(batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device)
         return TTTState(batch_size, device, fast, torch.ones(batch_size, dtype=torch.bool, device=device))
 
     def set_updates(self, enabled: bool) -> None:
@@ -185,6 +184,10 @@ class TTTGating(StreamingModule[TTTState]):
         self.updates_enabled = enabled
         if self._enabled is not None:
             self._enabled.fill_(enabled)
+
+    def delta(self) -> torch.Tensor:
+        """`[B, D, H]`: what all rows that stream have learnt, the fast weight minus W_0. Allocates it; for reports."""
+        return self._streaming_state.fast.full_delta(self.config.learning_rate * self.config.target_gain)
 
     def _hidden_dtype(self) -> torch.dtype:
         if isinstance(self.linear_in, QLinear):

@@ -1,6 +1,7 @@
 """A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .config import TTTConfig
 from .gating import TTTGating
+from .ops import ResidualFastWeight, delta_norm
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")
@@ -130,6 +133,18 @@ def finite_rows(model: nn.Module) -> torch.Tensor:
     return last._streaming_state.finite.clone()
 
 
+def one_pass_delta_norm(z: torch.Tensor, v: torch.Tensor, config: TTTConfig) -> torch.Tensor:
+    """`[B]`, at least float32: Frobenius norm of what one pass has taught the fast weight when its last chunk begins.
+
+    Args:
+        z: `[B, T, H]`, what enters the down projection.
+        v: `[B, T', D]`, the target generator's output: T' is a multiple of C.
+        config: of the layer.
+    """
+    names = ("chunk_size", "learning_rate", "update", "target_gain", "delta_clip", "decay")
+    return delta_norm(z, v, **{name: getattr(config, name) for name in names})
+
+
 @torch.no_grad()
 def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What the fast weights did, read from the streaming state itself. Waits for the device: not for every step.
@@ -139,9 +154,11 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
         `updates`: list of ints, updates per row since its last reset;
         `delta_norm`: list of floats, Frobenius norm of the fast weight's change per row;
         `relative_delta`: the same over the norm of W_down;
+        `known`: list of floats from 0 to 1, how much of its last full chunk's targets a row knew already, or None for
+            a row without; None altogether unless `ttt_update="residual"`;
         `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with the first 0 nothing is
         learnt.
-        The first three are None while the model is not streaming.
+        The first four are None while the model is not streaming.
 
     Raises:
         ValueError: when `model` has no TTT layer.
@@ -151,13 +168,15 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def _layer_stats(gating: TTTGating) -> dict[str, Any]:
     generator = gating.target_generator
-    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None}
+    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None, "known": None}
     state = gating._streaming_state
     if state is not None:
-        norms = state.fast.full_delta(gating.config.learning_rate).flatten(1).norm(dim=1)
+        norms = gating.delta().flatten(1).norm(dim=1)
         stats["updates"] = state.fast.updates.tolist()
         stats["delta_norm"] = norms.tolist()
         stats["relative_delta"] = (norms / gating.w_down().norm().to(norms)).tolist()
+        if isinstance(state.fast, ResidualFastWeight):
+            stats["known"] = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
     stats["conv_norm"] = generator.conv1d.conv.weight.float().norm().item()
     stats["W_target_norm"] = generator.W_target.weight.float().norm().item()
     return stats

@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 STEP_METHODS = ("step", "step_with_extra_heads", "forward_text")
 """Methods that move a stream on: those of `LMGen`, which replays a graph, or else that of `LMModel`."""
 
+PANELS = {
+    "delta_norm": "‖delta‖ (Frobenius)",
+    "relative_delta": "‖delta‖ / ‖W_down‖",
+    "known": "share of the chunk's\ntargets that was known",
+}
+
 READ = ("position", "updates", "delta_norm", "relative_delta")
 """What is read of a layer: each a list with a number per row."""
 
@@ -43,7 +49,7 @@ class Recorder:
     - `start`: also `every`, and `chunk_size` per layer;
     - `reset`: also `rows`, a list of those that were reset, or null for all;
     - `read`: also `layers`: per layer `position` (steps since the row's reset), `updates`, `delta_norm` and
-      `relative_delta`, each a list of B numbers.
+      `relative_delta`, each a list of B numbers; with the residual update `known` too, null before a chunk has ended.
 
     Args:
         model: to attach to. Behind replayed CUDA graphs only an `LMGen` can count its steps; an `LMModel` cannot.
@@ -93,7 +99,8 @@ class Recorder:
         layers = {}
         for name, stats in ttt_stats(self.language_model).items():
             position = self.gatings[name]._streaming_state.fast.position.tolist()
-            layers[name] = {"position": position, **{key: stats[key] for key in READ[1:]}}
+            known = {} if stats["known"] is None else {"known": stats["known"]}
+            layers[name] = {"position": position, **{key: stats[key] for key in READ[1:]}, **known}
         self._write("read", layers=layers)
 
     def _wrap(self, name: str, around: Callable) -> None:
@@ -191,7 +198,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def _is_read(layer: dict[str, list[float]]) -> bool:
     rows = len(layer["updates"])
-    return all(len(layer[key]) == rows and all(isinstance(value, (int, float)) for value in layer[key]) for key in READ)
+    known = [0.0 if share is None else share for share in layer.get("known", [None] * rows)]
+    lists = [*(layer[key] for key in READ), known]
+    return all(len(values) == rows and all(isinstance(value, (int, float)) for value in values) for values in lists)
 
 
 def _append_to(path: Path) -> TextIO:
@@ -205,7 +214,7 @@ def _append_to(path: Path) -> TextIO:
 
 
 def plot(records: list[dict[str, Any]], path: str | Path, row: int = 0) -> None:
-    """Draws delta norm and relative delta of one row, per layer, against the step; marks chunk ends and resets.
+    """Draws what was read of one row, per layer, against the step; marks chunk ends and resets.
 
     Raises:
         ValueError: for a row that was not recorded.
@@ -218,24 +227,24 @@ def plot(records: list[dict[str, Any]], path: str | Path, row: int = 0) -> None:
     if not 0 <= row < rows:
         raise ValueError(f"row={row}: the recording has rows 0 to {rows - 1}.")
     resets = [r["step"] for r in records if r["event"] == "reset" and (r["rows"] is None or row in r["rows"])]
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    keys = [key for key in PANELS if key in READ or any(key in layer for r in reads for layer in r["layers"].values())]
+    figure = Figure(figsize=(10, 3 * len(keys)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, key, label in zip(
-        panels, ("delta_norm", "relative_delta"), ("‖delta‖ (Frobenius)", "‖delta‖ / ‖W_down‖"), strict=True
-    ):
+    panels = figure.subplots(len(keys), 1, sharex=True)
+    for axes, key in zip(panels, keys, strict=True):
         for name in records[0]["chunk_size"]:
-            points = [(read["step"], read["layers"][name][key][row]) for read in reads]
+            values = [(read["step"], read["layers"][name].get(key, [None] * rows)[row]) for read in reads]
+            points = [(step, value) for step, value in values if value is not None]
             axes.plot(*zip(*points, strict=True) if points else ([], []), ".-", markersize=3, linewidth=1, label=name)
         for index, step in enumerate(resets):
             axes.axvline(step, color="black", linestyle="--", linewidth=1, label=None if index else "reset")
-        axes.set_ylabel(label)
+        axes.set_ylabel(PANELS[key])
         axes.grid(alpha=0.3)
     ends = _chunk_ends(records[0], reads, row)
     if ends:
         panels[0].plot(ends, [0] * len(ends), "|", color="grey", markersize=8, label="chunk ends")
     panels[0].legend(fontsize="small")
-    panels[1].set_xlabel("step of 80 ms")
+    panels[-1].set_xlabel("step of 80 ms")
     figure.suptitle(f"Fast weights of row {row}" + ("" if reads else ": nothing was read yet"))
     temporary = Path(path).with_suffix(".tmp.png")
     try:

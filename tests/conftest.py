@@ -50,6 +50,25 @@ def ttt_repo(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def saved_run(stock_repo, tmp_path_factory):
+    """By mode, one of `saved_runs.MODES`, the folder of a short run over `stock_repo`. For reading alone."""
+    folder, made = tmp_path_factory.mktemp("saved_runs"), {}
+
+    def run(mode: str):
+        if mode not in made:
+            from tests.support.saved_runs import train
+
+            installed = moshi_patch.is_installed()
+            moshi_patch.install()
+            made[mode] = train(folder / mode, stock_repo, mode)
+            if not installed:
+                moshi_patch.uninstall()
+        return made[mode]
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def codec(ttt_repo):
     """Mimi and the text tokenizer of a tiny repository."""
     folder = ttt_repo

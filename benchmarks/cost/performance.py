@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import fill
+from finetune.common.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -18,12 +19,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 def result(name: str) -> dict[str, Any]:
     """What `benchmarks/NAME.py` committed."""
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def ratios(row: dict[str, Any], *keys: str) -> list[str]:
@@ -37,12 +32,12 @@ def machines() -> str:
     for name in names:
         machine = result(name)["machine"]
         rows.append([f"`{name}.json`", *(machine[key] for key in ("cpu", "threads", "torch", "moshi", "date"))])
-    return table(["result", "processor", "threads", "torch", "moshi", "date"], rows)
+    return markdown(["result", "processor", "threads", "torch", "moshi", "date"], rows)
 
 
 def layer() -> str:
     rows = [row for row in result("layer")["rows"] if row["variant"] != "stock"]
-    return table(
+    return markdown(
         ["T", "", "form", "time", "range over rounds", "by operations", "peak memory"],
         [
             [
@@ -61,7 +56,7 @@ def layer() -> str:
 
 def layer_scaling() -> str:
     rows = [row for row in result("layer_scaling")["rows"] if row["variant"] == "ttt"]
-    return table(
+    return markdown(
         ["T", "", "time", "by operations", "peak memory"],
         [
             [row["steps"], row["direction"], *ratios(row, "time_ratio", "operations_ratio", "memory_ratio")]
@@ -72,7 +67,7 @@ def layer_scaling() -> str:
 
 def step() -> str:
     keys = ("ratio_p50", "stock_p99_over_p50", "ttt_p99_over_p50", "chunk_end_over_p50", "slowest_phase_over_p50")
-    return table(
+    return markdown(
         ["rows", "TTT / stock", "stock p99 / p50", "TTT p99 / p50", "end of a chunk / p50", "slowest phase / p50"],
         [[row["rows"], *ratios(row, *keys)] for row in result("step")["results"]],
     )
@@ -80,7 +75,7 @@ def step() -> str:
 
 def train_step() -> str:
     found = result("train_step")["results"]
-    return table(
+    return markdown(
         ["32 layers, rank 64, 625 steps", "time", "range over rounds", "peak memory"],
         [
             [
@@ -97,14 +92,14 @@ def train_step() -> str:
 def roofline() -> str:
     found = result("roofline")
     rates = found["rates"]
-    steps = table(
+    steps = markdown(
         ["streaming step, rows", "TTT / stock", "by bytes", "share of bandwidth: stock", "with TTT"],
         [
             [row["rows"], *ratios(row, "ratio", "ratio_by_bytes", "bandwidth_share_stock", "bandwidth_share_ttt")]
             for row in found["step"]
         ],
     )
-    layers = table(
+    layers = markdown(
         ["gated MLP, D 4096", "TTT / stock", "by operations", "share of the rate: stock", "with TTT"],
         [
             [row["direction"], *ratios(row, "ratio", "ratio_by_operations", "rate_share_stock", "rate_share_ttt")]
@@ -123,7 +118,7 @@ def moshi_7b() -> str:
     for row in result("roofline")["moshi_7b"]:
         parts = [f"{row['bytes'][key] / 1e9:.2f}" for key in ("stock", "delta", "fold", "rings", "target")]
         rows.append([row["rows"], *parts, f"{row['ratio_by_bytes']:.2f}"])
-    return table(["rows", "stock, GB", "delta", "fold", "rings", "W_target", "TTT / stock by bytes"], rows)
+    return markdown(["rows", "stock, GB", "delta", "fold", "rings", "W_target", "TTT / stock by bytes"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {

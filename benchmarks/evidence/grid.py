@@ -7,6 +7,12 @@ cells:
     seeds: [0, 1, 2]
     settings: {task: recall}
     vary: {model: [none, ttt]}    # every combination of the values is a run per seed
+  - name: two stages
+    priority: 2
+    seeds: [0]
+    settings: {base_steps: 300, steps: 1200, targets_first: 300, then_rate: 0.25, ttt: {NAME: VALUE}}
+
+A variant is a set of fields of `Settings`; `ttt` holds `ttt_*` arguments that have no field of their own there.
 """
 
 import dataclasses
@@ -16,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from finetune.common.errors import ConfigError, in_one_line
 
 from .settings import Settings
 
@@ -61,14 +69,16 @@ def read_grid(path: Path) -> list[Cell]:
     """The cells of a grid.
 
     Raises:
-        ValueError: for an unknown key at any depth, a missing one, a name used twice or a value of the wrong kind,
-            naming the file, the cell and the key. Nothing has run then.
+        ConfigError: for what is no YAML, an unknown key at any depth, a missing one, a name used twice or a value of
+            the wrong kind, naming the file, the cell and the key. Nothing has run then.
     """
-    content = yaml.safe_load(path.read_text())
     try:
+        content = yaml.safe_load(path.read_text())
         _check_keys(content, {"settings", "cells"}, {"cells"}, "the grid")
         common = content.get("settings") or {}
         _check_keys(common, set(FIELDS), set(), "settings")
+        if not isinstance(content["cells"], list):
+            raise ValueError(f"cells: must be a list, not {content['cells']!r}.")
         cells = [_cell(entry, common, number) for number, entry in enumerate(content["cells"], 1)]
         names = [cell.name for cell in cells]
         for name in names:
@@ -76,8 +86,8 @@ def read_grid(path: Path) -> list[Cell]:
                 raise ValueError(f"cell {name!r}: the name is used {names.count(name)} times.")
         for cell in cells:
             cell.runs(cell.seeds[0])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {in_one_line(error, 2000)}") from error
     return cells
 
 

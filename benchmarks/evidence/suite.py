@@ -21,6 +21,8 @@ import matplotlib.pyplot as plt
 import torch
 
 import moshi_patch
+from finetune.common.errors import ConfigError
+from finetune.common.program import program
 
 from .grid import read_grid
 from .report import plateau, plots, recall
@@ -62,17 +64,17 @@ def parse_budget(text: str) -> float:
     """Seconds of `"90s"`, `"1m"`, `"30m"` or `"4h"`.
 
     Raises:
-        ValueError: for anything else.
+        ConfigError: for anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not match or float(match[1]) == 0:
-        raise ValueError(f"--budget {text}: must be a number with a unit, such as 90s, 1m, 30m or 4h.")
+        raise ConfigError(f"--budget {text}: must be a number with a unit, such as 90s, 1m, 30m or 4h.")
     return float(match[1]) * SECONDS[match[2]]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str], prog: str) -> argparse.Namespace:
     """Reads the command line; files that it does not name follow from the grid."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--grid", default="evidence", help=f"{', '.join(PAGES)} or a YAML file; default: evidence")
     parser.add_argument("--results", type=Path, help="a JSONL file; default: that of the grid")
     parser.add_argument("--doc", type=Path, help="the page to fill; default: that of the grid")
@@ -94,17 +96,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, report, and say what was done. Returns the exit code."""
-    args = parse_arguments(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+@program("python -m benchmarks.evidence", logging.WARNING)
+def main(argv: list[str], prog: str) -> None:
+    """Run, report, and say what was done."""
+    args = parse_arguments(argv, prog)
     torch.set_num_threads(args.threads)
-    try:
-        cells = read_grid(args.grid)
-        budget = parse_budget(args.budget) if args.budget else None
-    except (ValueError, OSError) as error:
-        print(error)
-        return 2
+    cells = read_grid(args.grid)
+    budget = parse_budget(args.budget) if args.budget else None
     store = Store(args.results, fresh=args.fresh)
     if not args.report_only:
         moshi_patch.install()
@@ -115,7 +113,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(done['executed'])} runs done, {len(done['left_out'])} left out for the budget")
     for path in report(Results(cells, store.runs), args):
         print(f"written: {path}")
-    return 0
 
 
 def report(results: Results, args: argparse.Namespace) -> list[Path]:

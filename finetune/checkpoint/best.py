@@ -1,6 +1,6 @@
 """Which checkpoint of a run has the lowest held-out loss: `RUN_DIR/checkpoints/best.json` says it."""
 
-import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,29 +27,37 @@ def read_best(folder: Path) -> Best | None:
     except ConfigError:
         return None
     step, loss = content.get("step"), content.get("loss")
-    known = isinstance(step, int) and isinstance(loss, (int, float)) and math.isfinite(loss)
+    known = isinstance(step, int) and isinstance(loss, (int, float)) and abs(loss) <= sys.float_info.max
     return Best(step, float(loss)) if known else None
 
 
-def best_checkpoint(run_dir: Path, key: str) -> Path:
-    """The checkpoint of a run with the lowest held-out loss.
+def best_beside(checkpoint: Path) -> tuple[Best, Path | None] | None:
+    """The best of the run that `checkpoint`, a folder of one, belongs to, and its folder, if it is still there.
+
+    None when it belongs to no run, or to one without a record.
+    """
+    folder = checkpoint.resolve().parent
+    best = read_best(folder) if folder.name == "checkpoints" else None
+    return None if best is None else (best, list_checkpoints(folder).get(best.step))
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The folder of the best checkpoint of a run.
 
     Raises:
-        ConfigError: when none is recorded, or it is gone; names `key`, the setting that `run_dir` is the value of.
+        ConfigError: when `run` is not a run's folder, or has no such checkpoint; says what it has.
     """
-    folder = run_dir / "checkpoints"
-    best, there = read_best(folder), list_checkpoints(folder)
-    if best is None:
-        raise ConfigError(
-            f"{key}={str(run_dir)!r}: {folder / BEST_FILE} says no best step (--best). It must be the folder of a run "
-            "that was trained with do_eval and keep_best."
-        )
-    if best.step not in there:
-        raise ConfigError(
-            f"{key}={str(run_dir)!r}: the best step is {best.step} (--best), whose checkpoint is gone; there are "
-            f"{', '.join(map(str, there)) or 'none'}."
-        )
-    return there[best.step]
+    folder = run / "checkpoints"
+    found, best = list_checkpoints(folder), read_best(folder)
+    if best is not None and best.step in found:
+        return found[best.step]
+    if not found:
+        raise ConfigError(f"best=True: {run} is no run with checkpoints, of which one could be the best.")
+    steps = ", ".join(map(str, found))
+    reason = f"step {best.step} was, and is not there any more" if best else "none is recorded, as without do_eval"
+    raise ConfigError(
+        f"best=True: which checkpoint of {run} has the lowest held-out loss? {reason}; there are {steps}."
+    )
 
 
 def write_best(folder: Path, best: Best | None) -> None:

@@ -16,6 +16,7 @@ next save.
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -184,7 +185,7 @@ class Checkpointer:
         temporary.rename(final)
         sync(self.folder)
         logger.info("Saved %s", final)
-        self._prune()
+        self.prune()
 
     def _abandon_from(self, step: int) -> None:
         """Renames checkpoints of `step` and later: they are of a course that the run has left."""
@@ -197,7 +198,8 @@ class Checkpointer:
             relocate_adapters(aside)
             logger.warning("%s was trained before the run went back; kept as %s, delete it at will.", newer, aside)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """On rank 0: removes the checkpoints beyond `num_ckpt_keep`, but not the best one with `keep_best`."""
         keep = self.args.num_ckpt_keep
         best = read_best(self.folder) if self.args.keep_best else None
         complete = [folder for folder in list_checkpoints(self.folder).values() if is_resumable(folder)]
@@ -224,4 +226,5 @@ class Checkpointer:
 
     def _training_config(self, step: int) -> dict[str, Any]:
         settings = {"training": to_dict(self.args), "lm_config": self.lm_config}
-        return {**settings, "step": step, "world_size": self.ctx.world_size, "versions": versions()}
+        place = {"working_directory": os.getcwd()}  # that relative paths of the settings begin at
+        return {**settings, **place, "step": step, "world_size": self.ctx.world_size, "versions": versions()}

@@ -119,14 +119,14 @@ def _other_targets(saved: SavedCheckpoint, stored: dict[str, Stored], layers: li
             keys.setdefault(layer, set()).add(key)
             if key == CONV:
                 convolutions.setdefault(value.shape, set()).add(layer)
-    config, found = saved.config, []
+    config, found = moshi_patch.TTTConfig().to_kwargs() | saved.config, []
     if set(layers) != keys.keys():
         found.append(
             f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has target generators in "
             f"{listed(keys.keys())}."
         )
     for shape, members in sorted(convolutions.items()):
-        kernel, depthwise = config.get("ttt_conv_kernel_size", 2), config.get("ttt_conv_depthwise", True)
+        kernel, depthwise = config["ttt_conv_kernel_size"], config["ttt_conv_depthwise"]
         if layers and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):
             found.append(
                 f"ttt_conv_kernel_size={kernel!r} and ttt_conv_depthwise={depthwise!r} in config.json, and "
@@ -137,11 +137,11 @@ def _other_targets(saved: SavedCheckpoint, stored: dict[str, Stored], layers: li
 
 
 def _selection(config: dict[str, Any]) -> str:
-    if not config.get("ttt_enabled", False):
+    if not config["ttt_enabled"]:
         return "ttt_enabled=False"
-    if config.get("ttt_layers") is not None:
+    if config["ttt_layers"] is not None:
         return f"ttt_layers={config['ttt_layers']!r}"
-    start, frequency = config.get("ttt_start_layer", 5), config.get("ttt_layer_frequency", 6)
+    start, frequency = config["ttt_start_layer"], config["ttt_layer_frequency"]
     return f"ttt_start_layer={start!r} with ttt_layer_frequency={frequency!r}"
 
 

@@ -1,10 +1,11 @@
 """Where the checkpoints of a run lie, and which file in them is served."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, shown
 from ..common.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def find_weights(path: Path, key: str = "init_from") -> Path:
     Raises:
         ConfigError: when there is none; names `key`, the setting that `path` is the value of.
     """
+    if not os.path.exists(path):
+        raise ConfigError(f"{key}={shown(str(path))}: no such file or folder.")
     newest = list(list_checkpoints(path / "checkpoints").values())[-1:]
     for folder in [*newest, path]:
         for place in (folder / "consolidated", folder):

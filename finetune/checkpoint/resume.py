@@ -9,7 +9,7 @@ from moshi_patch import TTTConfig
 from ..common.differences import differences, differing_keys
 from ..common.errors import ConfigError
 from ..settings.parsing import flat
-from ..settings.record import to_dict
+from ..settings.record import to_dict, with_absolute_paths
 from ..settings.schema import TrainArgs
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint, open_checkpoint
 from .state_files import has_state_checksums, state_problems
@@ -80,7 +80,7 @@ def refuse_other_model(saved: SavedCheckpoint, args: TrainArgs, lm_config: dict[
 
 def log_changes(saved: SavedCheckpoint, args: TrainArgs) -> bool:
     """Logs every setting that differs from the checkpoint's; True when the optimizer's schedule does."""
-    before, now = flat(to_dict(saved.train_args)), flat(to_dict(args))
+    before, now = (flat(with_absolute_paths(to_dict(one))) for one in (saved.train_args, args))
     rescheduled = differing_keys(now, before, SCHEDULE_SETTINGS)
     for text in differences(now, before, "{key} is {one!r}, was {other!r}: a new schedule from here.", rescheduled):
         logger.warning("%s", text)

@@ -19,6 +19,7 @@ from ..data.text_tokenizer import load_text_tokenizer
 from ..model.base import find_base_files, refuse_not_finite
 from ..model.tensor_file import DTYPES, main_dtype, read_header
 from ..settings.parsing import build
+from ..settings.record import with_paths_found, working_directories
 from ..settings.schema import MoshiPaths, TrainArgs
 from .folders import find_weights
 
@@ -94,12 +95,14 @@ def open_checkpoint(path: str | Path, key: str = "checkpoint_dir") -> SavedCheck
         content = moshi_patch.read_model_config(config)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}={str(path)!r}: {error}") from error
+    for name in filter(None, map(content.get, moshi_patch.FILE_KEYS)):
+        _place(weights.parent, name)  # refused when it leads elsewhere, whoever reads it
     training = weights.with_name("training_config.json")
     return SavedCheckpoint(weights, content, read_training(training) if training.is_file() else None)
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Content of a `training_config.json`.
+    """Content of a `training_config.json`; its relative paths begin where the run was started, if they are there.
 
     Raises:
         ConfigError: when it cannot be read, or holds what no training writes.
@@ -113,6 +116,8 @@ def read_training(path: Path) -> dict[str, Any]:
         SavedCheckpoint(path, {}, content).train_args  # noqa: B018 it raises for a value of a wrong kind
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if "training" in content:
+        content["training"] = with_paths_found(content["training"], working_directories(content, path.parent))
     return content
 
 
@@ -141,10 +146,11 @@ def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
     if places is not None:
         paths = MoshiPaths(None, places["mimi_name"], places["moshi_name"], places["tokenizer_name"])
         paths.config_path = str(folder / "config.json")
-    elif saved.training is not None and isinstance(saved.training.get("training"), dict):
-        paths = build(MoshiPaths, saved.training["training"].get("moshi_paths"), "moshi_paths")
+    elif (trained := (saved.training or {}).get("training", {}).get("moshi_paths")) is not None:
+        paths = build(MoshiPaths, trained, "moshi_paths")
     elif base is None:
-        raise ConfigError(f"{folder}: no training_config.json, so its base model is unknown; give it with --base.")
+        what = "no training_config.json" if saved.training is None else "files that config.json names are not there"
+        raise ConfigError(f"{folder}: {what}, so its base model is unknown; give it with --base.")
     else:
         paths = MoshiPaths()
     return paths if base is None else replace(paths, moshi_path=base)

@@ -8,7 +8,7 @@ import pickletools
 import re
 from pathlib import Path
 
-from ..common.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
+from ..common.checksums import CHECKSUMS, other_than_saved, read_checksums, write_checksums
 from ..common.errors import ConfigError
 
 STATE, INDEX = "training_state", ".metadata"
@@ -28,7 +28,7 @@ def write_state_checksums(checkpoint: Path) -> None:
 
 
 def has_state_checksums(checkpoint: Path) -> bool:
-    """Whether sums were saved with the training state; versions before 0.2 did not."""
+    """Whether sums were saved with the training state; earlier versions did not."""
     return (checkpoint / CHECKSUMS).is_file()
 
 
@@ -44,11 +44,8 @@ def state_problems(checkpoint: Path) -> list[str]:
     if recorded is None:
         return _incomplete(checkpoint / STATE)
     missing = [name for name in (f"{STATE}/{path.name}" for path in _files(checkpoint / STATE)) if name not in recorded]
-    problems = [f"{checkpoint / CHECKSUMS}: has no line for {name}." for name in missing]
-    for name in changed_files(checkpoint, recorded):
-        what = "is not what was saved (SHA-256)" if (checkpoint / name).is_file() else "is not there"
-        problems.append(f"{checkpoint / name} {what}.")
-    return problems
+    unknown = [f"{checkpoint / CHECKSUMS}: has no line for {name}." for name in missing]
+    return unknown + other_than_saved(checkpoint, recorded)
 
 
 def _files(folder: Path) -> list[Path]:

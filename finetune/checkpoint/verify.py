@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 
-from ..common.checksums import CHECKSUMS, changed_files, read_checksums
+from ..common.checksums import CHECKSUMS, other_than_saved, read_checksums
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.mimi import mimi_problems
@@ -65,13 +65,9 @@ def _other_step(saved: SavedCheckpoint) -> list[str]:
 
 def _changed(saved: SavedCheckpoint) -> list[str]:
     try:
-        recorded = read_checksums(saved.folder) or {}
+        return other_than_saved(saved.folder, read_checksums(saved.folder) or {})
     except ConfigError as error:
         return [str(error)]
-    return [
-        f"{name} {'is not what was saved (SHA-256)' if (saved.folder / name).is_file() else 'is not there'}."
-        for name in changed_files(saved.folder, recorded)
-    ]
 
 
 def _codec(saved: SavedCheckpoint) -> list[str]:

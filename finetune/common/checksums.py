@@ -54,6 +54,16 @@ def changed_files(folder: Path, recorded: dict[str, str]) -> list[str]:
     return [name for name, value in recorded.items() if found.get(name) != value]
 
 
+def other_than_saved(folder: Path, recorded: dict[str, str]) -> list[str]:
+    """A sentence for each of :func:`changed_files`."""
+    return [
+        f"{folder / name} is not what was saved (SHA-256)."
+        if (folder / name).is_file()
+        else f"{folder / name} is not there, and was saved."
+        for name in changed_files(folder, recorded)
+    ]
+
+
 def _sums(paths: list[Path]) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(_sha256, paths))

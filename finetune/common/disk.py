@@ -57,7 +57,9 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (ConfigError, torch.OutOfMemoryError):
         raise
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except pickle.UnpicklingError as error:  # torch's own text says how to run it all the same
+        raise ConfigError(f"{what}: damaged, or a pickle of more than tensors, which is not run.") from error
+    except (SafetensorError, EOFError) as error:
         raise ConfigError(f"{what}: damaged, or of another format ({in_one_line(error)}). Copy it anew.") from error
     except FORESEEN as error:
         reason = f"{type(error).__name__}: {in_one_line(error)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def main(argv: list[str], prog: str) -> int:
     usage = "check FILE.jsonl ... [--tokenizer FILE] [--config FILE] [--duration SECONDS] [--json]"
     args = parse(CheckArgs, words if command == ["check"] else ["--help"], prog, usage)
     from ..common.files import read_json
+    from ..settings.limits import require
     from ..settings.sources import parse_sources
     from .check import Options, check
 
@@ -29,6 +31,9 @@ def main(argv: list[str], prog: str) -> int:
         files = [file for spec in args.data for source in parse_sources(spec) for file in source.files]
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for key in ("tokenizer", "config"):
+        path = getattr(args, key)
+        require(path is None or os.path.isfile(path), key, path, "no such file.")
     config = None if args.config is None else read_json(Path(args.config))
     tokenizer = None if args.tokenizer is None else Path(args.tokenizer)
     report = check(files, Options(tokenizer, config, args.duration, keep_all=args.json))

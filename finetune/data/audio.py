@@ -19,8 +19,8 @@ PLAUSIBLE_RATES = range(1_000, 1_000_001)
 MAX_SAMPLE = 2.0**32
 """A larger value is no sound, at whatever scale samples were written; Mimi would answer it with NaN."""
 
-BLOCK_SECONDS = 300.0
-"""A whole file is read in blocks of so many seconds."""
+BLOCK_SAMPLES = 1 << 22
+"""A whole file is read in blocks of so many samples of each channel, about three minutes at 24 kHz."""
 
 CUT_OFF_SECONDS = 0.1
 """A file that ends so much earlier than its header says was not copied whole; compressed ones may end a little so."""
@@ -69,8 +69,8 @@ class AudioFile:
             with _no_panic():
                 pcm = self._reader.decode(start, duration)
         except ValueError as error:
-            reason = self.why_nothing(start) if start > 0 else _in_short(error, self._path)
-            raise ValueError(reason) from error
+            reason = f" ({_in_short(error, self._path)})" if start <= self.duration else ""
+            raise ValueError(self.why_nothing(start) + reason) from error
         low, high = (pcm.min(), pcm.max()) if pcm.size else (0.0, 0.0)
         if not (np.isfinite(low) and np.isfinite(high)):
             first = start + np.argmin(np.isfinite(pcm).all(0)) / self.rate
@@ -80,23 +80,23 @@ class AudioFile:
         return pcm
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All samples, in parts `[C, S]` of at most `BLOCK_SECONDS`, up to where they end.
+        """All samples, in parts `[C, S]` of whole seconds up to where they end.
 
         Raises:
             ValueError: as `read`.
         """
-        start = 0.0
+        start, seconds = 0.0, float(max(BLOCK_SAMPLES // self.rate, 1))
         while True:
             try:
-                pcm = self.read(start, BLOCK_SECONDS)
+                pcm = self.read(start, seconds)
             except ValueError:
                 if start == 0 or start < self.duration - CUT_OFF_SECONDS:
                     raise
                 return
             yield pcm
-            if pcm.shape[1] < (BLOCK_SECONDS - CUT_OFF_SECONDS) * self.rate:
+            if pcm.shape[1] < (seconds - CUT_OFF_SECONDS) * self.rate:
                 return
-            start += BLOCK_SECONDS
+            start += seconds
 
     def is_cut_off(self, seconds: float) -> bool:
         """Whether a file that ends after `seconds` ends before its header says, where the header knows it."""
@@ -104,14 +104,17 @@ class AudioFile:
 
     def can_seek(self) -> bool:
         """Whether this file can be read from the middle; some codecs can be read from the start alone."""
+        if self._samples(0.0, PROBE_SECONDS) < PROBE_SECONDS * self.rate:
+            return True  # too short to tell, and to need it; or damaged
+        return self._samples(PROBE_SECONDS / 2, PROBE_SECONDS / 4) > 0
+
+    def _samples(self, start: float, duration: float) -> int:
+        """How many can be read there."""
         try:
             with _no_panic():
-                whole = self._reader.decode(0.0, PROBE_SECONDS)
-                if whole.shape[1] < PROBE_SECONDS * self.rate:
-                    return True  # too short to tell, and to need it
-                return self._reader.decode(PROBE_SECONDS / 2, PROBE_SECONDS / 4).shape[1] > 0
+                return self._reader.decode(start, duration).shape[1]
         except ValueError:
-            return False
+            return 0
 
     def why_nothing(self, start: float) -> str:
         """In words, why no sample is read from `start` seconds on."""

@@ -11,14 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..common.disk import reading
 from ..settings.schema import STEPS_PER_SECOND
 from .audio_check import Add, check_audio, has_audio
 from .conditions import conditions_of
 from .findings import Report, Segments
-from .interleave import MAIN_SPEAKER
 from .manifest import Entry, read_entries
 from .segments import Cutter
 from .sound import SoundMeter
+from .text_row import MAIN_SPEAKER
 from .text_tokenizer import load_text_tokenizer, padding_ids
 from .transcript_check import check_transcript
 from .word_count import WordCount
@@ -73,7 +74,8 @@ class _Checker:
         self._tokenizer = None
         if options.tokenizer is not None:
             self._tokenizer = load_text_tokenizer(options.tokenizer, self._config, "--tokenizer")
-        self._conditions = conditions_of(self._config)
+        with reading("config: its text conditions cannot be used"):
+            self._conditions = conditions_of(self._config)
         self._cutter = None if options.duration is None else Cutter(options.duration, STEPS_PER_SECOND)
         report.segments = None if options.duration is None else Segments(options.duration)
 
@@ -113,11 +115,14 @@ class _Checker:
         if self._cutter is None:
             return
         length = self._cutter.steps / STEPS_PER_SECOND
-        for segment in self._cutter.segments(entry):
-            left = meter.seconds - segment.first_step / STEPS_PER_SECOND
-            if not has_audio(meter, segment.first_step, STEPS_PER_SECOND):
-                add("segment without audio", f"{entry.path}: no audio in the segment from step {segment.first_step} on")
-            elif left > length - 1e-3:
+        starts = self._cutter.starts(entry)
+        for number, step in enumerate(starts):
+            left = meter.seconds - step / STEPS_PER_SECOND
+            if not has_audio(meter, step, STEPS_PER_SECOND):
+                without = f"no audio in {len(starts) - number} of {len(starts)} segments, those from step {step} on"
+                add("segments without audio", f"{entry.path}: {without}")
+                return
+            if left > length - 1e-3:
                 self._report.segments.whole += 1
             else:
                 self._report.segments.remainders.append(left)

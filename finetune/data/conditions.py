@@ -7,6 +7,9 @@ from typing import Any
 from moshi.conditioners import ConditionAttributes
 from moshi.models import loaders
 
+from ..common.errors import in_one_line
+from .manifest import in_short
+
 Prepare = Callable[[list[ConditionAttributes]], Any]
 """What a model does first with a list of conditions; it raises for a value that it does not know."""
 
@@ -30,7 +33,7 @@ def known_conditions(
         if prepare is not None:
             prepare([conditions])
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"text_conditions={conditions.text!r}: {error}") from error
+        raise ValueError(f"text_conditions={in_short(conditions.text)}: {in_one_line(error)}") from error
     return conditions
 
 

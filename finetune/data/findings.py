@@ -1,4 +1,4 @@
-"""What a check of a dataset found: all of it as JSON, and for people one line per kind and line of a list, or fewer."""
+"""What a check of a dataset found: all of it as JSON; for people a line per kind and line of a list, or fewer."""
 
 import dataclasses
 import json

@@ -13,6 +13,9 @@ UNKNOWN_LENGTHS = (range(0x7FFF_F000, 0x8000_0000), range(0xFFFF_F000, 0x1_0000_
 EQUAL_SAMPLES = (1, 3, 6, 7, 0xFFFE)
 """Formats of a WAV file whose samples all take the same bytes: numbers, floats, A-law, mu-law, and an extension."""
 
+MAX_CHUNKS = 1000
+"""So many chunks of a WAV file are looked at; before the audio there are few."""
+
 MP3_TABLES = (b"Xing", b"Info", b"VBRI")
 """Names of the table in the first frame of an MP3 that says how long it is."""
 
@@ -40,7 +43,7 @@ def doubtful_length(path: Path) -> DoubtfulLength | None:
             return _wav(file) if start[:4] == b"RIFF" else None
         if start[:4] == b"fLaC":
             return _flac(file)
-        if start[:3] == b"ID3" or (start[:1] == b"\xff" and start[1:2] >= b"\xe0"):
+        if start[:3] == b"ID3" or (start[:1] == b"\xff" and start[1] >= 0xE0 and start[1] & 0x06):
             return _mp3(file, start)
     return None
 
@@ -67,9 +70,11 @@ def _wav(file: BinaryIO) -> DoubtfulLength | None:
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, length and place of each chunk of a WAV file, the file being at that place."""
+    """Name, length and place of the first chunks of a WAV file, the file being at that place."""
     at = 12
-    while at + 8 <= size:
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > size:
+            return
         file.seek(at)
         name, length = struct.unpack("<4sI", file.read(8))
         yield name, length, at + 8

@@ -1,6 +1,7 @@
 """Reads what users write: `.jsonl` lists of stereo files, and the alignments that lie beside each file."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,11 @@ def _check_line(content: Any) -> tuple[str, float]:
         raise ValueError('must be an object {"path": ..., "duration": seconds}')
     path, duration = content.get("path"), content.get("duration")
     if not isinstance(path, str) or not Path(path).name or not _is_text(path):
-        raise ValueError(f"path={path!r}: must be the name of an audio file")
+        raise ValueError(f"path={in_short(path)}: must be the name of an audio file")
     if not _is_number(duration) or not 0 < duration <= MAX_DURATION:
-        raise ValueError(f"duration={duration!r}: must be a positive number of seconds, at most {MAX_DURATION:g}")
+        raise ValueError(
+            f"duration={in_short(duration)}: must be a positive number of seconds, at most {MAX_DURATION:g}"
+        )
     return path, float(duration)
 
 
@@ -105,7 +108,7 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
         raise ValueError('must be an object with a list "alignments"')
     conditions = content.get("text_conditions")
     if conditions is not None and not isinstance(conditions, dict):
-        raise ValueError(f"text_conditions={conditions!r}: must be an object, or absent")
+        raise ValueError(f"text_conditions={in_short(conditions)}: must be an object, or absent")
     alignments: dict[int, Alignment] = {}
     malformed: dict[int, str] = {}
     for index, item in enumerate(items):
@@ -114,8 +117,24 @@ def scan_transcript(path: Path) -> tuple[dict[int, Alignment], dict[int, str], d
                 alignments[index] = word, (float(start), float(end)), speaker
             case _:
                 must = 'must be ["word", [start_s, end_s], "SPEAKER"]'
-                malformed[index] = f"alignments[{index}]={item!r}: {must}"
+                malformed[index] = f"alignments[{index}]={in_short(item)}: {must}"
     return alignments, malformed, conditions
+
+
+def in_short(value: Any, limit: int = 200) -> str:
+    """`value` for a message: users' files may hold pages of text, and brackets in brackets."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # brackets, and whole numbers, of thousands
+        return "something without end"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def shown(names: Iterable[str], most: int = 5) -> str:
+    """Names from users' files for a message: the first `most`, readable on any terminal."""
+    names = list(names)
+    texts = [name if name.isprintable() and len(name) <= 40 else in_short(name, 40) for name in names[:most]]
+    return ", ".join(texts + ["..."] * (len(names) > most))
 
 
 def _is_text(text: str) -> bool:

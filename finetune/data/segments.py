@@ -44,8 +44,11 @@ class Cutter:
 
     def segments(self, entry: Entry) -> list[Segment]:
         """`entry` cut into segments of `steps` steps; the last may be shorter. At least one."""
-        steps = math.ceil(entry.duration * self.frame_rate - 1e-3)
-        return [Segment(entry.path, first) for first in range(0, max(steps, 1), self.steps)]
+        return [Segment(entry.path, first) for first in self.starts(entry)]
+
+    def starts(self, entry: Entry) -> range:
+        """The steps of `entry` at which its segments start."""
+        return range(0, max(math.ceil(entry.duration * self.frame_rate - 1e-3), 1), self.steps)
 
 
 class ListDigest(NamedTuple):
@@ -81,7 +84,7 @@ class Listing:
     def __init__(self, spec: str, cutter: Cutter, *, quiet: bool = False):
         self._cutter, self._missing = cutter, []
         seconds = cutter.steps / cutter.frame_rate
-        self.command = f"python -m finetune.data check {shlex.quote(spec)} --duration {seconds:g}"
+        self.command = f"python -m finetune.data check {shlex.quote(spec)} --duration {seconds:.10g}"
         self.digests: dict[str, ListDigest] = {}
         self.sources: list[Source] = parse_sources(spec)
         self.entries = [[entry for file in source.files for entry in self._list(file)] for source in self.sources]
@@ -115,7 +118,7 @@ class Listing:
                 usable.append(entry)
             else:
                 message = f"{entry.path}: no such file, or no .json beside it"
-                missing.append((Problem(entry.file, entry.line, message), len(self._cutter.segments(entry))))
+                missing.append((Problem(entry.file, entry.line, message), len(self._cutter.starts(entry))))
         self._missing += missing
         segments = [segment for entry in usable for segment in self._cutter.segments(entry)]
         checksum = hashlib.sha256(repr((segments, missing)).encode(errors="surrogateescape")).hexdigest()

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .interleave import MAIN_SPEAKER
 from .manifest import Alignment
+from .text_row import MAIN_SPEAKER
 
 MAX_LOUDNESS = 2.0
 """A sample this far outside of [-1, 1] was not scaled to it; decoders of compressed files overshoot far less."""
@@ -95,7 +95,7 @@ class SoundMeter:
             if not 0 <= (start - self._start) * WINDOWS_PER_SECOND < loudest.shape[1]:
                 continue
             around = (start - self._start - WORD_MARGIN, end - self._start + WORD_MARGIN)
-            first, last = (max(round(at * WINDOWS_PER_SECOND), 0) for at in around)
+            first, last = (round(min(max(at * WINDOWS_PER_SECOND, 0), loudest.shape[1])) for at in around)
             words += 1
             silent += not (loudest[side, first : last + 1] > SILENCE_LEVEL).any()
         if silent <= MAX_SILENT_SHARE * words:

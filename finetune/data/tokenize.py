@@ -18,10 +18,10 @@ from .audio import AudioFile
 from .broken import BrokenItem
 from .conditions import Prepare, known_conditions
 from .encode import check_codebooks, encode_channels
-from .interleave import MAIN_SPEAKER, TextTokenizer, text_row
 from .manifest import Transcript, read_transcript, transcript_path
 from .resample import is_enough, resample
 from .segments import Cutter, Segment
+from .text_row import MAIN_SPEAKER, TextTokenizer, text_row
 from .text_tokenizer import load_text_tokenizer
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from .audio_check import Add
 from .conditions import Prepare, known_conditions
-from .interleave import MAIN_SPEAKER
-from .manifest import Alignment, Entry, scan_transcript, transcript_path
+from .manifest import Alignment, Entry, in_short, scan_transcript, shown, transcript_path
+from .text_row import MAIN_SPEAKER
 
 
 def check_transcript(
@@ -32,7 +32,7 @@ def check_transcript(
         add(kind, f"{path}: {message}")
     said = _check_speakers(alignments, path, add)
     if alignments and MAIN_SPEAKER not in said:
-        others = ", ".join(sorted({speaker for _, _, speaker in alignments.values()} - {MAIN_SPEAKER}))
+        others = shown(sorted({speaker for _, _, speaker in alignments.values()} - {MAIN_SPEAKER}))
         named = f" (speakers: {others})" if others else ""
         add("no word by Moshi", f"{path}: no word by {MAIN_SPEAKER}: Moshi would learn to say nothing{named}")
     try:
@@ -49,7 +49,7 @@ def _check_speakers(alignments: dict[int, Alignment], path: Path, add: Add) -> l
         if word[1][1] > word[1][0]:
             said.append(word[2])
             continue
-        message = f"{path}: alignments[{index}]={list(word)!r}: dropped in training, as it has no duration"
+        message = f"{path}: alignments[{index}]={in_short(list(word))}: dropped in training, as it has no duration"
         add("words without a duration", message, note=True)
     return said
 
@@ -69,6 +69,6 @@ def _check_times(alignments: dict[int, Alignment], seconds: float | None) -> lis
             (before is not None and start < before, "unsorted words", "unsorted: starts before the one before it"),
         ):
             if wrong:
-                found.append((index, kind, f"alignments[{index}]={list(alignment)!r}: {what}"))
+                found.append((index, kind, f"alignments[{index}]={in_short(list(alignment))}: {what}"))
         before = start
     return found

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from .interleave import MAIN_SPEAKER, place_words
-from .manifest import Alignment
+from .manifest import Alignment, in_short, shown
+from .text_row import MAIN_SPEAKER, place_words
 
 MIN_MAIN_SHARE = 0.01
 """When a smaller share of all words is Moshi's, their speaker is most likely called otherwise."""
@@ -16,8 +16,6 @@ MIN_PLACED_SHARE = 0.1
 
 GOOD_PLACED_SHARE = 0.9
 """When a smaller share does, it is worth a warning. Two words within 80 ms, of which one is lost, are rare."""
-
-SPEAKERS_NAMED = 5
 
 
 class _OnePiece:
@@ -90,7 +88,7 @@ class WordCount:
         if not self.words:
             return f"no words in {self.transcripts} transcripts: Moshi would learn to say nothing"
         if self.main < MIN_MAIN_SHARE * self.words:
-            named = ", ".join(f"{name} ({number})" for name, number in self.speakers.most_common(SPEAKERS_NAMED))
+            named = shown(f"{name} ({number})" for name, number in self.speakers.most_common())
             return (
                 f"{self.main} of {self.words} words are by {MAIN_SPEAKER}, and only those become text; call Moshi's "
                 f"speaker {MAIN_SPEAKER}. Speakers found: {named}"
@@ -116,7 +114,7 @@ class WordCount:
         parts = [f"{self.placed} are placed", *(f"{number} {what}" for what, number in lost.items() if number)]
         text = f"of {self.main} words by {MAIN_SPEAKER} in {self.transcripts} transcripts {', '.join(parts)}"
         if self.unknown:
-            text += f"; the first unknown: {', '.join(map(repr, self.strangest))}"
+            text += f"; the first unknown: {', '.join(in_short(word, 40) for word in self.strangest)}"
         if 2 * self.outside > self._meant > 0:
             text += "; times must be in seconds, are these in milliseconds?"
         return text

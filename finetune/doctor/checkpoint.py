@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import verify
+from ..checkpoint.best import best_beside
 from ..checkpoint.saved import SavedCheckpoint, find_files, model_paths, open_checkpoint
 from ..checkpoint.state_files import STATE, has_state_checksums, is_resumable, state_problems
 from ..common.checksums import CHECKSUMS, read_checksums
@@ -41,13 +42,17 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
         ("files", lambda: _files(saved)),
         ("training state", lambda: _training_state(saved.folder.parent)),
         ("weights", lambda: _parts(saved)),
-        ("tokenizer", lambda: _tokenizer(saved, base)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED
             yield check
     if failed:
         yield Finding("model", WARNING, "not loaded, as something failed before", "first what failed above")
+        return
+    for check in guarded("tokenizer", lambda: _tokenizer(saved, base)):
+        failed |= check.status == FAILED
+        yield check
+    if failed:
         return
     yield from guarded("model", lambda: check_answers(saved, base, torch.device(device)))
 
@@ -63,7 +68,25 @@ def _files(saved: SavedCheckpoint) -> Iterator[Finding]:
         versions = saved.training.get("versions", {})
         made = ", ".join(f"{name} {version}" for name, version in versions.items())
         yield Finding("training_config.json", OK, f"step {saved.step}, made with {made}")
+    yield from _best(saved)
     yield from _adapters_named(saved)
+
+
+def _best(saved: SavedCheckpoint) -> Iterator[Finding]:
+    """Which checkpoint of the same run has the lowest held-out loss."""
+    found = best_beside(saved.folder.parent)
+    if found is None:
+        return
+    best, folder = found
+    details = {"step": best.step, "loss": best.loss}
+    text = f"step {best.step} of this run has the lowest held-out loss, {best.loss:.4f}"
+    if best.step == saved.step:
+        yield Finding("best", OK, f"{text}: this one", details=details)
+    else:
+        remedy = (
+            f"look at {folder}; python -m finetune.export RUN OUT --best exports it" if folder else "it was deleted"
+        )
+        yield Finding("best", WARNING, f"{text}; this is step {saved.step}", remedy, details)
 
 
 def _adapters_named(saved: SavedCheckpoint) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.best import read_best
+from ..checkpoint.best import best_beside
 from ..checkpoint.saved import SavedCheckpoint
 from ..common.checksums import read_checksums
 from ..common.commands import command
@@ -88,8 +88,8 @@ def _what_next(content: dict[str, Any], saved: SavedCheckpoint) -> list[str]:
     standard = content.get("standard", {"overall": {}, "differences": {}})
     if ON in standard["overall"] and BENEFIT not in standard["differences"] and (run_dir / "args.yaml").is_file():
         lines.append(f"Train the control: {command('train', run_dir / 'args.yaml', '--resume', '--control')}")
-    best = read_best(run_dir / "checkpoints")
+    best, there = best_beside(saved.folder.parent) or (None, None)
     if best is not None and best.step != saved.step:
-        evaluate_it = command("evaluate", "--checkpoint_dir", run_dir, "--best")
-        lines.append(f"The best held-out loss of the run is that of step {best.step}, not {saved.step}: {evaluate_it}")
+        remedy = "it was deleted" if there is None else command("evaluate", "--checkpoint_dir", run_dir, "--best")
+        lines.append(f"The best held-out loss of the run is that of step {best.step}, not {saved.step}: {remedy}")
     return lines

@@ -24,7 +24,9 @@ COMMAND_LINE, FOLDER, DEFAULT = "command line", "the checkpoint's own folder", "
 TRAINING_FILE, CONFIG_FILE = "training_config.json", "config.json"
 """Where a setting may come from; or from the YAML file, whose name then stands there."""
 
-CHANGEABLE = ("ttt.chunk_size", "ttt.learning_rate", "ttt.delta_clip", "ttt.decay")
+CHANGEABLE = tuple(
+    f"ttt.{name}" for name in ("chunk_size", "learning_rate", "delta_clip", "decay", "update", "target_gain")
+)
 """Settings of TTT that fit any weights: the command line may replace what they were trained with."""
 
 
@@ -60,9 +62,7 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
     """
     yaml = {} if config is None else _read_config(config)
     given = Path(command["checkpoint_dir"])
-    saved = open_checkpoint(
-        best_checkpoint(given, "checkpoint_dir") if command.get("best", yaml.get("best")) else given
-    )
+    saved = open_checkpoint(best_checkpoint(given) if command.get("best", yaml.get("best")) else given)
     trained, own = _trained(saved), _own_files(saved)
     if trained is None and not own and config is None and not any(key.startswith("moshi_paths.") for key in command):
         raise ConfigError(

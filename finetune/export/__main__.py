@@ -14,16 +14,26 @@ def main(argv: list[str], prog: str) -> None:
     from ..settings.commands import ExportArgs
 
     args = parse(
-        ExportArgs, argv, prog, "CHECKPOINT OUT [--merge | --with-base] [--base PATH] [--name NAME] [--eval FILE]"
+        ExportArgs,
+        argv,
+        prog,
+        "CHECKPOINT OUT [--best] [--merge | --with-base] [--base PATH] [--name NAME] [--eval FILE]",
     )
+    from .commands import serve_command, upload_command
     from .export import Options, export
 
     results = None if args.eval is None else Path(args.eval)
-    out = export(args.checkpoint, args.out, Options(args.merge, args.with_base, args.base, args.name, results))
+    out = export(
+        args.checkpoint, args.out, Options(args.best, args.merge, args.with_base, args.base, args.name, results)
+    )
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:>15,} {path}")
-    print(f"Serve it: python -m moshi_patch moshi.server --hf-repo {out}")
-    print(f"Share it: hf upload OWNER/NAME {out} (after you have read its README.md and chosen a license)")
+    command = serve_command(out)
+    print(f"Serve it: {command}")
+    if "--static" in command:
+        print("  (without --static none it also fetches its web page from the Hub, once)")
+    print(f"Share it: {upload_command(out)}")
+    print("  (after you have read its README.md and chosen a license)")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ It needs neither the run nor the machine it was trained on. The weights are one 
 is no index.
 """
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 
 import moshi_patch
 
+from ..checkpoint.best import best_beside, best_checkpoint
 from ..checkpoint.folders import ADAPTERS, MERGED
 from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths, open_checkpoint
 from ..checkpoint.verify import refuse_broken
@@ -35,6 +37,8 @@ from ..settings.schema import MoshiPaths
 from .model_card import model_card
 from .sources import find_sources, hub_of, place
 
+logger = logging.getLogger(__name__)
+
 PRIVATE_SETTINGS = ("run_dir", "data", "moshi_paths", "wandb", "init_from", "checkpoint", "overwrite_run_dir")
 """Settings of a training that mean nothing elsewhere, or that name what is nobody else's business."""
 
@@ -44,6 +48,7 @@ class Options:
     """What to export.
 
     Args:
+        best: of a run, the checkpoint with the lowest held-out loss is meant, not the newest.
         merge: adapters are merged into the base model.
         with_base: the base model of adapters goes into the folder too.
         base: where the base model is, as `saved.model_paths` takes it; None: as it was trained.
@@ -51,6 +56,7 @@ class Options:
         results: an `eval.json` for the model card; None: that of this checkpoint, if there is one.
     """
 
+    best: bool = False
     merge: bool = False
     with_base: bool = False
     base: str | None = None
@@ -68,7 +74,8 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
     out = Path(out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT={str(out)!r}: exists, and nothing is overwritten; choose another name.")
-    saved = open_checkpoint(checkpoint, "CHECKPOINT")
+    saved = open_checkpoint(best_checkpoint(Path(checkpoint)) if options.best else checkpoint, "CHECKPOINT")
+    _tell_of_the_best(saved)
     refuse_broken(saved, "CHECKPOINT")
     results = _find_results(saved, options.results)
     paths = model_paths(saved, options.base)
@@ -96,6 +103,19 @@ def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
         reason = reason_of(error, out.parent)
         raise DiskError(f"{out}: cannot be made ({reason}); nothing is left of it.") from error
     return out
+
+
+def _tell_of_the_best(saved: SavedCheckpoint) -> None:
+    """Says it when another checkpoint of the same run has a lower held-out loss."""
+    found = best_beside(saved.folder.parent)
+    if found is None or found[0].step == saved.step:
+        return
+    best, folder = found
+    remedy = "it was deleted" if folder is None else f"export it with --best, or by its name, {folder}"
+    logger.warning(
+        "Step %d of this run has the lowest held-out loss, %.4f, and this is step %s: %s.",
+        best.step, best.loss, saved.step, remedy,
+    )  # fmt: skip
 
 
 def _find_results(saved: SavedCheckpoint, given: Path | None) -> dict[str, Any] | None:
@@ -147,4 +167,5 @@ def _public(training: dict[str, Any]) -> dict[str, Any]:
     """`training_config.json` without what is of the machine."""
     settings = {key: value for key, value in training["training"].items() if key not in PRIVATE_SETTINGS}
     trained = {key: value for key, value in training["lm_config"].items() if key not in moshi_patch.FILE_KEYS}
-    return training | {"training": settings, "lm_config": trained}
+    rest = {key: value for key, value in training.items() if key != "working_directory"}
+    return rest | {"training": settings, "lm_config": trained}

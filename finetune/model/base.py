@@ -84,7 +84,9 @@ def find_base_files(paths: MoshiPaths, *, weights: bool = True) -> CheckpointInf
             raise ConfigError(f"moshi_paths: {in_one_line(error, 600)}. {remedy}") from error
     load_text_tokenizer(info.tokenizer, info.lm_config)
     if problems := mimi_problems(info.mimi_weights, info.mimi_config):
-        raise ConfigError(f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: is broken: {' '.join(problems)}")
+        raise ConfigError(
+            f"moshi_paths.mimi_path={str(info.mimi_weights)!r}: is broken: {' '.join(problems)} Copy it anew."
+        )
     return info
 
 
@@ -136,7 +138,11 @@ def _check_ttt_layers(info: CheckpointInfo, ttt: TTTConfig) -> None:
     path = info.moshi_weights
     if path.suffix != ".safetensors":
         return
-    there = sorted({found[0] for name in read_header(path) if (found := moshi_patch.target_key(name))})
+    try:
+        names = read_header(path)
+    except ConfigError as error:
+        raise ConfigError(f"moshi_paths.moshi_path={str(path)!r}: is broken: {error} Copy it anew.") from error
+    there = sorted({found[0] for name in names if (found := moshi_patch.target_key(name))})
     here = _ttt_layers(info, ttt)
     if there and there != here:
         asked = f"ttt.layers={ttt.layers!r}" if ttt.enabled else "ttt.enabled=False"

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -57,7 +58,15 @@ def parse_command_line(argv: Sequence[str], prog: str = "train.py") -> TrainArgs
     files = given.pop("FILE", []) + [given.pop(name) for name in ("config",) if name in given]
     if len(files) != 1:
         raise ConfigError(f"config={files!r}: exactly one YAML file is needed, as FILE or as `--config FILE`.")
-    return build(TrainArgs, merge(read_yaml(Path(files[0])), given))
+    content = read_yaml(Path(files[0]))
+    return build(TrainArgs, merge(content, _of_its_run(Path(files[0]), given) | given))
+
+
+def _of_its_run(file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """An `args.yaml` that is resumed belongs to the run in whose folder it lies, also after that was moved."""
+    folder = Path(os.path.abspath(file)).parent
+    resumed = file.name == "args.yaml" and given.get("checkpoint.resume") and (folder / "checkpoints").is_dir()
+    return {"run_dir": str(folder)} if resumed else {}
 
 
 def load_args(path: str | Path, overrides: Sequence[str] = ()) -> TrainArgs:

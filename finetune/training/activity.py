@@ -1,9 +1,7 @@
 """How much the fast weights of each TTT layer move while training, and a warning when they do not.
 
-Shapes: `T` steps, `D` model width, `H` hidden width, `C` chunk size.
-
-One pass over a sequence never builds the fast weight's delta `Σ v zᵀ`. Its norm follows from Gram matrices,
-`‖Σ_t v_t z_tᵀ‖² = Σ_ij (v_i · v_j)(z_i · z_j)`, and is only computed on steps that are logged, for one row per rank.
+One pass over a sequence never builds the fast weight's delta. Its norm is only computed on steps that are logged, for
+one row per rank.
 """
 
 import contextlib
@@ -11,7 +9,6 @@ import logging
 from collections.abc import Iterator
 
 import torch
-from einops import reduce
 from moshi.modules.lora import LoRALinear
 from torch import nn
 
@@ -30,24 +27,6 @@ INACTIVE_STEPS = 100
 QUANTITIES = ("conv_norm", "W_target_norm", "delta_norm", "relative_delta")
 
 
-def delta_norm(z: torch.Tensor, v: torch.Tensor, config: moshi_patch.TTTConfig) -> torch.Tensor:
-    """Frobenius norm (float32 scalar) of what the fast weight has gained when its last chunk begins.
-
-    Args:
-        z: `[T, H]`, hidden activations.
-        v: `[T', D]`, targets of the full chunks before the last; T' is a multiple of C.
-    """
-    steps, size, rate = v.shape[0], config.chunk_size, config.learning_rate
-    z, v = z[:steps].float(), v.float()
-    gram = rate**2 * (v @ v.T) * (z @ z.T)
-    chunk = torch.arange(steps, device=z.device) // size
-    factor = (config.decay ** (chunk[-1] - chunk).double()).float()
-    if config.delta_clip is not None:
-        blocks = reduce(gram, "(i s) (j r) -> i j", "sum", s=size, r=size).diagonal()  # per chunk
-        factor = factor * (config.delta_clip / blocks.clamp(min=config.delta_clip**2).sqrt())[chunk]
-    return (factor @ gram @ factor).clamp(min=0).sqrt()
-
-
 class Activity:
     """Norms per TTT layer of `model`, wrapped by FSDP or not. Empty and free of cost for a model without TTT."""
 
@@ -63,11 +42,11 @@ class Activity:
         self._delta.clear()
 
         def keep_hidden(name):
-            return lambda module, inputs, output: hidden.__setitem__(name, inputs[0][0].detach())
+            return lambda module, inputs, output: hidden.__setitem__(name, inputs[0][:1].detach())
 
         def keep_norm(name, config):
             return lambda module, inputs, output: self._delta.__setitem__(
-                name, delta_norm(hidden.pop(name), output[0].detach(), config)
+                name, moshi_patch.one_pass_delta_norm(hidden.pop(name), output[:1].detach(), config)[0]
             )
 
         for name, gating in self._gatings.items():

@@ -16,7 +16,7 @@ from ..common.distributed import Context, on_all_ranks
 from ..model.adapters import add_adapters
 from ..model.base import lm_kwargs, load_base
 from ..model.initial_targets import start_targets
-from ..model.trainable import describe, parameter_groups
+from ..model.trainable import FIRST_GROUPS, describe, parameter_groups
 from ..settings.schema import TrainArgs
 from .sharding import shard
 
@@ -63,6 +63,8 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
             parameter.requires_grad_(True)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     logger.info("Trainable parameters:\n%s", describe(groups, sizes, sum(sizes.values())))
+    if args.ttt.first_steps and any(group.name in FIRST_GROUPS for group in groups):
+        logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(FIRST_GROUPS))
     if ctx.world_size > 1:
         model = shard(model, ctx, parts=not args.full_finetuning)
     return BuiltModel(model.train(), trained_config(info, args), info)

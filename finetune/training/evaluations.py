@@ -83,6 +83,7 @@ class Evaluations:
         if best is None or loss < best.loss:
             self._checkpointer.save(state)  # nothing to do when it was due
             on_rank_0(self._ctx, lambda: write_best(folder, Best(state.step, loss)))
+            on_rank_0(self._ctx, self._checkpointer.prune)  # the best one before
 
     def _find_best(self, step: int) -> None:
         folder = self._checkpointer.folder

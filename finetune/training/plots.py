@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.disk import writing
+from ..common.files import whole_file
 from . import samples
 from .control import DIFFERENCE, FOLDER, compared
 from .metrics import read_metrics
@@ -59,10 +60,8 @@ def draw_report(run_dir: Path) -> Path:
             axes.text(0.5, 0.5, "nothing was logged", ha="center", transform=axes.transAxes)
     _draw_sample(sound, run_dir)
     path = run_dir / "report.png"
-    temporary = path.with_suffix(".tmp.png")
-    with writing(path):
+    with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
-        os.replace(temporary, path)
     return path
 
 

@@ -13,7 +13,7 @@ from ..common.disk import writing
 from ..common.errors import ConfigError
 from ..common.files import write_whole
 from ..common.locks import FileLock
-from ..settings.record import to_dict
+from ..settings.record import to_dict, with_absolute_paths
 from ..settings.schema import TrainArgs
 from ..settings.sources import parse_sources
 
@@ -87,7 +87,7 @@ class RunDir:
         self._lock.acquire()
         settings = self.path / "args.yaml"
         with writing(settings):
-            write_whole(settings, yaml.safe_dump(to_dict(self._args), sort_keys=False))
+            write_whole(settings, yaml.safe_dump(with_absolute_paths(to_dict(self._args)), sort_keys=False))
         return self.path
 
     def close(self) -> None:

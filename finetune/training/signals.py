@@ -32,6 +32,11 @@ class Stopped(UserError):
         return self.message
 
 
+def signal_name(number: int) -> str:
+    """`SIGTERM` or `SIGINT`."""
+    return signal.Signals(number).name
+
+
 class StopSignals:
     """While it is entered, signals do not end the process.
 
@@ -76,9 +81,10 @@ class StopSignals:
             os.kill(os.getpid(), number)
             return
         self._number, self._time = number, time.monotonic()
-        name = signal.Signals(number).name
+        name, told_by_others = signal_name(number), os.environ.get("RANK", "0") != "0"
         if not self.finishing:
-            if os.environ.get("RANK", "0") != "0":  # rank 0 says it
+            if told_by_others:
                 raise SystemExit(128 + number)
             raise Stopped(f"{name} while it was starting: nothing is lost; start it again as before.", number)
-        logger.warning("%s: finishing this step, then saving. A second signal ends at once, without saving.", name)
+        if not told_by_others:
+            logger.warning("%s: finishing this step, then saving. A second signal ends at once, without saving.", name)

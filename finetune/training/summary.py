@@ -122,8 +122,13 @@ def chosen_checkpoint(run_dir: Path) -> tuple[Path, str] | None:
 
 def next_commands(args: TrainArgs, checkpoint: Path) -> list[str]:
     """Evaluate, check, export: three commands that run as printed from this working directory."""
-    run_dir = Path(args.run_dir)
-    found = [command("doctor", checkpoint), command("export", checkpoint, run_dir / f"export_{checkpoint.name}")]
+    run_dir, paths = Path(args.run_dir), args.moshi_paths
+    local_base = paths.moshi_path is not None or Path(paths.hf_repo_id or "").is_dir()
+    merge = ["--merge"] if args.lora.enable and args.save_adapters and local_base else []  # others could not find it
+    found = [
+        command("doctor", checkpoint),
+        command("export", checkpoint, run_dir / f"export_{checkpoint.name}", *merge),
+    ]
     if args.do_eval:  # otherwise nothing is known of held-out data
         control = ["--baseline", run_dir / FOLDER] if list_checkpoints(run_dir / FOLDER / "checkpoints") else []
         found.insert(0, command("evaluate", "--checkpoint_dir", checkpoint, *control))
@@ -131,9 +136,12 @@ def next_commands(args: TrainArgs, checkpoint: Path) -> list[str]:
 
 
 def resume_command(args: TrainArgs, world_size: int) -> str:
-    """Continues the run of `args` from this working directory, on as many processes."""
+    """Continues the run of `args`, for a control the run that it belongs to, from here and on as many processes."""
+    folder = Path(args.run_dir)
+    if args.ttt.as_control and (folder.parent / "args.yaml").is_file():
+        folder = folder.parent
     words = torchrun_words(world_size) if world_size > 1 else program_words("train")
-    return shlex.join([*words, str(Path(args.run_dir) / "args.yaml"), "--resume"])
+    return shlex.join([*words, str(folder / "args.yaml"), "--resume"])
 
 
 def _losses(entries: list[dict[str, Any]]) -> str:

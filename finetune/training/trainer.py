@@ -29,7 +29,7 @@ from .optimizer import build_optimizer
 from .plots import draw_report
 from .progress import Progress, progress_line
 from .run_dir import RunDir
-from .signals import Stopped, StopSignals
+from .signals import Stopped, StopSignals, signal_name
 from .summary import resume_command, summary
 from .update import StepResult, update
 
@@ -67,6 +67,12 @@ def train(args: TrainArgs) -> str:
                 on_rank_0(ctx, lambda: check_control(control))
             _train(args, ctx, stop)
             if control is not None and not on_rank_0(ctx, lambda: is_finished(control)):
+                if signal := stop.agreed():
+                    raise Stopped(
+                        f"stopped by {signal_name(signal)} before its control; the run is done. Continue with: "
+                        f"{resume_command(args, ctx.world_size)}",
+                        signal,
+                    )
                 logger.info("The control: the same run without TTT, in %s.", control.run_dir)
                 _train(control, ctx, stop)
                 on_rank_0(ctx, lambda: draw_report(Path(args.run_dir)))
@@ -205,7 +211,7 @@ class Trainer:
         how = "nothing was saved, as do_ckpt is false."
         if saved is not None:
             how = f"saved as {saved}. Continue with: {resume_command(self.args, self.ctx.world_size)}"
-        raise Stopped(f"stopped by a signal at step {self.state.step}; {how}", signal)
+        raise Stopped(f"stopped by {signal_name(signal)} at step {self.state.step}; {how}", signal)
 
     def _resume(self) -> None:
         """From the checkpoint that was asked for, if there is one."""

@@ -3,8 +3,20 @@
 
 from .dual import dual
 from .naive import naive, naive_target
+from .norm import delta_norm
 from .rows import fill_rows_
 from .segment import segment_
-from .step import FastWeight, step_
+from .state import FastWeight, ResidualFastWeight
+from .step import step_
 
-__all__ = ["FastWeight", "dual", "fill_rows_", "naive", "naive_target", "segment_", "step_"]
+__all__ = [
+    "FastWeight",
+    "ResidualFastWeight",
+    "delta_norm",
+    "dual",
+    "fill_rows_",
+    "naive",
+    "naive_target",
+    "segment_",
+    "step_",
+]

@@ -9,8 +9,8 @@ triangular in chunks. No `[n, B, D, H]` tensor is ever built. The last chunk's v
 
 import torch
 
-QUERY_BLOCK = 256
-"""Smallest number of query steps per matrix product: chunks shorter than this share one and are masked inside it."""
+from .blocks import Blocks, matmul_
+from .residual import ResidualChunkCausal
 
 SEGMENT_STEPS = 2048
 """Steps per segment once carrying a delta between segments costs fewer operations than attending to everything."""
@@ -23,6 +23,8 @@ def dual(
     chunk_size: int,
     learning_rate: float,
     *,
+    update: str = "hebbian",
+    target_gain: float = 1.0,
     delta_clip: float | None = None,
     decay: float = 1.0,
     delta: torch.Tensor | None = None,
@@ -34,7 +36,7 @@ def dual(
         z: `[B, T, H]`.
         v: `[B, T', D]`, targets of the first T' steps: all full chunks but a last one nobody needs, i.e.
             `T' >= (ceil(T / C) - 1) * C`.
-        chunk_size, learning_rate, delta_clip, decay: as in :func:`naive`.
+        chunk_size, learning_rate, update, target_gain, delta_clip, decay: as in :func:`naive`.
         delta: `[B, D, H]`, what came before; None at the start of a stream.
     Returns:
         `[B, T, D]` in the dtype of `base`.
@@ -42,22 +44,30 @@ def dual(
     if z.dtype == torch.float16:  # z·z sums H products and leaves float16's range
         z, v = z.float(), v.float()
     v = v[:, : z.shape[1]].to(z.dtype)
-    if delta_clip is not None:
-        v = clip_chunks(z, v, chunk_size, learning_rate, delta_clip)
+    rate = learning_rate * target_gain
+    if update == "residual":
+        v = target_gain * v if target_gain != 1.0 else v
+    elif delta_clip is not None:
+        v = clip_chunks(z, v, chunk_size, rate, delta_clip)
     outs = []
-    segment = _segment_steps(z.shape[1], v.shape[2], z.shape[2], chunk_size)
+    segment = segment_steps(z.shape[1], v.shape[2], z.shape[2], chunk_size)
     for start in range(0, z.shape[1], segment):
         part = slice(start, start + segment)
         base_part, z_part, v_part = base[:, part], z[:, part], v[:, part]
-        if delta is not None:
-            base_part = base_part + _apply(delta, z_part, chunk_size, decay).to(base.dtype)
-        outs.append(_chunk_causal(base_part, z_part, v_part, chunk_size, learning_rate, decay))
+        before = None if delta is None else apply_earlier(delta, z_part, chunk_size, decay)
+        if update == "residual":
+            out, keys, values = _residual(base_part, z_part, v_part, before, chunk_size, learning_rate, decay)
+        else:
+            keys, values = z_part, v_part
+            base_part = base_part if before is None else base_part + before.to(base.dtype)
+            out = _chunk_causal(base_part, z_part, v_part, chunk_size, rate, decay)
+        outs.append(out)
         if start + segment < z.shape[1]:
-            delta = _update(delta, z_part, v_part, chunk_size, learning_rate, decay)
+            delta = updated(delta, keys, values, chunk_size, 1.0 if update == "residual" else rate, decay)
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
-def _segment_steps(steps: int, width: int, hidden: int, chunk_size: int) -> int:
+def segment_steps(steps: int, width: int, hidden: int, chunk_size: int) -> int:
     """Steps per segment, in full chunks: all at once while `T (D + H) <= 4 D H`, below about 12,000 steps in Moshi."""
     if steps * (width + hidden) <= 4 * width * hidden:
         return steps + chunk_size
@@ -87,7 +97,7 @@ def clip_chunks(
     return torch.cat([(v_c * scale[:, :, None, None]).flatten(1, 2), v[:, full:]], 1)
 
 
-def _apply(delta: torch.Tensor, z: torch.Tensor, chunk_size: int, decay: float) -> torch.Tensor:
+def apply_earlier(delta: torch.Tensor, z: torch.Tensor, chunk_size: int, decay: float) -> torch.Tensor:
     """`[B, T, D]`: what an earlier delta adds to the steps of a segment, decayed once per chunk begun since."""
     out = z @ delta.to(z.dtype).transpose(1, 2)
     if decay != 1.0:
@@ -96,7 +106,7 @@ def _apply(delta: torch.Tensor, z: torch.Tensor, chunk_size: int, decay: float) 
     return out
 
 
-def _update(
+def updated(
     delta: torch.Tensor | None, z: torch.Tensor, v: torch.Tensor, chunk_size: int, learning_rate: float, decay: float
 ) -> torch.Tensor:
     """The delta `[B, D, H]` after the full chunks in `z`, accumulated in at least float32."""
@@ -114,46 +124,19 @@ def _chunk_causal(base, z, v, chunk_size, learning_rate, decay):
     return _ChunkCausal.apply(base.to(z.dtype), z, v, chunk_size, learning_rate, decay).to(base.dtype)
 
 
-class _Blocks:
-    """Which steps each matrix product covers: query blocks of whole chunks, and the mask inside a block.
+def _residual(base, z, v, before, chunk_size, learning_rate, decay):
+    """The outputs, and keys and values whose products are the chunks' updates."""
+    targets = v[:, : v.shape[1] // chunk_size * chunk_size]
+    if before is None and not targets.shape[1]:
+        return base, z[:, :0], targets
+    out, keys, values = ResidualChunkCausal.apply(
+        base.to(z.dtype), z, targets, before, chunk_size, learning_rate, decay
+    )
+    return out.to(base.dtype), keys, values
 
-    With C >= QUERY_BLOCK a block is one chunk, sees the keys before it and needs no mask. A block of several chunks
-    sees the keys up to its own end, and a mask removes the chunks in it that are not older than the query's own.
-    """
 
-    def __init__(self, steps: int, chunk_size: int, decay: float, like: torch.Tensor):
-        self.steps = steps
-        self.chunk_size = chunk_size
-        self.per_block = max(1, QUERY_BLOCK // chunk_size)
-        self.size = self.per_block * chunk_size
-        self.keys = (steps - 1) // chunk_size * chunk_size
-        self.decay = decay
-        self.dtype, self.device = like.dtype, like.device  # not `like` itself: it would outlive what autograd saves
-
-    def __iter__(self):
-        """Yields `(start, end, keys)`: queries `start:end` see keys `0:keys`."""
-        first = self.chunk_size if self.per_block == 1 else 0
-        for start in range(first, self.steps, self.size):
-            end = min(start + self.size, self.steps)
-            keys = start if self.per_block == 1 else min(end, self.keys)
-            yield start, end, keys
-
-    def mask_(self, scores: torch.Tensor, start: int, end: int, keys: int) -> None:
-        """Zero what is not chunk-causal and weigh by `γ^(age - 1)`, in place, for `scores [B, end - start, keys]`."""
-        if self.decay == 1.0:
-            if keys > start:
-                scores[:, :, start:] *= self._weights(start, end, start, keys)
-        else:
-            scores *= self._weights(start, end, 0, keys)
-
-    def _weights(self, start: int, end: int, first_key: int, last_key: int) -> torch.Tensor:
-        query = torch.arange(start, end, device=self.device) // self.chunk_size
-        key = torch.arange(first_key, last_key, device=self.device) // self.chunk_size
-        age = query[:, None] - key[None, :]
-        weights = (age > 0).to(self.dtype)
-        if self.decay != 1.0:
-            weights = weights * (self.decay ** (age - 1).clamp(min=0).double()).to(self.dtype)
-        return weights
+def _sees_keys(block: tuple[int, int, int]) -> bool:
+    return block[2] > 0
 
 
 class _ChunkCausal(torch.autograd.Function):
@@ -164,14 +147,14 @@ class _ChunkCausal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, base, z, v, chunk_size, learning_rate, decay):
-        blocks = _Blocks(z.shape[1], chunk_size, decay, z)
+        blocks = Blocks(z.shape[1], chunk_size, decay, z, (z.shape[1] - 1) // chunk_size * chunk_size)
         out = base.clone()  # not in place: hooks and wrappers of the down projection may hold its output
         scores = z.new_empty(z.shape[0], z.shape[1], blocks.keys)
-        for start, end, keys in blocks:
+        for start, end, keys in filter(_sees_keys, blocks):
             block = scores[:, start:end, :keys]
-            _matmul_(block, z[:, start:end], z[:, :keys].transpose(1, 2))
+            matmul_(block, z[:, start:end], z[:, :keys].transpose(1, 2))
             blocks.mask_(block, start, end, keys)
-            _matmul_(out[:, start:end], block, v[:, :keys], alpha=learning_rate, add=True)
+            matmul_(out[:, start:end], block, v[:, :keys], alpha=learning_rate, add=True)
         ctx.save_for_backward(z, v, scores)
         ctx.blocks, ctx.learning_rate = blocks, learning_rate
         return out
@@ -185,12 +168,12 @@ class _ChunkCausal(torch.autograd.Function):
         grad_v = torch.empty_like(v)
         grad_scores = torch.empty_like(scores)
         done = 0
-        for start, end, keys in blocks:
+        for start, end, keys in filter(_sees_keys, blocks):
             block = grad_scores[:, start:end, :keys]
-            _matmul_(block, grad[:, start:end], v[:, :keys].transpose(1, 2), alpha=rate)
+            matmul_(block, grad[:, start:end], v[:, :keys].transpose(1, 2), alpha=rate)
             blocks.mask_(block, start, end, keys)
             grad_z[:, done:start] = 0.0
-            _matmul_(grad_z[:, start:end], block, z[:, :keys])
+            matmul_(grad_z[:, start:end], block, z[:, :keys])
             done = end
         # Keys: one product per key block over all later queries, so that nothing is summed in low precision except
         # the two roles z plays. In a block of several chunks the queries of the block itself are among them.
@@ -198,19 +181,7 @@ class _ChunkCausal(torch.autograd.Function):
             last = min(first + blocks.size, blocks.keys)
             query = first if blocks.per_block > 1 else first + blocks.size
             p, dp = scores[:, query:, first:last], grad_scores[:, query:, first:last]
-            _matmul_(grad_v[:, first:last], p.transpose(1, 2), grad[:, query:], alpha=rate)
-            _matmul_(grad_z[:, first:last], dp.transpose(1, 2), z[:, query:], add=True)
+            matmul_(grad_v[:, first:last], p.transpose(1, 2), grad[:, query:], alpha=rate)
+            matmul_(grad_z[:, first:last], dp.transpose(1, 2), z[:, query:], add=True)
         grad_v[:, blocks.keys :] = 0.0
         return grad, grad_z, grad_v, None, None, None
-
-
-def _matmul_(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float = 1.0, add: bool = False) -> None:
-    """`out = α a b` or `out += α a b`, in place, for batches of matrices.
-
-    Row by row on a CPU, whose batched product copies what is transposed or strided (3× at Moshi's size).
-    """
-    if out.device.type != "cpu":
-        out.baddbmm_(a, b, beta=float(add), alpha=alpha)
-        return
-    for out_row, a_row, b_row in zip(out, a, b, strict=True):
-        out_row.addmm_(a_row, b_row, beta=float(add), alpha=alpha)

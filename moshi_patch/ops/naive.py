@@ -37,6 +37,8 @@ def naive(
     chunk_size: int,
     learning_rate: float,
     *,
+    update: str = "hebbian",
+    target_gain: float = 1.0,
     delta_clip: float | None = None,
     decay: float = 1.0,
     delta: torch.Tensor | None = None,
@@ -49,7 +51,9 @@ def naive(
         w_down: `[D, H]`, W_0.
         chunk_size: C, in steps. A last chunk shorter than C is applied but makes no update yet.
         learning_rate: η; the update sums over the chunk.
-        delta_clip: largest Frobenius norm of one chunk's update, η included.
+        update: `"hebbian"`, `η g Vᵀ Z` as in the paper, or `"residual"`, see :func:`naive_residual`.
+        target_gain: g, multiplies the targets.
+        delta_clip: largest Frobenius norm of one chunk's update, η and g included; with `"hebbian"` alone.
         decay: γ, multiplies the accumulated delta before each update is added.
         delta: `[B, D, H]`, what earlier segments left; zero when absent.
     Returns:
@@ -62,8 +66,22 @@ def naive(
         z_i, v_i = z[:, start : start + chunk_size], v[:, start : start + chunk_size]
         outputs.append(z_i @ (w_down + delta).transpose(1, 2))
         if z_i.shape[1] == chunk_size:
-            update = learning_rate * v_i.transpose(1, 2) @ z_i
+            if update == "residual":
+                change = naive_residual(z_i, target_gain * v_i - decay * (z_i @ delta.transpose(1, 2)), learning_rate)
+            else:
+                change = learning_rate * target_gain * v_i.transpose(1, 2) @ z_i
             if delta_clip is not None:
-                update = torch.stack([u * (delta_clip / u.norm()) if u.norm() > delta_clip else u for u in update])
-            delta = decay * delta + update
+                change = torch.stack([c * (delta_clip / c.norm()) if c.norm() > delta_clip else c for c in change])
+            delta = decay * delta + change
     return torch.cat(outputs, 1), delta
+
+
+def naive_residual(z: torch.Tensor, missing: torch.Tensor, learning_rate: float) -> torch.Tensor:
+    """`[B, D, H]`, the change that answers most of what is `missing [B, C, D]` at the keys `z [B, C, H]` of a chunk.
+
+    It is `argmin_U ½ ‖missing - z Uᵀ‖² + 1/(2η) ‖U‖²`, namely `missingᵀ (z zᵀ + I/η)⁻¹ z`. For a key with
+    `η z·z > 1/√ε`, ε being the rounding of the dtype, η is that much smaller.
+    """
+    square = z.detach().square().sum(2)
+    ridge = (square * torch.finfo(z.dtype).eps ** 0.5).clamp(min=1 / learning_rate)
+    return torch.linalg.solve(z @ z.transpose(1, 2) + torch.diag_embed(ridge), missing).transpose(1, 2) @ z

@@ -8,11 +8,13 @@ not a step is zero and adds nothing.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from .dual import clip_chunks, dual
-from .step import FastWeight, rows_per_step
+from .dual import apply_earlier, clip_chunks, dual, segment_steps, updated
+from .residual import residual_pass
+from .state import FastWeight, ResidualFastWeight, rows_per_step
 
 
 @torch.no_grad()
@@ -27,6 +29,7 @@ def segment_(
     *,
     delta_clip: float | None = None,
     decay: float = 1.0,
+    target_gain: float = 1.0,
 ) -> torch.Tensor:
     """Apply and update over T steps, as T calls of :func:`step_` with `enabled` true would. No gradients.
 
@@ -36,7 +39,7 @@ def segment_(
         z: `[B, T, H]`.
         x0: `[B, T, D]`, the target source.
         targets: from an aligned target source `[B, L, D]`, L a multiple of C, to its targets `[B, L, D]`.
-        learning_rate, delta_clip, decay: as in :func:`naive`.
+        learning_rate, delta_clip, decay, target_gain: as in :func:`naive`.
         exec_mask: `[B]` bool.
     Returns:
         `[B, T, D]` in the dtype of `base`.
@@ -45,29 +48,79 @@ def segment_(
     length = ((steps + size - 1) // size + 1) * size
     place = (state.position % size)[:, None] + torch.arange(steps, device=z.device)  # [B, T], of each step in a buffer
     keys = _behind_held(state.keys, state.position, _spread(z, place, length))
-    values = _behind_held(state.values, state.position, targets(_spread(x0, place, length)))
-    clipped = values if delta_clip is None else clip_chunks(keys, values, size, learning_rate, delta_clip)
-
-    before = state.full_delta(learning_rate)
-    out = dual(_spread(base, place, length), keys, clipped, size, learning_rate, decay=decay, delta=before)
+    values = targets(_spread(x0, place, length))
+    aligned = _spread(base, place, length)
+    before = state.full_delta(learning_rate * target_gain)
+    if isinstance(state, ResidualFastWeight):
+        values = target_gain * values.to(state.values.dtype)
+        done = _residual(state, aligned, keys, values, before, learning_rate, decay)
+    else:
+        done = _hebbian(state, aligned, keys, values, before, learning_rate * target_gain, delta_clip, decay)
 
     ended = (state.position % size + steps) // size  # [B], chunks that end in this segment
     after = {
-        "delta": _delta_after(state, before, keys, clipped, ended, steps, learning_rate, decay),
-        "keys": _ring_after(state.keys, state.position, steps, keys, keys),
-        "values": _ring_after(state.values, state.position, steps, clipped, values),
+        "delta": _delta_after(state, before, done, ended, steps, decay),
         "position": state.position + steps,
         "updates": state.updates + ended,
         "wrote": (state.position + steps) % size > 0,
-        "scale": torch.where(ended > 0, torch.ones_like(state.scale), state.scale),  # `clipped` has the factor in it
+        "scale": torch.where(ended > 0, torch.ones_like(state.scale), state.scale),  # the clip is in the values
         "keep": torch.where(ended > 0, torch.full_like(state.keep, decay), state.keep),
     }
+    for name, (finished, current) in done.rings.items():
+        ring = getattr(state, name)
+        flat = ring if ring.dim() == 3 else ring.flatten(1, 2)
+        after[name] = _ring_after(flat, state.position, steps, finished, current).view_as(ring)
     if delta_clip is not None:
-        after["square"] = _square(_pick(keys, _chunk(ended, size)), _pick(values, _chunk(ended, size)))
+        after["square"] = _square(*(_pick(ring[1], _chunk(ended, size)) for ring in done.rings.values()))
     for name, value in after.items():
         tensor = getattr(state, name)
         tensor.copy_(torch.where(exec_mask.view(-1, *[1] * (tensor.dim() - 1)), value, tensor))
-    return _pick(out, place)
+    return _pick(done.out, place)
+
+
+class _Done(NamedTuple):
+    """What the two updates make of an aligned segment.
+
+    Attributes:
+        out: `[B, L, D]`.
+        keys, values, rate: `[B, L, H]` and `[B, L, D]`; a chunk's update is `rate valuesᵀ keys`.
+        rings: by the state's field, what its ring holds of finished chunks and of the current one, `[B, L, *]` each.
+    """
+
+    out: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    rate: float
+    rings: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _hebbian(state, base, keys, values, before, rate, delta_clip, decay) -> _Done:
+    values = _behind_held(state.values, state.position, values)
+    clipped = values if delta_clip is None else clip_chunks(keys, values, state.chunk_size, rate, delta_clip)
+    out = dual(base, keys, clipped, state.chunk_size, rate, decay=decay, delta=before)
+    return _Done(out, keys, clipped, rate, {"keys": (keys, keys), "values": (clipped, values)})
+
+
+def _residual(state, base, keys, targets, before, learning_rate, decay) -> _Done:
+    size, narrow = state.chunk_size, state.values.dtype
+    # The ring holds what was missing. With what was answered, which is what would be answered now, it is the target.
+    answered = decay * (keys[:, :size].to(before.dtype) @ before.transpose(1, 2))
+    targets = _behind_held(state.values, state.position, targets).to(before.dtype)
+    targets[:, :size] += torch.where(_held(state.position, size), answered, 0.0)
+    keys, targets = keys.to(narrow), targets.to(narrow)  # the keys were of this dtype before they were kept
+    length = keys.shape[1]
+    segment, delta, parts = segment_steps(length, targets.shape[2], keys.shape[2], size), before, []
+    for start in range(0, length, segment):
+        part = slice(start, start + segment)
+        earlier = apply_earlier(delta, keys[:, part], size, decay)
+        parts.append(residual_pass(keys[:, part], targets[:, part], earlier, size, learning_rate, decay))
+        if start + segment < length:
+            delta = updated(delta, parts[-1].keys, parts[-1].values, size, 1.0, decay)
+    answers, white_keys, white_values, whitening = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
+    missing = (targets - decay * answers).to(state.values.dtype)
+    rings = {"keys": keys.to(state.keys.dtype), "values": missing, "whitening": whitening.flatten(1, 2)}
+    out = base + answers.to(base.dtype)
+    return _Done(out, white_keys, white_values, 1.0, {name: (ring, ring) for name, ring in rings.items()})
 
 
 def _behind_held(ring: torch.Tensor, position: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
@@ -76,34 +129,31 @@ def _behind_held(ring: torch.Tensor, position: torch.Tensor, buffer: torch.Tenso
     Added, as a step's convolution also reaches back into values that are held.
     """
     size = ring.shape[1] // 2
-    held = (torch.arange(size, device=ring.device) < (position % size)[:, None])[:, :, None]
     _, current = _halves(ring, position)
     buffer = buffer.to(ring.dtype)
-    buffer[:, :size] += torch.where(held, current, 0.0)
+    buffer[:, :size] += torch.where(_held(position, size), current, 0.0)
     return buffer
 
 
+def _held(position: torch.Tensor, size: int) -> torch.Tensor:
+    """`[B, C, 1]` bool: the places of the current chunk that a row holds already."""
+    return (torch.arange(size, device=position.device) < (position % size)[:, None])[:, :, None]
+
+
 def _delta_after(
-    state: FastWeight,
-    before: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    ended: torch.Tensor,
-    steps: int,
-    learning_rate: float,
-    decay: float,
+    state: FastWeight, before: torch.Tensor, done: _Done, ended: torch.Tensor, steps: int, decay: float
 ) -> torch.Tensor:
     """The delta as steps would leave it: all but the last ended chunk in whole, of that one the rows that were due.
 
     `before [B, D, H]` is the delta in force at the segment's start, `ended [B]` the chunks that end in it.
     """
-    size, width = state.chunk_size, before.shape[1]
+    keys, values, size, width = done.keys, done.values, state.chunk_size, before.shape[1]
     narrow = values.dtype if values.dtype != torch.float16 else before.dtype
     rest = (state.position + steps) % size
     due = (torch.arange(width, device=before.device) < (rest * rows_per_step(width, size))[:, None])[:, :, None]
 
     def outer(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return learning_rate * (v.to(narrow).transpose(1, 2) @ z.to(narrow)).to(before)
+        return done.rate * (v.to(narrow).transpose(1, 2) @ z.to(narrow)).to(before)
 
     age = ended[:, None] - 2 - torch.arange(keys.shape[1], device=before.device) // size  # [B, L], 0: the last but one
     weight = ((age >= 0) * decay ** age.clamp(min=0).double()).to(values.dtype)

@@ -27,6 +27,7 @@ from ..errors import in_one_line
 from .access import Access, parse_origin
 from .conversations import STATUS_PATH, Conversations
 from .kept_memory import KeptMemory
+from .options import IDLE_TIMEOUT, server_parser
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Options(NamedTuple):
     """
 
     memory: Path | None = None
-    idle_timeout: float = 30.0
+    idle_timeout: float = IDLE_TIMEOUT
     allow_origin: tuple[str, ...] = ()
     host: str = "localhost"
     port: int = 8998
@@ -60,20 +61,7 @@ def split_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     Raises:
         SystemExit: with code 2 and a reason, when one is missing or makes no sense, or the port is taken.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m moshi_patch moshi.server", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
-    )
-    parser.add_argument("--memory", type=Path, metavar="PATH", help="go on with the fast weights in this file")
-    parser.add_argument(
-        "--idle-timeout", type=float, metavar="SECONDS", default=30.0, help="hang up without speech, 30; 0: never"
-    )
-    parser.add_argument(
-        "--allow-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="let pages of this site use the server, such as https://example.org; may be repeated",
-    )
+    parser = server_parser()
     known, rest = parser.parse_known_args(arguments)
     if not 0 <= known.idle_timeout < float("inf"):
         parser.error(f"--idle-timeout {known.idle_timeout}: must be seconds, 0 or more")

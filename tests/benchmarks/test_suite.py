@@ -38,6 +38,10 @@ def written(folder: Path, text: str) -> Path:
     [
         ("cells: []\nbudget: 3\n", "the grid: unknown key 'budget'"),
         ("settings: {}\n", "'cells' is missing"),
+        ("cells: [", "grid.yaml: while parsing"),
+        ("cells: 3\n", "cells: must be a list, not 3"),
+        ("cells: [{name: a, priority: 1, seeds: [0], settings: {gaps: 3}}]\n", "cell 'a'"),
+        ("cells: [{name: a, priority: 1, seeds: [0], settings: {ttt: {chunk: 3}}}]\n", "ttt: 'chunk': no further"),
         ("settings: {stepz: 1}\ncells: []\n", "settings: unknown key 'stepz'"),
         ("cells: [{name: a, priority: 1, seeds: [0], sedes: 1}]\n", "cell 1: unknown key 'sedes'"),
         ("cells: [{name: a, priority: 1}]\n", "cell 1: 'seeds' is missing"),
@@ -58,7 +62,7 @@ def test_a_grid_with_a_mistake_is_refused_by_name_before_anything_runs(tmp_path,
     assert named in str(error.value)
     out = tmp_path / "runs.jsonl"
     assert suite.main(["--grid", str(path), "--results", str(out)]) == 2
-    assert named in capsys.readouterr().out
+    assert named in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -262,6 +266,20 @@ def test_the_whole_command_runs_reports_and_resumes(tmp_path):
     assert (tmp_path / "plots" / "evidence_memory.png").read_bytes().startswith(b"\x89PNG")
     assert suite.main([*command, "--report-only"]) == 0
     assert page.read_text() == first
+
+
+def test_a_grid_of_ones_own_is_reported_beside_its_results_and_not_on_a_committed_page(tmp_path):
+    grid = written(tmp_path, "cells: [{name: recall, priority: 1, seeds: [0]}]\n")
+    before = suite.PAGES["evidence"].file.read_bytes()
+    assert suite.main(["--grid", str(grid), "--report-only"]) == 0
+    assert "No run yet." in (tmp_path / "grid.md").read_text()
+    assert suite.PAGES["evidence"].file.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [["--grid", "no_such_grid"], ["--budget", "3"]])
+def test_a_command_that_cannot_be_run_ends_in_one_line(words, capsys):
+    assert suite.main([*words, "--report-only"]) > 0
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_state_that_the_longer_window_is_measured_against_is_what_a_stream_allocates():

@@ -6,9 +6,11 @@ import os
 import pytest
 
 from finetune.data.__main__ import main as data_main
+from finetune.data.broken import BrokenItem
 from finetune.data.manifest import read_entries, read_transcript
+from finetune.data.segments import Segment
 from finetune.settings.sources import parse_sources
-from tests.support.datasets import MAIN, USER, write_dataset
+from tests.support.datasets import MAIN, USER, make_tokenizer, write_dataset
 from tests.support.tiny_repository import DATA
 
 
@@ -233,3 +235,44 @@ def test_check_shows_how_files_are_cut(tmp_path, capsys):
 def test_check_refuses_a_duration_that_is_none(tmp_path, capsys, seconds):
     assert data_main(["check", str(DATA), f"--duration={seconds}"]) == 2
     assert "duration=" in capsys.readouterr().err
+
+
+EXTREMES = {
+    "far": [["boat", [1e308, 1.5e308], MAIN], ["boat", [0.1, 1.7e308], MAIN]],
+    "far before": [["boat", [-1e308, 0.1], MAIN], ["name", [-1.7e308, 1.7e308], USER]],
+    "tiny": [["boat", [5e-324, 1e-323], MAIN], ["name", [0.1, 0.1 + 1e-17], USER]],
+    "long": [["boat " * 100_000, [0.1, 0.2], MAIN], ["x" * 100_000, [0.2], USER]],
+    "many at once": [["boat", [0.1, 0.2], MAIN]] * 10_000,
+    "whole numbers": [["boat", [10**300, 10**308], MAIN]],
+    "odd letters": [["\x00\u202e\n\x1b[31m", [0.1, 0.2], MAIN], ["", [0.2, 0.3], MAIN]],
+}
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_extremes_are_checked_and_read_without_an_end_of_the_program(tmp_path, codec, capsys, kind):
+    path = with_words(tmp_path, *EXTREMES[kind])
+    code = data_main(["check", str(path), "--duration=0.32"])
+    out = capsys.readouterr().out
+    assert "problems, " in out.splitlines()[-1]
+    assert code in (0, 1)
+    assert max(map(len, out.splitlines())) < 1000
+    try:
+        make_tokenizer(codec, 0.32)(Segment(tmp_path / "train0.wav", 0))
+    except BrokenItem:
+        assert code == 1
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900, 980, 990, 995, 100_000])
+def test_brackets_in_brackets_are_a_malformed_transcript(tmp_path, capsys, depth):
+    path = write_dataset(tmp_path, 1)
+    (tmp_path / "train0.json").write_text('{"alignments": [' + depth * "[" + depth * "]" + "]}")
+    assert data_main(["check", str(path)]) == 1
+    assert "train0.json: malformed alignment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ['{"conditioners": 5}', '{"conditioners": {"mood": {"type": "lut"}}}', "[]", "{"])
+def test_check_refuses_a_config_that_describes_no_model(tmp_path, capsys, content):
+    (tmp_path / "config.json").write_text(content)
+    assert data_main(["check", str(DATA), f"--config={tmp_path / 'config.json'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config" in line

@@ -163,7 +163,7 @@ def test_a_wav_from_a_pipe_with_the_seconds_that_it_plays_is_taken_and_noted(dat
         ("header of UNKNOWN", "its WAV header says 4294967295 bytes of audio, and 307200 follow"),
         ("endless flac", "its FLAC header does not say how long it is"),
         ("piped", "duration=44739.2: the file has 1.600 seconds"),
-        ("a step too long", "no audio in the segment from step 20 on"),
+        ("a step too long", "no audio in 1 of 3 segments, those from step 20 on"),
         ("unknown condition", "text_conditions={'mood': 'angry'}"),
     ],
 )

@@ -102,9 +102,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_training_is_refused_before_weights_are_read_and_check_says_the_same(
-    tmp_path, ttt_repo, capsys, patched, kind
-):
+def test_training_is_refused_before_weights_are_read_and_check_says_the_same(tmp_path, ttt_repo, capsys, patched, kind):
     path = write(tmp_path / "data", 3, BAD[kind])
     settings = settings_for(ttt_repo, tmp_path / "run", data={"train_data": str(path)}, duration_sec=1.6)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings | {"ttt": {"enabled": False}}))

@@ -228,7 +228,7 @@ def test_missing_files_are_named(saved, doctor, tmp_path):
     assert "training_config.json is not there" in checks["FAILED checksums"]["value"]
     (path / "consolidated" / "config.json").unlink()
     assert "no config.json" in doctor(path)[1]["FAILED files"]["value"]
-    assert "no finished checkpoint" in doctor(tmp_path / "nothing")[1]["FAILED files"]["value"]
+    assert "no such file or folder" in doctor(tmp_path / "nothing")[1]["FAILED files"]["value"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "index"])

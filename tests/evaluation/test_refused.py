@@ -62,7 +62,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_with_the_keys(made, wor
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize(
     ("baseline", "named"),
-    [("nowhere", "baseline='nowhere': no finished checkpoint"), ("other", r"its codes differ: card=32, not 64")],
+    [("nowhere", "baseline='nowhere': no such file or folder"), ("other", r"its codes differ: card=32, not 64")],
 )
 def test_what_cannot_be_a_baseline_is_refused(words, tmp_path, baseline, named):
     if baseline == "other":
@@ -127,7 +127,7 @@ def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--checkpoint_dir=nowhere"], "checkpoint_dir='nowhere': no finished checkpoint"),
+        (["--checkpoint_dir=nowhere"], "checkpoint_dir='nowhere': no such file or folder"),
         (["--eval_type=all"], "eval_type='all'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

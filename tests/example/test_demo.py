@@ -10,8 +10,10 @@ import torch
 
 from example import demo, memory_at_work
 from example.make_dialogues import PAUSE, main, recorded_words
+from finetune.common.errors import UserError
 from finetune.data.tokenize import SpeechTokenizer
 from tests.support.models import randomise_targets, tiny_model
+from tests.support.tiny_repository import ROOT
 
 WORDS = 6
 MODEL = {"text_card": 96, "card": 64, "context": 16, "num_layers": 2, "dtype": torch.float32}
@@ -132,7 +134,7 @@ def test_the_verdict_says_what_the_numbers_say(again, sentence):
     found = memory_at_work.summarise(heard(again), SPOKEN)
     assert demo.verdict(found).startswith(sentence)
     assert found["again"]["on"] == pytest.approx(sum(again) / 4)
-    assert f"with TTT {found['first']['on']:37.2f}{found['again']['on']:12.2f}" in demo.table(found)
+    assert demo.table(found).splitlines()[-1].split() == ["with", "TTT", "3.00", f"{found['again']['on']:.2f}"]
 
 
 def test_the_figure_is_small_and_drawn_from_what_the_demo_wrote(tmp_path):
@@ -144,11 +146,37 @@ def test_the_figure_is_small_and_drawn_from_what_the_demo_wrote(tmp_path):
     assert len(picture) < 100_000
 
 
+def test_the_committed_seeds_agree():
+    runs = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    assert all(run["better"] == run["dialogues"] == 24 for run in runs)
+    assert max(run["again"]["on"] - run["again"]["control"] for run in runs) < -2
+    assert (ROOT / "docs" / "memory_at_work.png").stat().st_size < 100_000
+
+
 def test_a_training_that_fails_ends_the_demo_with_what_it_said(tmp_path, monkeypatch):
     (tmp_path / "fail.py").write_text("print('no such base'); raise SystemExit(2)")
     monkeypatch.setattr(demo, "TRAIN", tmp_path / "fail.py")
-    with pytest.raises(SystemExit, match=r"no such base\n.*train_run\.log"):
-        demo.train(tmp_path, tmp_path, tmp_path / "run")
+    with pytest.raises(UserError, match=r"no such base .*train\.log"):
+        demo.train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--words", "1"], "words=1: must be from 2 to 31"),
+        (["--words", "32"], "words=32: must be"),
+        (["--train", "0"], "train=0: must be from 1"),
+        (["--words", "2", "--train", "10", "--eval", "200"], "eval=200: must be from 1 to 105 with 2 words"),
+        (["--seed", "-1"], "seed=-1"),
+    ],
+)
+def test_dialogues_that_cannot_be_made_are_refused_in_one_line(tmp_path, words, named, capsys):
+    assert main([str(tmp_path / "out"), *words]) == 2
+    told = capsys.readouterr().err
+    assert named in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_word_of_the_example_has_a_recording():

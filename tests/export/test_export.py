@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,31 +13,21 @@ import yaml
 from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file
 
-from finetune.checkpoint.checkpointer import Checkpointer
 from finetune.checkpoint.saved import load_model, model_paths, open_checkpoint
-from finetune.checkpoint.training_state import TrainState
 from finetune.common.errors import ConfigError
 from finetune.doctor.__main__ import main as doctor
 from finetune.export import export as export_module
 from finetune.export.__main__ import main
 from finetune.export.export import Options, export
-from finetune.model.trainable import parameter_groups
 from finetune.settings.record import from_dict
 from finetune.training.build_model import build_model
-from finetune.training.optimizer import build_optimizer
 from moshi_patch.repository import local_repositories
 from tests.export.test_model_card import RESULTS
-from tests.support.checkpoint_runs import CTX, Place, advance
+from tests.support.checkpoint_runs import CTX
 from tests.support.loading import assert_active, logits
-from tests.support.models import randomise_targets, relative
-from tests.support.tiny_repository import build_repo, stream_speech
-
-MODES = {
-    "adapter": {"lora": {"enable": True, "rank": 4}},
-    "merged": {"lora": {"enable": True, "rank": 4}, "save_adapters": False},
-    "full": {"full_finetuning": True},
-}
-TTT = {"enabled": True, "layers": [1, 3], "chunk_size": 8, "learning_rate": 0.03}
+from tests.support.models import relative
+from tests.support.saved_runs import MODES, TTT, copy_run, train
+from tests.support.tiny_repository import stream_speech
 
 
 @pytest.fixture(autouse=True)
@@ -46,31 +35,23 @@ def _patched(patched):
     """For the models that are built here."""
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    return build_repo(tmp_path_factory.mktemp("tiny") / "repo", ttt=False)
+@pytest.fixture
+def repo(stock_repo):
+    return stock_repo
 
 
 @pytest.fixture
-def saved(repo, tmp_path):
-    """Trains the model of `repo` for two steps in one of `MODES`; returns the run's folder."""
+def saved(saved_run, repo, tmp_path):
+    """A run of two steps in one of `MODES`, to change; returns its folder."""
 
-    def train(mode: str, dtype: str = "float32", base: Path = repo) -> Path:
-        common = {"run_dir": str(tmp_path / "run"), "moshi_paths": {"hf_repo_id": str(base)}, "ttt": TTT}
-        args = from_dict(
-            {**common, "param_dtype": dtype, "data": {"train_data": "/home/me/secret.jsonl"}, **MODES[mode]}
-        )
+    def run(mode: str, dtype: str = "float32", base: Path | None = None) -> Path:
+        if base is None and dtype == "float32":
+            return copy_run(saved_run(mode), tmp_path / "run")
         # Earlier versions saved adapters over a base with adapters of its own, too.
-        built = build_model(args if base == repo else replace(args, save_adapters=False), CTX)
-        randomise_targets(built.model)
-        state = TrainState(
-            0, built.model, *build_optimizer(parameter_groups(built.model, args), args.optim, args.max_steps), Place()
-        )
-        advance(state, 2)
-        Checkpointer(tmp_path / "run", args, built.lm_config, CTX).save(state)
-        return tmp_path / "run"
+        built_as = {} if base is None else {"save_adapters": False}
+        return train(tmp_path / "run", base or repo, mode, built_as, param_dtype=dtype)
 
-    return train
+    return run
 
 
 def answers(run: Path) -> torch.Tensor:
@@ -246,7 +227,7 @@ def test_an_export_that_fails_on_the_way_leaves_nothing(saved, tmp_path, monkeyp
 
     monkeypatch.setattr(export_module, "write_checksums", full)
     assert main([str(run), str(tmp_path / "new" / "out")]) == 1
-    assert "No space left" in capsys.readouterr().err
+    assert "out: cannot be made (No space left on device); nothing is left of it." in capsys.readouterr().err
     assert os.listdir(tmp_path / "new") == []
 
 

@@ -24,7 +24,7 @@ def test_a_replayed_graph_goes_on_with_a_loaded_memory_as_with_one_that_stayed(t
     lm_gen = LMGen(model, use_sampling=False)
     with lm_gen.streaming(1):
         hear(lm_gen, codes[:, :, :STEPS])
-        assert lm_gen._streamingfast_weight_tensors.graphed_main._graph is not None
+        assert lm_gen._streaming_state.graphed_main._graph is not None
         kept = {key: tensor.clone() for key, tensor in fast_weight_tensors(model).items()}
         moshi_patch.save_memory(model, tmp_path / "memory")
         lm_gen.reset_streaming()

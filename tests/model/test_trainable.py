@@ -24,7 +24,7 @@ from finetune.training.build_model import build_model, trained_config
 from finetune.training.optimizer import MasterAdamW, build_optimizer
 from tests.support.loading import KEYS
 from tests.support.models import TTT, random_codes, tiny_model
-from tests.support.tiny_repository import ROOT, build_repo
+from tests.support.tiny_repository import ROOT
 
 LORA, FULL, ON = {"lora": {"enable": True, "rank": 3}}, {"full_finetuning": True}, {"ttt": {"enabled": True}}
 FROZEN_W_DOWN = {"ttt": {"enabled": True, "train_w_down": False}}
@@ -92,6 +92,22 @@ def test_the_text_embedding_may_have_a_rate_of_its_own():
     assert rates["text_embedding"] == ({"text_emb.weight"}, 0.5)
     assert "text_emb.weight" not in rates["embeddings"][0]
     assert rates["embeddings"][1] == args.optim.lr
+
+
+def test_a_control_trains_what_a_run_with_ttt_trains_but_for_the_target_generators():
+    as_control = {"ttt": {"as_control": True, "layers": [1, 3], "text_emb_lr": 0.5}}
+    for mode in (LORA, FULL, {}):
+        ours, theirs = trained(mode | TEXT), trained(mode | as_control)
+        assert theirs == {name: members for name, members in ours.items() if name != "target_generators"}
+
+
+def test_stock_weights_may_have_a_rate_of_their_own():
+    stages = {"ttt": {"enabled": True, "stock_lr": 1e-5}, "optim": {"lr": 1e-3}}
+    args = from_dict(FULL | stages)
+    rates = {group.name: group.lr for group in parameter_groups(model_for(args), args)}
+    assert rates == {"target_generators": 5e-3, "w_down": 1e-3, "embeddings": 1e-5, "base": 1e-5}
+    without = from_dict(FULL | {"ttt": {"stock_lr": 1e-5}, "optim": {"lr": 1e-3}})
+    assert {group.lr for group in parameter_groups(model_for(without), without)} == {1e-3}, "only beside TTT"
 
 
 def test_nothing_to_train_is_refused():
@@ -188,11 +204,6 @@ def test_a_loaded_optimizer_continues_bit_for_bit(through):
         assert torch.equal(optimizer.state[parameter]["master"], again.state[twin]["master"])
 
 
-@pytest.fixture(scope="module")
-def stock_repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
-
-
 def args_for(repo: Path, **settings) -> TrainArgs:
     ttt = {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 0.01}
     return from_dict({"moshi_paths": {"hf_repo_id": str(repo)}, "param_dtype": "float32", "ttt": ttt, **settings})
@@ -210,6 +221,15 @@ def test_a_built_model_is_whole_frozen_where_it_should_be_and_described_for_serv
     json.dumps(built.lm_config)
     again = build_model(args, ONE).model.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in built.model.state_dict().items())
+
+
+def test_the_settings_of_ttt_are_built_once_and_once_more_by_the_model(stock_repo, monkeypatch):
+    args, made, check = args_for(stock_repo), [], moshi_patch.TTTConfig.__post_init__
+    monkeypatch.setattr(moshi_patch.TTTConfig, "__post_init__", lambda self: (made.append(self), check(self))[1])
+    built = build_model(args, ONE)
+    assert made == [built.model.ttt_config]
+    assert isinstance(args.ttt, moshi_patch.TTTConfig)
+    assert made[0].to_kwargs() == args.ttt.to_kwargs()
 
 
 def test_single_files_do_as_well_as_the_folder(stock_repo):

@@ -16,7 +16,12 @@ CASES = {
     "lora": LORA,
     "lora-second_process_on_meta": {**LORA, "meta": True},
     "lora-checkpointing": {**LORA, "checkpointing": True},
-    "lora-w_down-orig_params": {"lora": True, "train": ["lora_", TARGETS, "gating.linear_out"], "orig_params": True},
+    "lora-w_down-orig_params-residual": {
+        "lora": True,
+        "train": ["lora_", TARGETS, "gating.linear_out"],
+        "orig_params": True,
+        "settings": {"ttt_update": "residual", "ttt_target_gain": 2.0},
+    },
     "lora-modules_without_parameters": {**LORA, "bare": True, "orig_params": True},
     "lora-full_conv-clip-decay-hidden_states": {
         **LORA,

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import moshi_patch
-from moshi_patch.memory import _checksum, fast_weight_tensors
+from moshi_patch.memory import copy_memory, fast_weight_tensors, restore_memory
+from moshi_patch.memory_file import checksum
 from tests.support.memories import STEPS, assert_same, hear, snapshot, streaming_model
 from tests.support.models import TTT, tiny_model
 
@@ -17,7 +18,11 @@ pytestmark = pytest.mark.usefixtures("patched")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"ttt_delta_clip": 0.05, "ttt_decay": 0.9}], ids=["plain", "clip_and_decay"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ttt_delta_clip": 0.05, "ttt_decay": 0.9}, {"ttt_update": "residual", "ttt_decay": 0.9}],
+    ids=["plain", "clip_and_decay", "residual"],
+)
 def test_what_was_saved_in_the_middle_of_a_chunk_comes_back_bit_for_bit(tmp_path, dtype, options):
     model = streaming_model(dtype=dtype, **options)
     saved = snapshot(model)
@@ -78,11 +83,13 @@ def test_a_link_stays_a_link(tmp_path):
     [
         ({"ttt_learning_rate": 0.1}, r"ttt_learning_rate is 0\.2 in the file and 0\.1 in the model"),
         ({"ttt_chunk_size": 4}, r"ttt_chunk_size is 5 in the file and 4 in the model"),
+        ({"ttt_update": "residual"}, r"ttt_update is 'hebbian' in the file and 'residual' in the model"),
+        ({"ttt_target_gain": 2.0}, r"ttt_target_gain is 1\.0 in the file and 2\.0 in the model"),
         ({"ttt_layers": [1, 2]}, r"layers is \['transformer\.layers\.1\.gating', 'transformer\.layers\.3\.gating'\]"),
         ({"seed": 1}, r"weights differ: .* \(and \d+ more\) of \d+"),
         ({"dtype": torch.float32}, r"weights differ: .* \(and \d+ more\) of \d+"),
     ],
-    ids=["learning_rate", "chunk_size", "layers", "weights", "dtype"],
+    ids=["learning_rate", "chunk_size", "update", "gain", "layers", "weights", "dtype"],
 )
 def test_a_memory_of_another_model_is_refused_with_the_difference_and_nothing_changes(tmp_path, overrides, reason):
     moshi_patch.save_memory(streaming_model(), tmp_path / "memory")
@@ -103,6 +110,21 @@ def test_a_single_bit_of_any_weight_makes_it_another_model(tmp_path, key):
         moshi_patch.load_memory(model, tmp_path / "memory")
 
 
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_a_memory_from_before_there_was_another_update_is_one_of_the_first(tmp_path, update):
+    path, model = tmp_path / "memory", streaming_model()
+    known = moshi_patch.fingerprint(model)
+    assert [known["settings"].pop(key) for key in ("ttt_update", "ttt_target_gain")] == ["hebbian", 1.0]
+    moshi_patch.save_memory(model, path, known)
+    other = streaming_model(steps=7, ttt_update=update)
+    if update == "hebbian":
+        moshi_patch.load_memory(other, path)
+        assert_same(snapshot(other), snapshot(model))
+    else:
+        with pytest.raises(ValueError, match=r"ttt_update is 'hebbian' in the file and 'residual' in the model\.$"):
+            moshi_patch.load_memory(other, path)
+
+
 def test_the_same_layers_selected_in_another_way_are_the_same_model(tmp_path):
     model = streaming_model(ttt_layers=[1, 3])
     moshi_patch.save_memory(model, tmp_path / "memory")
@@ -115,6 +137,54 @@ def test_another_number_of_rows_is_refused(tmp_path):
     moshi_patch.save_memory(streaming_model(rows=2), tmp_path / "memory")
     with pytest.raises(ValueError, match="stream as many rows as were saved"):
         moshi_patch.load_memory(streaming_model(rows=1), tmp_path / "memory")
+
+
+def test_rows_are_saved_and_loaded_one_by_one_and_the_others_are_not_touched(tmp_path):
+    path, model = tmp_path / "memory", streaming_model(rows=3)
+    saved = snapshot(model)
+    moshi_patch.save_memory(model, path, rows=[2])
+    other = streaming_model(rows=2, steps=7)
+    before = snapshot(other)
+    moshi_patch.load_memory(other, path, rows=[0])
+    for key, tensor in snapshot(other).items():
+        assert torch.equal(tensor[0], saved[key][2]), key
+        assert torch.equal(tensor[1], before[key][1]), key
+    alone = streaming_model(rows=1, steps=0)
+    moshi_patch.load_memory(alone, path)  # a server of one person goes on with it
+    assert_same(snapshot(alone), {key: tensor[2:] for key, tensor in saved.items()})
+
+    both = copy_memory(model, [2, 0])
+    restore_memory(model, both, [0, 2])
+    for key, tensor in snapshot(model).items():
+        assert torch.equal(tensor, saved[key].flip(0) if len(tensor) == 3 else tensor), key
+    assert_same(both, {key: tensor[[2, 0]] for key, tensor in saved.items()})  # copies: they stay as they were
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([2], "row=2: must be a row of the stream, from 0 to 1"),
+        ([-1], "row=-1: must be a row of the stream, from 0 to 1"),
+        ([], r"rows=\[\]: must be one or more rows, each once"),
+        ([0, 0], r"rows=\[0, 0\]: must be one or more rows, each once"),
+        ([0, 1], r"delta is float32\[1, 16, 44\] in the memory and float32\[2, 16, 44\] in the model"),
+    ],
+)
+def test_rows_that_are_not_there_or_too_many_are_refused_and_nothing_changes(tmp_path, rows, reason):
+    model = streaming_model(rows=2)
+    before = snapshot(model)
+    if rows != [0, 1]:
+        with pytest.raises(ValueError, match=reason):
+            moshi_patch.save_memory(model, tmp_path / "memory", rows=rows)
+        assert os.listdir(tmp_path) == []
+    moshi_patch.save_memory(model, tmp_path / "memory", rows=[1])
+    with pytest.raises(ValueError, match=reason):
+        moshi_patch.load_memory(model, tmp_path / "memory", rows=rows)
+    assert_same(snapshot(model), before)
+    state = copy_memory(model, [1])
+    state.popitem()
+    with pytest.raises(ValueError, match=r"the memory is of other layers: transformer\.layers\.3\.gating\.keep"):
+        restore_memory(model, state, [0])
 
 
 def test_what_is_not_there_is_said_to_be_missing(tmp_path):
@@ -168,6 +238,6 @@ def test_a_checksum_tells_values_their_order_and_the_size_apart(dtype):
     zeros = torch.zeros(21, dtype=dtype)
     one, other = zeros.clone(), zeros.clone()
     one[3], other[4] = 1, 1
-    assert len({_checksum(t) for t in (zeros, one, other, zeros[:20], one[:20], torch.empty(0, dtype=dtype))}) == 6
-    assert _checksum(one) == _checksum(one.clone()) == _checksum(one.view(3, 7).T.contiguous().T)
-    assert _checksum(torch.cat([one, one])[21:]) == _checksum(one)  # whatever the address
+    assert len({checksum(t) for t in (zeros, one, other, zeros[:20], one[:20], torch.empty(0, dtype=dtype))}) == 6
+    assert checksum(one) == checksum(one.clone()) == checksum(one.view(3, 7).T.contiguous().T)
+    assert checksum(torch.cat([one, one])[21:]) == checksum(one)  # whatever the address

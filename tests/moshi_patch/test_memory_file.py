@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
-from moshi_patch import memory
 from moshi_patch.memory import fast_weight_tensors
+from moshi_patch.memory_file import dtype_shape_checksum
 from tests.support.disks import largest_file
 from tests.support.memories import STEPS, assert_same, hear, snapshot, streaming_model
 
@@ -68,9 +68,7 @@ def _store_infinity(path) -> None:
     def change(tensors, metadata) -> None:
         key = "transformer.layers.1.gating.delta"
         tensors[key][0, 0, 0] = torch.inf
-        metadata["state"] = json.dumps(
-            json.loads(metadata["state"]) | {key: memory._dtype_shape_checksum(tensors[key])}
-        )
+        metadata["state"] = json.dumps(json.loads(metadata["state"]) | {key: dtype_shape_checksum(tensors[key])})
 
     _write_anew(path, change)
 

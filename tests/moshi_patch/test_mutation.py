@@ -55,7 +55,15 @@ def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"ttt_delta_clip": 0.3, "ttt_decay": 0.8}, {"ttt_target": "hidden_states"}], ids=str
+    "options",
+    [
+        {},
+        {"ttt_delta_clip": 0.3, "ttt_decay": 0.8},
+        {"ttt_target": "hidden_states", "ttt_target_gain": 2.0},
+        {"ttt_update": "residual", "ttt_decay": 0.8, "ttt_target_gain": 2.0},
+        {"ttt_update": "residual", "ttt_target": "hidden_states"},
+    ],
+    ids=str,
 )
 def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
     model = ttt_model(**options).train()
@@ -77,16 +85,18 @@ def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
         assert numeric == pytest.approx((grads[name] * direction).sum().item(), rel=1e-6), name
 
 
-def test_two_forwards_before_one_backward_give_the_gradients_of_each_alone():
-    model = ttt_model().train()
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_two_forwards_before_one_backward_give_the_gradients_of_each_alone(update):
+    model = ttt_model(ttt_update=update).train()
     one, other = random_codes(model, 2, 23, seed=7), random_codes(model, 2, 33, seed=8)
     together = gradients(model, loss_of(model, one) + loss_of(model, other))
     first, second = gradients(model, loss_of(model, one)), gradients(model, loss_of(model, other))
     assert_same_gradients(together, {name: first[name] + second[name] for name in first})
 
 
-def test_activation_checkpointing_gives_the_gradients_of_the_plain_run():
-    plain, checkpointed = ttt_model().train(), ttt_model(gradient_checkpointing=True).train()
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_activation_checkpointing_gives_the_gradients_of_the_plain_run(update):
+    plain, checkpointed = (ttt_model(gradient_checkpointing=on, ttt_update=update).train() for on in (False, True))
     codes = random_codes(plain, 2, 33)
     assert checkpointed.transformer.checkpointing
     expected = gradients(plain, loss_of(plain, codes))
@@ -96,8 +106,9 @@ def test_activation_checkpointing_gives_the_gradients_of_the_plain_run():
     assert_same_gradients(gradients(checkpointed, both), {n: expected[n] + flipped[n] for n in expected})
 
 
-def test_no_output_of_the_whole_model_depends_on_a_later_input():
-    model = ttt_model(ttt_conv_kernel_size=3)
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_no_output_of_the_whole_model_depends_on_a_later_input(update):
+    model = ttt_model(ttt_conv_kernel_size=3, ttt_update=update)
     steps = 18
     x = torch.randn(1, steps, model.dim, dtype=torch.float64, requires_grad=True)
     out = model.transformer(x)
@@ -157,9 +168,10 @@ def test_a_layer_class_of_the_users_own_stays_in_place():
     assert not torch.equal(fresh.forward_text(codes)[1], tiny_model().forward_text(codes)[1])
 
 
-def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive():
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive(update):
     """A tensor kept on the side of autograd's own would survive checkpointing, one per layer."""
-    model = ttt_model(gradient_checkpointing=True, ttt_layers="all").train()
+    model = ttt_model(gradient_checkpointing=True, ttt_layers="all", ttt_update=update).train()
     shape = (2, 33, model.transformer.layers[0].gating.hidden)
     loss = loss_of(model, random_codes(model, 2, 33))
     gc.collect()

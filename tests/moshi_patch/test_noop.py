@@ -18,6 +18,7 @@ VARIANTS = {
         "ttt_conv_depthwise": False,
     },
 }
+VARIANTS["fresh weights, residual"] = {**TTT, "ttt_update": "residual", "ttt_target_gain": 16.0}
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -10,6 +10,7 @@ from moshi_patch.target import TargetGenerator
 from tests.support.models import relative
 
 D, H, C, RATE = 6, 10, 8, 0.1
+UPDATES = ("hebbian", "residual")
 
 STEPS = {"T=1": 1, "T<C": 5, "T=C": C, "T=nC": 4 * C, "ragged": 4 * C + 5}
 CONVS = {"K=1": (1, True), "K=2": (2, True), "K=5": (5, True), "K=2 full": (2, False), "K=9>C full": (9, False)}
@@ -56,15 +57,25 @@ def assert_same(expected, actual, tolerance):
         assert relative(other, one) < tolerance, f"gradient to {name}"
 
 
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("conv", CONVS)
 @pytest.mark.parametrize("steps", STEPS)
-def test_dual_equals_naive(steps, conv):
-    assert_same(*both(make(STEPS[steps], *CONVS[conv])), 1e-12)
+def test_dual_equals_naive(steps, conv, update):
+    assert_same(*both(make(STEPS[steps], *CONVS[conv]), update=update), 1e-12)
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("options", [{"delta_clip": 0.5}, {"decay": 0.9}, {"delta_clip": 0.5, "decay": 0.7}], ids=str)
-def test_dual_equals_naive_with_clip_and_decay(steps, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delta_clip": 0.5},
+        {"decay": 0.9},
+        {"delta_clip": 0.5, "decay": 0.7, "target_gain": 3.0},
+        {"update": "residual", "decay": 0.7, "target_gain": 3.0},
+    ],
+    ids=str,
+)
+def test_dual_equals_naive_with_clip_decay_and_gain(steps, options):
     assert_same(*both(make(STEPS[steps]), **options), 1e-12)
 
 
@@ -81,48 +92,58 @@ def test_dual_equals_naive_when_the_clip_cuts_some_chunks_and_leaves_others():
 
 @pytest.mark.parametrize("chunk", [1, 64, 256, 300], ids="C={}".format)
 @pytest.mark.parametrize("decay", [1.0, 0.8], ids="decay={}".format)
-def test_query_blocks_of_one_and_of_many_chunks_agree_with_naive(chunk, decay):
-    assert_same(*both(make(700, batch=1), chunk=chunk, decay=decay), 1e-12)
+@pytest.mark.parametrize("update", UPDATES)
+def test_query_blocks_of_one_and_of_many_chunks_agree_with_naive(chunk, decay, update):
+    assert_same(*both(make(700, batch=1), chunk=chunk, decay=decay, update=update), 1e-12)
 
 
 @pytest.mark.parametrize("segment", [1, 3 * C, 3 * C + 1])
-@pytest.mark.parametrize("options", [{}, {"delta_clip": 0.5, "decay": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"delta_clip": 0.5, "decay": 0.7, "target_gain": 2.0}, {"update": "residual", "decay": 0.7}],
+    ids=str,
+)
 def test_long_sequences_are_computed_in_segments_that_carry_a_delta(segment, options, monkeypatch):
     module = importlib.import_module("moshi_patch.ops.dual")  # the package's attribute of that name is the function
     monkeypatch.setattr(module, "SEGMENT_STEPS", segment)
-    carried, update = [], module._update
+    carried, update = [], module.updated
 
     def counted(delta, z, *rest):
         carried.append(z.shape[1])
         return update(delta, z, *rest)
 
-    monkeypatch.setattr(module, "_update", counted)
+    monkeypatch.setattr(module, "updated", counted)
     assert_same(*both(make(6 * C + 3), **options), 1e-12)
     assert carried == ([C] * 6 if segment == 1 else [3 * C] * 2)
 
 
 @pytest.mark.parametrize("cut", [C, 3 * C])
-def test_a_stream_cut_in_two_calls_equals_one_call(cut):
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_stream_cut_in_two_calls_equals_one_call(cut, update):
     z, x0, conv, w_target, w_down = (leaf.detach() for leaf in make(5 * C + 3))
     v = naive_target(x0, conv, w_target, C)
-    whole = dual(z @ w_down.T, z, v, C, RATE, decay=0.9)
-    _, carried = naive(z[:, :cut], v[:, :cut], w_down, C, RATE, decay=0.9)
-    second = dual(z[:, cut:] @ w_down.T, z[:, cut:], v[:, cut:], C, RATE, decay=0.9, delta=carried)
+    options = {"decay": 0.9, "update": update}
+    whole = dual(z @ w_down.T, z, v, C, RATE, **options)
+    _, carried = naive(z[:, :cut], v[:, :cut], w_down, C, RATE, **options)
+    second = dual(z[:, cut:] @ w_down.T, z[:, cut:], v[:, cut:], C, RATE, delta=carried, **options)
     assert relative(second, whole[:, cut:]) < 1e-12
 
 
-def test_a_fresh_stream_needs_no_delta():
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_fresh_stream_needs_no_delta(update):
     z, x0, conv, w_target, w_down = (leaf.detach() for leaf in make(3 * C))
     v = naive_target(x0, conv, w_target, C)
     zero = torch.zeros(2, D, H, dtype=torch.float64)
-    assert relative(dual(z @ w_down.T, z, v, C, RATE), dual(z @ w_down.T, z, v, C, RATE, delta=zero)) < 1e-12
+    fresh, carried = (dual(z @ w_down.T, z, v, C, RATE, update=update, delta=delta) for delta in (None, zero))
+    assert relative(fresh, carried) < 1e-12
 
 
-def test_the_last_chunks_targets_are_not_needed():
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_last_chunks_targets_are_not_needed(update):
     z, x0, conv, w_target, w_down = make(3 * C)
     v = naive_target(x0, conv, w_target, C)
-    expected, _ = naive(z, v, w_down, C, RATE)
-    assert relative(dual(z @ w_down.T, z, v[:, : 2 * C], C, RATE), expected) < 1e-12
+    expected, _ = naive(z, v, w_down, C, RATE, update=update)
+    assert relative(dual(z @ w_down.T, z, v[:, : 2 * C], C, RATE, update=update), expected) < 1e-12
 
 
 def test_clipping_a_zero_update_gives_finite_gradients():
@@ -136,24 +157,26 @@ def test_clipping_a_zero_update_gives_finite_gradients():
     assert grad.abs().max() > 0
 
 
-def test_dual_leaves_base_alone():
+@pytest.mark.parametrize("update", UPDATES)
+def test_dual_leaves_base_alone(update):
     z, x0, conv, w_target, w_down = (leaf.detach() for leaf in make(3 * C))
     v = naive_target(x0, conv, w_target, C)
     base = z @ w_down.T
     before = base.clone()
-    out = dual(base, z, v, C, RATE)
+    out = dual(base, z, v, C, RATE, update=update)
     assert torch.equal(base, before)
     assert not torch.equal(base, out)
 
 
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_lower_precisions_stay_within_their_rounding(dtype, tolerance):
+def test_lower_precisions_stay_within_their_rounding(dtype, tolerance, update):
     leaves = make(4 * C + 5)
     z, x0, conv, w_target, w_down = (leaf.detach() for leaf in leaves)
-    expected, _ = naive(z, naive_target(x0, conv, w_target, C), w_down, C, RATE)
+    expected, _ = naive(z, naive_target(x0, conv, w_target, C), w_down, C, RATE, update=update)
     low = [leaf.detach().to(dtype) for leaf in leaves]
     v = generator(low[2], low[3])(low[1], C)
-    out = dual(low[0] @ low[4].T, low[0], v, C, RATE)
+    out = dual(low[0] @ low[4].T, low[0], v, C, RATE, update=update)
     assert out.dtype == dtype
     assert relative(out, expected) < tolerance
 
@@ -194,12 +217,13 @@ def test_the_clip_holds_in_lower_precisions(dtype):
     assert relative(dual(low[0] @ low[4].T, low[0], v, C, RATE, delta_clip=0.5), expected) < 2e-2
 
 
-def test_no_output_depends_on_its_own_chunk_or_a_later_one_through_the_fast_weight():
+@pytest.mark.parametrize("update", UPDATES)
+def test_no_output_depends_on_its_own_chunk_or_a_later_one_through_the_fast_weight(update):
     steps = 3 * C + 2
     z, x0, conv, w_target, _ = make(steps, kernel=3)
     module = generator(conv, w_target)
     base = torch.zeros(2, steps, D, dtype=torch.float64)
-    out = dual(base, z, module(x0, C), C, RATE)
+    out = dual(base, z, module(x0, C), C, RATE, update=update)
     for t in range(steps):
         (grad,) = torch.autograd.grad(out[:, t].sum(), x0, retain_graph=True)
         first = t // C * C

@@ -1,5 +1,6 @@
 """The recorder: what it writes while a model streams, that it changes nothing, and the picture drawn from it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -162,6 +163,31 @@ def test_a_row_that_was_not_recorded_is_refused_by_its_number(tmp_path):
     for row in (2, -1):
         with pytest.raises(ValueError, match=f"row={row}: the recording has rows 0 to 1"):
             plot(read_records(tmp_path / "log.jsonl"), tmp_path / "plot.png", row)
+
+
+def test_with_the_residual_update_it_says_how_much_was_known_and_draws_it(tmp_path):
+    model, log = randomise_targets(tiny_model(**TTT, ttt_update="residual")), tmp_path / "log.jsonl"
+    codes = random_codes(model, 2, 1).expand(-1, -1, 12)
+    with torch.no_grad(), model.streaming(2), Recorder(model, log, every=3):
+        for t in range(12):
+            model.forward_text(codes[:, :, t : t + 1])
+        stats = moshi_patch.ttt_stats(model)
+    reads = read_records(log)[1:]
+    for name in stats:
+        shares = [read["layers"][name]["known"] for read in reads]
+        assert shares[0] == [None, None]
+        assert shares[1] + shares[2] == pytest.approx([0.0] * 4, abs=1e-9)
+        assert shares[3] == stats[name]["known"]
+        assert min(shares[3]) > 0.5
+    plot(read_records(log), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    lines = log.read_text().splitlines()
+    for broken in ([0.5], ["much", 0.5], 3):
+        line = json.loads(lines[1])
+        line["layers"][name]["known"] = broken
+        log.write_text("\n".join([lines[0], json.dumps(line), lines[2]]))
+        with pytest.raises(ValueError, match=r"log\.jsonl:2: "):
+            read_records(log)
 
 
 def test_the_plot_shows_both_norms_of_every_layer_resets_and_chunk_ends(tmp_path, monkeypatch):

@@ -1,113 +1,146 @@
-"""A folder or the name of a repository on the Hub: which of the two it is, and one line for what is neither."""
+"""What a config.json names is looked for in its own repository: nothing else of this machine is read or served."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-from moshi.models import LMModel, loaders
+from huggingface_hub.utils import LocalEntryNotFoundError
+from moshi.models import loaders
+from safetensors.torch import save_file
 
 import moshi_patch
+from moshi_patch import RepositoryError, load_checkpoint_info, named_file
 from moshi_patch.__main__ import main
-from moshi_patch.repository import RepositoryError, local_repositories
+from tests.support.loading import LORA, with_lora
+
+NAMES = ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name")
+OUTSIDE = ("../secret", "sub/../../secret", "/etc/hostname", "..\\secret", "", "a\0b", "a\nb", "x" * 2000, "sub/")
 
 
-def test_a_folder_serves_as_a_repository(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    stock = loaders.hf_hub_download
-    with local_repositories():
-        path = loaders.hf_hub_download(str(tmp_path), "config.json", revision=None)
-        assert path == str(tmp_path / "config.json")
-    assert loaders.hf_hub_download is stock
+@pytest.fixture
+def repo(stock_repo, tmp_path):
+    """A copy to change, in a folder with a secret."""
+    (tmp_path / "secret").write_text("a key")
+    return Path(shutil.copytree(stock_repo, tmp_path / "repo"))
 
 
-def test_a_file_missing_from_the_folder_is_named_with_the_folder(tmp_path):
-    with local_repositories():
-        with pytest.raises(EntryNotFoundError):  # what moshi expects of a repository without config.json
-            loaders.hf_hub_download(str(tmp_path), "config.json")
-        with (
-            pytest.warns(UserWarning, match=r"no config\.json"),
-            pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*model\.safetensors"),
-        ):
-            loaders.CheckpointInfo.from_hf_repo(str(tmp_path))
+def change(repo: Path, **keys) -> None:
+    path = repo / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_the_name_of_a_repository_still_goes_to_the_hub(monkeypatch):
-    asked = []
-    monkeypatch.setattr(loaders, "hf_hub_download", lambda *args, **kwargs: asked.append((args, kwargs)))
-    with local_repositories():
-        loaders.hf_hub_download("some/repository", "config.json", revision="main")
-    assert asked == [(("some/repository", "config.json"), {"revision": "main"})]
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    with pytest.raises(RepositoryError, match="must be the name of a file in the repository itself"):
+        named_file(tmp_path, tmp_path, name)
+    with pytest.raises(RepositoryError):  # of a repository on the Hub
+        named_file("someone/model", tmp_path, name)
 
 
-def test_a_local_folder_gives_the_model_codec_and_tokenizer_in_python_too(ttt_repo, patched):
-    info = moshi_patch.load_checkpoint_info(ttt_repo)
-    model = info.get_moshi(device="cpu", dtype=torch.float32)
-    assert isinstance(model, LMModel)
-    assert len(moshi_patch.ttt_gatings(model)) == 2
-    assert info.get_mimi(device="cpu").num_codebooks == 4
-    assert info.get_text_tokenizer().vocab_size() == json.loads((ttt_repo / "config.json").read_text())["text_card"]
+@pytest.mark.parametrize("key", NAMES)
+def test_every_key_that_names_a_file_is_held_to_it(repo, key):
+    change(repo, **{key: "../secret"})
+    with pytest.raises(RepositoryError, match=rf"config\.json: {key}='\.\./secret'"):
+        load_checkpoint_info(repo)
 
 
-def test_files_given_beside_a_folder_replace_its_own(ttt_repo, stock_repo, patched):
-    info = moshi_patch.load_checkpoint_info(
-        ttt_repo, config_path=stock_repo / "config.json", moshi_weights=stock_repo / "model.safetensors"
-    )
-    assert moshi_patch.ttt_gatings(info.get_moshi(device="cpu")) == {}
+@pytest.mark.parametrize("key", NAMES)
+def test_a_link_out_of_the_folder_is_refused(repo, key):
+    (repo / "link").symlink_to(repo.parent / "secret")
+    change(repo, **{key: "link"})
+    with pytest.raises(RepositoryError, match="is a link out of"):
+        load_checkpoint_info(repo)
+
+
+def test_a_file_is_found_in_a_subfolder_and_through_a_link_within(repo):
+    (repo / "sub").mkdir()
+    (repo / "tokenizer.model").rename(repo / "sub" / "tokenizer.model")
+    (repo / "link").symlink_to("sub/tokenizer.model")
+    for name in ("sub/tokenizer.model", "link"):
+        change(repo, tokenizer_name=name)
+        assert load_checkpoint_info(repo).get_text_tokenizer().vocab_size() > 0
+
+
+def test_the_hubs_cache_links_to_its_own_contents_and_to_nothing_else(repo, tmp_path):
+    snapshot = tmp_path / "cache" / "snapshots" / "1f3a"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "cache" / "blobs").mkdir()
+    for number, file in enumerate(repo.iterdir()):
+        shutil.copy(file, tmp_path / "cache" / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert load_checkpoint_info(snapshot).moshi_weights == snapshot / "model.safetensors"
+    (snapshot / "tokenizer.model").unlink()
+    (snapshot / "tokenizer.model").symlink_to(tmp_path / "secret")
+    with pytest.raises(RepositoryError, match="is a link out of"):
+        load_checkpoint_info(snapshot)
+
+
+def test_a_folder_that_is_itself_a_link_is_a_repository_like_any_other(repo, tmp_path):
+    (tmp_path / "short").symlink_to(repo)
+    assert load_checkpoint_info(tmp_path / "short").mimi_weights.is_file()
+
+
+@pytest.mark.parametrize("name", ["hf://x", "hf://owner/name", "hf://owner/../x", "hf://owner/name/../../x"])
+def test_a_name_on_the_hub_is_of_a_file_of_a_repository(tmp_path, name):
+    with pytest.raises(RepositoryError, match="hf://owner/name/file"):
+        named_file(tmp_path, tmp_path, name)
+    assert named_file(tmp_path, tmp_path, "hf://owner/name/sub/file.bin") == "hf://owner/name/sub/file.bin"
+
+
+def test_a_repository_on_the_hub_names_no_file_of_this_machine(repo, monkeypatch, tmp_path):
+    """The Hub cannot be reached here: what it would send is that folder."""
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda _, name, **__: str(repo / name))
+    assert load_checkpoint_info("someone/model").tokenizer == repo / "tokenizer.model"
+    change(repo, tokenizer_name=f"file://{tmp_path / 'secret'}")
+    with pytest.raises(LocalEntryNotFoundError, match=r"has to lie beside its config\.json"):
+        load_checkpoint_info("someone/model")
+
+
+@pytest.mark.usefixtures("patched")
+def test_adapters_that_were_copied_with_their_config_are_served_not_those_they_were_copied_from(repo, tmp_path):
+    """A training names its adapters by their path, as stock moshi needs it."""
+    base = load_checkpoint_info(repo).get_moshi(dtype=torch.float32)
+    adapted = {name: value for name, value in with_lora(base).state_dict().items() if "lora_" in name}
+    original, copied = tmp_path / "original", tmp_path / "copied"
+    original.mkdir()
+    save_file(adapted, original / "lora.safetensors")
+    config = json.loads((repo / "config.json").read_text()) | LORA
+    config["lora_name"] = f"file://{original / 'lora.safetensors'}"
+    (original / "config.json").write_text(json.dumps(config))
+    shutil.copytree(original, copied)
+    save_file({name: 2 * value for name, value in adapted.items()}, copied / "lora.safetensors")
+    info = load_checkpoint_info(repo, config_path=copied / "config.json")
+    assert info.lora_weights == copied / "lora.safetensors"
+    name = "text_linear.lora_A.weight"
+    assert torch.equal(info.get_moshi(dtype=torch.float32, fuse_lora=False).state_dict()[name], 2 * adapted[name])
+    shutil.rmtree(original)
+    assert load_checkpoint_info(repo, config_path=copied / "config.json").lora_weights == copied / "lora.safetensors"
+
+
+def test_a_file_that_is_given_needs_no_name(repo, tmp_path):
+    change(repo, tokenizer_name="../secret")
+    mine = shutil.copy(repo / "tokenizer.model", tmp_path)
+    assert load_checkpoint_info(repo, tokenizer=mine).tokenizer == Path(mine)
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_rep", "./runs/out", "../out", "a/b/c", "/nosuch", "~/model", "", "a b/c", "ä/b"]
-)
-def test_what_is_no_folder_and_no_name_on_the_hub_is_one_line_and_asks_nobody(name, monkeypatch, capsys, patched):
-    monkeypatch.setattr(loaders, "hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(RepositoryError, match="no such folder, and no name on the Hub, which would be OWNER/NAME"):
-        moshi_patch.load_checkpoint_info(name)
-
-
-def test_a_file_in_place_of_its_folder_is_told(ttt_repo):
-    with pytest.raises(RepositoryError, match=r"model\.safetensors': is a file; give the folder that it lies in"):
-        moshi_patch.load_checkpoint_info(ttt_repo / "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
+    ("content", "said"),
     [
-        (LocalEntryNotFoundError("no connection\nno cache"), "no such folder, and the Hub cannot be reached"),
-        (
-            RepositoryNotFoundError("401 Client Error.\n\nNot Found"),
-            r"and the Hub does not give it \(RepositoryNotFoundError: 401 Client Error\. Not Found\)",
-        ),
+        (b"[" * 200_000, "nested deeper"),
+        (b'{"num_layers": 1000000000}', "whole number from 1 to 256"),
+        (b"5", "object"),
     ],
-    ids=["offline", "nobody's"],
+    ids=["brackets", "layers", "number"],
 )
-@pytest.mark.parametrize("program", ["moshi.run_inference", "moshi.server"])
-def test_a_repository_that_cannot_be_had_is_one_line(program, error, reason, monkeypatch, capsys, patched):
-    def download(*_, **__):
-        raise error
-
-    monkeypatch.setattr(loaders, "hf_hub_download", download)
+def test_moshis_programs_refuse_a_config_of_no_model_in_one_line(repo, capsys, monkeypatch, content, said):
     monkeypatch.setattr("sys.argv", ["pytest"])
-    files = ["in.wav", "out.wav"] if program.endswith("inference") else ["--port", "0", "--static", "none"]
-    with pytest.raises(SystemExit) as exit_:
-        main([program, "--device", "cpu", "--hf-repo", "runs/out", *files])
-    assert exit_.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("python -m moshi_patch: error: 'runs/out': no such folder, and ")
-    with pytest.raises(RepositoryError, match=reason):
-        moshi_patch.load_checkpoint_info("runs/out")
-
-
-def test_a_downloaded_repository_may_lack_a_config(tmp_path, monkeypatch):
-    """moshi then takes it for the first Moshi 7B, also without a connection."""
-
-    def download(*_, **__):
-        raise LocalEntryNotFoundError("not in the cache")
-
-    monkeypatch.setattr(loaders, "hf_hub_download", download)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    (tmp_path / "models--some--repository").mkdir()
-    with local_repositories(), pytest.raises(EntryNotFoundError, match="not in the cache"):
-        loaders.hf_hub_download("some/repository", "config.json")
+    (repo / "config.json").write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        main(["moshi.run_inference", "--device", "cpu", "--hf-repo", str(repo), "in.wav", "out.wav"])
+    moshi_patch.uninstall()
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said in line
+    assert "config.json" in line

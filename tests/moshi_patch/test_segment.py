@@ -6,12 +6,19 @@ from functools import partial
 import pytest
 import torch
 
-from moshi_patch.ops import FastWeight, segment_, step_
+from moshi_patch.ops import FastWeight, ResidualFastWeight, segment_, step_
 from moshi_patch.target import TargetGenerator
 from tests.support.models import relative
 
 B, D, H, RATE = 4, 6, 10, 0.1
-OPTIONS = {"plain": {}, "decay": {"decay": 0.8}, "clip": {"delta_clip": 0.4}, "both": {"delta_clip": 0.4, "decay": 0.8}}
+OPTIONS = {
+    "plain": (FastWeight, {}),
+    "decay": (FastWeight, {"decay": 0.8}),
+    "clip": (FastWeight, {"delta_clip": 0.4}),
+    "clip, decay and gain": (FastWeight, {"delta_clip": 0.4, "decay": 0.8, "target_gain": 2.0}),
+    "residual": (ResidualFastWeight, {}),
+    "residual, decay and gain": (ResidualFastWeight, {"decay": 0.8, "target_gain": 2.0}),
+}
 
 
 def by_steps(state, generator, z, x0, exec_mask, options):
@@ -27,7 +34,10 @@ def assert_same_state(actual: FastWeight, expected: FastWeight):
     assert torch.equal(actual.position, expected.position)
     assert torch.equal(actual.updates, expected.updates)
     assert torch.equal(actual.wrote, expected.wrote)
+    assert type(actual) is type(expected)
     assert relative(actual.delta, expected.delta) < 1e-12
+    if isinstance(expected, ResidualFastWeight):
+        torch.testing.assert_close(actual.known_share(), expected.known_share(), rtol=1e-9, atol=1e-9, equal_nan=True)
     assert relative(actual.full_delta(RATE), expected.full_delta(RATE)) < 1e-12
 
 
@@ -36,11 +46,11 @@ def assert_same_state(actual: FastWeight, expected: FastWeight):
 @pytest.mark.parametrize("chunk", [1, 3, 4, 9], ids="C={}".format)
 @torch.no_grad()
 def test_a_segment_equals_its_steps_for_rows_at_different_positions(chunk, kernel, name):
-    options = OPTIONS[name]
+    kind, options = OPTIONS[name]
     generator = TargetGenerator(D, kernel, depthwise=True, dtype=torch.float64)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    stepped = FastWeight.allocate(B, D, H, chunk, torch.float64, "cpu")
+    stepped = kind.allocate(B, D, H, chunk, torch.float64, "cpu")
     for _ in range(2 * chunk + 3):  # rows drift apart
         z, x0 = torch.randn(B, 1, H).double(), torch.randn(B, 1, D).double()
         by_steps(stepped, generator, z, x0, torch.rand(B) < 0.6, options)

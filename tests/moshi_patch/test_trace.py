@@ -28,6 +28,12 @@ def one_pass(model, codes):
 SETTINGS = {
     "plain": {},
     "clip, decay, K=5": {"ttt_delta_clip": 0.5, "ttt_decay": 0.8, "ttt_conv_kernel_size": 5},
+    "residual, decay, gain, K=5": {
+        "ttt_update": "residual",
+        "ttt_decay": 0.8,
+        "ttt_target_gain": 3.0,
+        "ttt_conv_kernel_size": 5,
+    },
     "full conv, hidden_states": {"ttt_conv_depthwise": False, "ttt_target": "hidden_states"},
 }
 
@@ -49,8 +55,9 @@ def test_a_replayed_step_is_the_stream_wherever_it_was_traced(name, traced_at):
             assert stats["updates"] == [T // 5] * B
 
 
-def test_a_replayed_step_follows_exec_masks_and_resets():
-    model = ttt_model()
+@pytest.mark.parametrize("name", ["plain", "residual, decay, gain, K=5"])
+def test_a_replayed_step_follows_exec_masks_and_resets(name):
+    model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, B, T)
     generator = torch.Generator().manual_seed(4)
     outputs, fed = {}, [[] for _ in range(B)]
@@ -73,8 +80,9 @@ def test_a_replayed_step_follows_exec_masks_and_resets():
         assert len(fed[row]) > 10
 
 
-def test_the_control_switch_reaches_a_replayed_step():
-    model = ttt_model()
+@pytest.mark.parametrize("name", ["plain", "residual, decay, gain, K=5"])
+def test_the_control_switch_reaches_a_replayed_step(name):
+    model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, B, T)
     with moshi_patch.ttt_updates(model):
         control = one_pass(model, codes)
@@ -89,8 +97,9 @@ def test_the_control_switch_reaches_a_replayed_step():
     assert relative(actual, control) < 1e-12
 
 
-def test_the_state_lives_in_the_same_memory_from_first_to_last_step():
-    model = ttt_model(ttt_delta_clip=0.5)
+@pytest.mark.parametrize("options", [{"ttt_delta_clip": 0.5}, {"ttt_update": "residual"}], ids=str)
+def test_the_state_lives_in_the_same_memory_from_first_to_last_step(options):
+    model = ttt_model(**options)
     codes = random_codes(model, B, T)
     with torch.no_grad(), model.streaming(B):
         states = [gating._streaming_state.fast for gating in moshi_patch.ttt_gatings(model).values()]

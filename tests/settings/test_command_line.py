@@ -18,6 +18,7 @@ from finetune.settings.commands import CheckArgs, DoctorArgs, ExportArgs
 from finetune.settings.evaluation import EvalArgs
 from finetune.settings.limits import settings_of
 from finetune.settings.schema import TrainArgs
+from moshi_patch.serving.options import server_options
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 SCHEMAS = {
@@ -54,6 +55,16 @@ def test_the_help_shows_every_key_with_its_meaning_default_and_range(module, cls
         for part in ("(default: 100; a whole number from 1 to 1e+09)", "(default: 3; a whole number", "or null)"):
             assert part in shown
         assert "(default: bfloat16; one of bfloat16, float32, float16)" in shown
+
+
+def test_the_help_of_the_runner_shows_the_options_that_it_adds(capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("moshi_patch.__main__").main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert {"--memory", "--idle-timeout"} <= server_options()
+    for name in (*server_options(), "MODULE", "(default: 30)", "OMP_NUM_THREADS", "NO_TORCH_COMPILE"):
+        assert name in shown
 
 
 @pytest.mark.parametrize("cls", SCHEMAS.values(), ids=lambda cls: cls.__name__)
@@ -154,3 +165,23 @@ def test_a_package_that_is_not_installed_is_named(capsys):
 
     assert main([]) == 1
     assert capsys.readouterr().err.startswith("train.py: needs the package 'not_installed_anywhere'; `pip install .`")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_too_little_memory_is_one_line_and_other_errors_keep_their_traceback(error, capsys):
+    @program_module.program("train.py")
+    def main(argv, prog):
+        raise error if not argv else RuntimeError("another error")
+
+    assert main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: out of memory (")
+    with pytest.raises(RuntimeError, match="another error"):
+        main(["x"])

@@ -17,6 +17,27 @@ SETTINGS = {
     "hidden_states": {"ttt_target": "hidden_states"},
     "clip and decay": {"ttt_delta_clip": 0.5, "ttt_decay": 0.8},
     "every layer": {"ttt_layers": "all"},
+    "gain": {"ttt_target_gain": 3.0},
+    "residual": {"ttt_update": "residual"},
+    "residual, C=1": {"ttt_update": "residual", "ttt_chunk_size": 1},
+    "residual, C>D, decay, gain": {
+        "ttt_update": "residual",
+        "ttt_chunk_size": 20,
+        "ttt_decay": 0.8,
+        "ttt_target_gain": 3.0,
+    },
+    "residual, K=5, decay, gain": {
+        "ttt_update": "residual",
+        "ttt_conv_kernel_size": 5,
+        "ttt_decay": 0.8,
+        "ttt_target_gain": 3.0,
+    },
+    "residual, K>2C": {"ttt_update": "residual", "ttt_conv_kernel_size": 5, "ttt_chunk_size": 2},
+    "residual, full conv, hidden_states": {
+        "ttt_update": "residual",
+        "ttt_conv_depthwise": False,
+        "ttt_target": "hidden_states",
+    },
 }
 
 

@@ -22,5 +22,5 @@ def settings_for(repo: Path, run_dir: Path, **changes) -> dict:
     }
 
 
-def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
-    return [json.loads(line) for line in (run_dir / f"metrics.{kind}.jsonl").read_text().splitlines()]
+def metrics(run_dir: Path | str, kind: str = "train") -> list[dict]:
+    return [json.loads(line) for line in (Path(run_dir) / f"metrics.{kind}.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetune.common.errors import ConfigError, DiskError
 from finetune.data.broken import BrokenData
 from finetune.settings.record import from_dict
 from finetune.training import trainer, update
+from finetune.training.signals import Stopped
 
 DIVERGES = "poison_step"
 """In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
@@ -33,6 +35,9 @@ DISKS = "disks"
 
 LOSES = "loses"
 """In a job: a file of its working directory that rank 1 no longer has when the model is loaded."""
+
+STOPPED_IN = "stopped_in"
+"""In a job: the step in which rank 1, and it alone, receives SIGTERM."""
 
 LARGEST_FILE = "largest_file"
 """In a job: the bytes of the largest file that rank 0 can write, as on a disk that is full."""
@@ -75,10 +80,12 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
         reports.append({"read": [], "threads": [threads()]})
         poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
         loses, disks, largest = job.pop(LOSES, None), job.pop(DISKS, None), job.pop(LARGEST_FILE, None)
-        calls = []
+        stopped_in, calls = job.pop(STOPPED_IN, None), []
 
-        def loss(*args, poison=poison, calls=calls):
+        def loss(*args, poison=poison, stopped_in=stopped_in, calls=calls):
             calls.append(1)
+            if len(calls) == stopped_in and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
             parts = step(*args)
             if len(calls) == poison and rank == 1:
                 parts.sums.mul_(float("nan"))
@@ -100,6 +107,9 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
                 trainer.train(from_dict(job))
         except (BrokenData, ConfigError, DiskError) as error:
             reports[-1]["error"] = str(error)
+        except (Stopped, SystemExit) as end:
+            reports[-1]["exit_code"] = end.exit_code if isinstance(end, Stopped) else end.code
+            reports[-1]["error"] = str(end)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (folder / f"report{rank}.json").write_text(json.dumps(reports))

@@ -6,7 +6,7 @@ import torch
 import moshi_patch
 from finetune.common.distributed import Context
 from finetune.model.adapters import add_adapters
-from finetune.training.activity import Activity, InactivityWatch, delta_norm
+from finetune.training.activity import Activity, InactivityWatch
 from moshi_patch.ops import naive
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 
@@ -14,18 +14,30 @@ ONE = Context(0, 1, 0, torch.device("cpu"))
 pytestmark = pytest.mark.usefixtures("patched")
 
 
-@pytest.mark.parametrize("options", [{}, {"delta_clip": 0.4}, {"decay": 0.7}, {"delta_clip": 0.4, "decay": 0.7}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"delta_clip": 0.4},
+        {"decay": 0.7, "target_gain": 2.0},
+        {"delta_clip": 0.4, "decay": 0.7},
+        {"update": "residual", "decay": 0.7, "target_gain": 2.0},
+    ],
+    ids=str,
+)
 def test_the_norm_from_gram_matrices_is_that_of_the_delta(options):
     config = moshi_patch.TTTConfig(chunk_size=5, learning_rate=0.2, **options)
-    z, v = torch.randn(23, 11), torch.randn(20, 7)
-    _, delta = naive(z[None, :20], v[None], torch.zeros(7, 11), 5, 0.2, **options)
-    assert delta_norm(z, v, config).item() == pytest.approx(delta.norm().item(), rel=1e-5)
+    z, v = torch.randn(2, 23, 11), torch.randn(2, 20, 7)
+    _, delta = naive(z[:, :20], v, torch.zeros(7, 11), 5, 0.2, **options)
+    norms = moshi_patch.one_pass_delta_norm(z, v, config).tolist()
+    assert norms == pytest.approx(delta.flatten(1).norm(dim=1).tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
-def test_activity_in_one_pass_is_that_of_the_stream(checkpointing, lora):
-    model = randomise_targets(tiny_model(torch.float32, **TTT, gradient_checkpointing=checkpointing)).train()
+@pytest.mark.parametrize(("lora", "update"), [(False, "hebbian"), (True, "hebbian"), (False, "residual")])
+def test_activity_in_one_pass_is_that_of_the_stream(checkpointing, lora, update):
+    settings = {**TTT, "ttt_update": update}
+    model = randomise_targets(tiny_model(torch.float32, **settings, gradient_checkpointing=checkpointing)).train()
     if lora:
         add_adapters(model, 3, 2.0)
     watched = Activity(model, ONE)

@@ -27,6 +27,7 @@ CASES = {
     "full+ttt+microbatches": {"full_finetuning": True, "ttt": TTT, "save_adapters": False, "num_microbatches": 2},
     "full+frozen_w_down": {"full_finetuning": True, "ttt": TTT | {"train_w_down": False}, "save_adapters": False},
     "ttt_alone": {"ttt": TTT},
+    "two_stages": {"lora": {"enable": True, "rank": 4}, "ttt": TTT | {"first_steps": 2, "stock_lr": 1e-3}},
     "conditioned": {"lora": {"enable": True, "rank": 4, "ft_embed": True}, "ttt": TTT},
 }
 CONDITIONED = {
@@ -39,7 +40,9 @@ CONDITIONED = {
     "fuser": {"sum": ["mood"], "cross": [], "prepend": []},
 }
 """Added to the configuration of a model, as in Hibiki's."""
-BFLOAT16 = {"lora": {"enable": True, "rank": 4}, "ttt": TTT, "param_dtype": "bfloat16", "do_ckpt": True, "ckpt_freq": 3}
+LORA = {"enable": True, "rank": 4}
+TWO_STAGES = TTT | {"first_steps": 4, "stock_lr": 1e-3}
+BFLOAT16 = {"lora": LORA, "ttt": TWO_STAGES, "param_dtype": "bfloat16", "do_ckpt": True, "ckpt_freq": 3}
 BACK = {"resume": True, "resume_step": 3}
 SKIPS = {"lora": {"enable": True, "rank": 4}, "ttt": TTT, "poison_step": 2}
 
@@ -103,7 +106,7 @@ def work(folder: Path, jobs: list[dict]) -> list[list[dict]]:
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
     words = [[folder, rank, WORLD, folder / "jobs.json"] for rank in range(WORLD)]
-    run_processes("tests.support.training_worker", words, folder, seconds=120)
+    run_processes("tests.support.training_worker", words, folder, seconds=300)
     return [json.loads((folder / f"report{rank}.json").read_text()) for rank in range(WORLD)]
 
 
@@ -121,6 +124,10 @@ def runs(tmp_path_factory) -> tuple[Path, list[list[dict]]]:
     two = [job(repo, folder / f"two-{name}", batch_size=1, **case) for name, case in cases.items()]
     resumed = job(repo, folder / "resumed", batch_size=1, **BFLOAT16)
     two += [resumed, resumed | {"checkpoint": BACK}, job(repo, folder / "skips", batch_size=1, **SKIPS)]
+    two += [
+        job(repo, folder / "stopped", batch_size=1, ttt=TTT, do_ckpt=True, stopped_in=3),
+        job(repo, folder / "controlled", batch_size=1, ttt=TTT, lora=LORA, do_eval=True, control=True, max_steps=2),
+    ]
     two += [
         job(repo, folder / "broken", batch_size=1, ttt=TTT, **with_broken_files(folder / "files")),
         job(repo, folder / "skips", batch_size=1, **CASES["ttt_alone"]),  # refused: there is a run
@@ -182,6 +189,31 @@ def test_a_gradient_that_is_bad_on_one_rank_is_skipped_by_both(runs):
     assert [row["skipped"] for row in rows] == [0, 1, 0, 0, 0]
     assert rows[1]["loss"] is None
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved_by_all(runs):
+    folder, reports = runs
+    first, second = (report[-6] for report in reports)
+    assert (first["exit_code"], second["exit_code"]) == (143, 143)
+    assert first["error"].startswith("stopped by SIGTERM at step 3; saved as ")
+    assert "--nproc-per-node 2 " in first["error"], "how to go on, on as many processes"
+    assert [row["step"] for row in metrics(folder / "stopped")] == [1, 2, 3]
+    [checkpoint] = (folder / "stopped" / "checkpoints").iterdir()
+    assert checkpoint.name == "checkpoint_000003"
+    assert len(list((checkpoint / "training_state").glob("*.distcp"))) == WORLD
+
+
+def test_two_ranks_train_a_control_too(runs):
+    run = runs[0] / "controlled"
+    assert metrics(run)[0]["loss"] == metrics(run / "control")[0]["loss"]
+    [ours], [theirs] = metrics(run, "eval"), metrics(run / "control", "eval")
+    assert theirs["control_difference"] == pytest.approx(ours["loss"] - theirs["loss"], abs=1e-5)
+
+
+def test_in_the_first_steps_stock_weights_wait_on_two_ranks_too(runs):
+    rates = [row["lr/adapters"] for row in metrics(runs[0] / "two-two_stages")]
+    assert rates[:2] == [0, 0]
+    assert all(rates[2:])
 
 
 def test_an_error_on_one_rank_reaches_every_rank(runs):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,17 +115,17 @@ def test_a_damaged_file_of_the_base_model(place, file, named, damage):
     damage(place / "repo" / file)
     line = refused(place, "--run_dir=new")
     assert named in line
-    assert "opy it anew" in line or "copy the file anew" in line
+    assert re.search(r"[Cc]opy (it|the file|what is missing or damaged) anew", line)
 
 
 @pytest.mark.parametrize(
     ("file", "text", "named"),
     [
         ("config.json", "[1]", "repo/config.json: must hold an object, not list"),
-        ("config.json", "{}", "cannot be loaded into the model of 'repo/config.json' (ValueError: gating='none'"),
-        ("config.json", '{"dim": "wide"}', "cannot be loaded into the model of 'repo/config.json'"),
+        ("config.json", "{}", "repo/mimi.safetensors: 309 tensors are not those "),  # without a name, Mimi is the usual
+        ("config.json", '{"dim": "wide"}', "repo/config.json: dim='wide': must be a whole number"),
         ("mimi_config.json", "[1]", "repo/mimi_config.json: must hold an object, not list"),
-        ("mimi_config.json", "{}", "cannot be loaded into the Mimi of mimi_config.json (KeyError: 'seanet')"),
+        ("mimi_config.json", "{}", "repo/mimi_config.json: seanet=None: must be an object"),
     ],
 )
 def test_a_configuration_that_describes_no_model(place, file, text, named):
@@ -136,8 +137,8 @@ def test_a_configuration_that_describes_no_model(place, file, text, named):
 @pytest.mark.parametrize(
     ("file", "named"),
     {
-        "training_state/__0_0.distcp": "training_state: damaged or incomplete",
-        "training_state/.metadata": "training_state/.metadata: damaged or incomplete",
+        "training_state/__0_0.distcp": "training_state/__0_0.distcp is not what was saved (SHA-256)",
+        "training_state/.metadata": "training_state/.metadata is not what was saved (SHA-256)",
         "consolidated/training_config.json": "consolidated/training_config.json: not valid JSON",
         "consolidated/config.json": "consolidated/config.json: not valid JSON",
     }.items(),
@@ -152,9 +153,9 @@ def test_a_damaged_checkpoint_is_not_resumed(place, file, named, damage):
 @pytest.mark.parametrize(
     ("file", "named"),
     {
-        "training_state/__0_0.distcp": "training_state: damaged or incomplete",
+        "training_state/__0_0.distcp": "training_state/__0_0.distcp is not there",
         "training_state/.metadata": "has no training_state/.metadata and cannot be resumed; there are 2",
-        "consolidated/training_config.json": "training_config.json: cannot be read (No such file",
+        "consolidated/training_config.json": "training_config.json is not there",
     }.items(),
 )
 def test_a_checkpoint_that_lacks_a_file_is_not_resumed_and_an_earlier_one_is(place, file, named):

@@ -67,7 +67,7 @@ def test_a_signal_ends_the_run_after_its_step_and_resuming_is_as_if_there_had_be
     saved = tmp_path / "run" / "checkpoints" / "checkpoint_000003"
     assert saved.is_dir()
     message = str(end.value)
-    assert message.startswith(f"stopped by a signal at step 3; saved as {saved}. Continue with: ")
+    assert message.startswith(f"stopped by SIGTERM at step 3; saved as {saved}. Continue with: ")
     assert "\n" not in message
     words = message.partition("Continue with: ")[2].split()
     assert words[-3:] == [str(Path(words[-3])), str(tmp_path / "run" / "args.yaml"), "--resume"]
@@ -151,5 +151,5 @@ def test_from_the_command_line_the_exit_code_is_143_and_there_is_no_traceback(st
         process.kill()
     assert "Traceback" not in rest
     assert re.match(
-        r"train\.py: stopped by a signal at step \d+; saved as .*args\.yaml --resume$", rest.splitlines()[-1]
+        r"train\.py: stopped by SIGTERM at step \d+; saved as .*args\.yaml --resume$", rest.splitlines()[-1]
     )

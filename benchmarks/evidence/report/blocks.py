@@ -1,6 +1,9 @@
 """The registry of the pages' generated parts, and what their tables share."""
 
 from collections.abc import Callable
+from functools import partial
+
+from finetune.common.tables import markdown
 
 from ..results import Line, Results, nats, spread, values
 
@@ -13,10 +16,8 @@ def block(function: Callable[[Results], str]) -> Callable[[Results], str]:
     return function
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+table = partial(markdown, numbers_right=True)
+"""A Markdown table from its heading and its rows; all columns but the first stand on the right."""
 
 
 def three_marks(name: str, lines: list[Line], condition: str, marks: tuple[str, ...]) -> list[str]:

@@ -27,15 +27,16 @@ def _by_gap(line: Line, condition: str) -> dict[int, float]:
 
 @block
 def recalled(results: Results) -> str:
-    """First pass and repeat at the headline gap, the repeat at 1 to 8 windows, a row per case, seed and condition."""
+    """First pass and repeat at the headline gap, the repeat by the gap, a row per case, seed and condition."""
     rows = []
+    gaps = results.cell_settings(results.cell_names()[0])[0].gaps
     for cell in results.cell_names():
         for condition, name in CONDITIONS.items():
             for line in _lines(results, cell, condition):
                 numbers = [nats(condition, "first")(line), nats(condition)(line), *_by_gap(line, condition).values()]
                 steps, seed = line["settings"]["steps"], line["settings"]["seed"]
                 rows.append([f"{cell}, {steps} steps", name, str(seed), *(f"{number:.2f}" for number in numbers)])
-    header = ["case", "model", "seed", "first pass", "repeat", *(f"gap {windows}" for windows in range(1, 9))]
+    header = ["case", "model", "seed", "first pass", "repeat", *(f"gap {windows}" for windows in gaps)]
     return table(header, rows)
 
 

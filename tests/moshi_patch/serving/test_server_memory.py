@@ -210,7 +210,7 @@ def test_one_server_a_memory_kept_at_shutdown_and_left_as_it_was_by_a_kill(ttt_r
         owner = f"process {server.process.pid} on {socket.gethostname()}"
         for name in (path, link):
             told = refusal(
-                "--memory", str(name), "--hf-repo", "no/such/model", "--port", "0"
+                "--memory", str(name), "--hf-repo", "no-such/model", "--port", "0"
             )  # which is not looked for
             assert f"--memory {name}: in use by another server, {owner}" in told
             assert "Stop that one, or give this one a file of its own" in told
