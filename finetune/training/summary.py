@@ -105,7 +105,7 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     lines += ["", verdict(train, held_out, differences).sentence, ""]
     if chosen is not None:
         lines += ["Next:", *(f"  {line}" for line in next_commands(args, chosen[0]))]
-    lines += ["More steps (raise --max_steps):", f"  {resume_command(args, world_size)}"]
+    lines += ["More steps:", f"  {resume_command(args, world_size)} --max_steps {2 * args.max_steps}"]
     return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ def test_the_summary_names_best_and_last_control_and_checkpoint(tmp_path):
         "--baseline",
         str(run / "control"),
     ]
-    assert printed[3][-2:] == [str(run / "args.yaml"), "--resume"]
+    assert printed[3][-4:] == [str(run / "args.yaml"), "--resume", "--max_steps", "200"]
 
 
 def test_a_run_that_logged_nothing_has_a_summary_too(tmp_path):
