@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= demo_out
+WORKERS ?= 2
 
-.PHONY: setup test demo evidence lint clean
+.PHONY: setup test test-fast demo evidence lint clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -12,8 +13,13 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q -e ".[dev]"
 	touch $@
 
+# Two processes at least: many tests wait for processes of their own. A file's tests stay together, as they share what they made.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# For work in between: without what starts processes, trains, or takes longer than two seconds.
+test-fast: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check

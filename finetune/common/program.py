@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,8 @@ PYTHON = (3, 10)
 """The first version that can run this project."""
 
 OURS = ("finetune", "moshi_patch")
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
+"""What torch says on a GPU, and on a CPU."""
 
 
 def program(prog: str, level: int = logging.INFO) -> Callable[[Callable], Callable[..., int]]:
@@ -64,6 +67,11 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
         return _say(
             prog, f"needs the package {error.name!r}; `pip install .` in this project installs all it needs.", 1
         )
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        remedy = "take less at a time: batch_size, duration_sec, eval_batch_size, segment_steps."
+        return _say(prog, f"out of memory ({in_one_line(error) or type(error).__name__}); {remedy}", 1)
     except OSError as error:  # of a disk or a network; it names its file
         return _say(prog, in_one_line(error), 1)
     except KeyboardInterrupt:
@@ -71,5 +79,5 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
 
 
 def _say(prog: str, message: object, exit_code: int) -> int:
-    print(f"{prog}: {message}", file=sys.stderr)
+    print(f"{prog}: {message}".replace("\n", " "), file=sys.stderr)
     return exit_code

@@ -16,6 +16,9 @@ MAIN_SPEAKER = "SPEAKER_MAIN"
 """Whose words are written: Moshi's, on the left channel."""
 
 
+ROUNDING = 1e-6
+"""Steps by which a start that is a step's own may fall short of it: 2.32 * 12.5 is 28.999999999999996, and step 29."""
+
 FAR = 1e15
 """Steps: farther from the start, a time is as good as infinite."""
 
@@ -56,7 +59,7 @@ def place_words(
         ((start, word) for word, (start, end), speaker in alignments if speaker == main_speaker and start < end),
         key=lambda item: item[0],
     )
-    starts = [math.floor(min(max(start * frame_rate, -FAR), FAR)) - first_step for start, _ in words]
+    starts = [math.floor(min(max(start * frame_rate + ROUNDING, -FAR), FAR)) - first_step for start, _ in words]
     return [
         Placement(word.strip(), start, tokenizer.encode(word.strip()), min(limit, steps) - start)
         for (_, word), (start, limit) in zip(words, pairwise([*starts, steps]), strict=True)

@@ -55,7 +55,7 @@ class CheckArgs:
     """text tokenizer of the model (a SentencePiece file): are the words known to it? null: not looked at"""
     config: str | None = None
     """config.json of the model, for its tokenizer and its text conditions; null: not looked at"""
-    duration: float | None = number(None, above=0, most=86_400)
+    duration: float | None = number(None, least=0.08, most=86_400)
     """seconds of a segment (duration_sec of the training): how are files cut? null: not looked at"""
     json: bool = False
     """print all that was found as JSON"""

@@ -118,7 +118,7 @@ class EvalArgs:
     """folder for the results; null: RUN_DIR/eval/checkpoint_..., or `eval` in the checkpoint's folder"""
     data: EvalData = field(default_factory=EvalData)
     paper: PaperArgs = field(default_factory=PaperArgs)
-    max_minutes: float = number(30.0, above=0, most=1440)
+    max_minutes: float = number(30.0, least=0.01, most=1440)
     """minutes; a file is one stream, and a longer one is cut into streams of so many minutes"""
     eval_batch_size: int = whole(1, 1, 4096)
     """streams scored together; more is faster on a GPU and takes more memory"""

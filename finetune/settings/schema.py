@@ -136,7 +136,7 @@ class TrainArgs:
     """of new weights and of the order of the data"""
     num_microbatches: int = whole(1, 1, 4096)
     """batches per step and process; 2 with half the batch_size is the same step with less memory"""
-    duration_sec: float = number(10.0, above=0, most=3600)
+    duration_sec: float = number(10.0, least=0.08, most=3600)
     """seconds of a segment, 12.5 steps each; with TTT it must be longer than a chunk, best several times"""
     batch_size: int = whole(1, 1, 4096)
     """segments per batch and process"""

@@ -19,7 +19,7 @@ from finetune.data.loader import TrainLoader
 from finetune.data.manifest import read_entries, read_transcript
 from finetune.data.resample import resample
 from finetune.data.segments import Segment
-from finetune.data.text_row import text_row
+from finetune.data.text_row import place_words, text_row
 from finetune.data.tokenize import SpeechTokenizer
 from finetune.model.loss import compute_loss
 from tests.support.datasets import DEP_Q, FRAME, MAIN, N_Q, RATE, USER, make_tokenizer, run_args, write_dataset
@@ -80,6 +80,15 @@ def test_a_word_falls_in_the_same_step_wherever_the_file_is_cut(first):
     started = next(i for i in range(first, 20) if ROW[i] in begins)
     assert row[started - first :] == ROW[started:]
     assert set(row[: started - first]) <= {0, 3}  # words that started before the cut are left out
+
+
+def test_a_word_that_starts_with_a_step_stands_in_that_step():
+    for step in range(400):
+        start = round(step * 0.08, 2)
+        (placed,) = place_words([("yes", (start, start + 0.3), "SPEAKER_MAIN")], Words({"yes": [7]}), 500)
+        assert placed.step == step, start
+    (before,) = place_words([("yes", (2.319, 2.5), "SPEAKER_MAIN")], Words({"yes": [7]}), 500)
+    assert before.step == 28
 
 
 def test_without_words_the_row_is_padding():

@@ -24,7 +24,7 @@ from finetune.training.build_model import build_model, trained_config
 from finetune.training.optimizer import MasterAdamW, build_optimizer
 from tests.support.loading import KEYS
 from tests.support.models import TTT, random_codes, tiny_model
-from tests.support.tiny_repository import ROOT, build_repo
+from tests.support.tiny_repository import ROOT
 
 LORA, FULL, ON = {"lora": {"enable": True, "rank": 3}}, {"full_finetuning": True}, {"ttt": {"enabled": True}}
 FROZEN_W_DOWN = {"ttt": {"enabled": True, "train_w_down": False}}
@@ -202,11 +202,6 @@ def test_a_loaded_optimizer_continues_bit_for_bit(through):
     for parameter, twin in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter, twin)
         assert torch.equal(optimizer.state[parameter]["master"], again.state[twin]["master"])
-
-
-@pytest.fixture(scope="module")
-def stock_repo(tmp_path_factory) -> Path:
-    return build_repo(tmp_path_factory.mktemp("repo"), ttt=False)
 
 
 def args_for(repo: Path, **settings) -> TrainArgs:

@@ -2,50 +2,11 @@
 
 import ast
 import graphlib
-from pathlib import Path
+import re
 
 import pytest
 
-from tests.support.tiny_repository import ROOT
-
-ROOMS = ("common", "settings", "data", "model", "checkpoint", "training", "evaluation", "doctor", "export")
-"""The rooms of `finetune`, each may use those before it."""
-
-TORCH_FREE = ("finetune/common/errors.py", "finetune/common/files.py", "finetune/settings", "moshi_patch/config.py")
-"""What `--help` needs: imports neither torch nor moshi."""
-
-
-def sources() -> dict[str, Path]:
-    """Every product module by its dotted name; a package by its folder's."""
-    found = {}
-    for top in ("finetune", "moshi_patch"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """The product's modules that `name` imports, anywhere in its text, also for types alone or inside a function."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in known else origin for alias in node.names}
-    return {module for module in found if module in known and module != name}
-
-
-def arrows() -> dict[str, set[str]]:
-    known = sources()
-    return {name: imports(name, path, known) for name, path in known.items()}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1] if module.startswith("finetune.") else module.split(".")[0]
+from tests.support.architecture import PAGE, ROOMS, ROOT, arrows, fill, modules, room
 
 
 def test_a_room_uses_only_rooms_that_stand_before_it():
@@ -66,7 +27,7 @@ def test_no_import_runs_in_a_circle():
 
 def test_the_arrows_are_seen_at_all():
     found = arrows()
-    assert "finetune.training.trainer" in found["finetune.training"] or found["finetune.training.trainer"]
+    assert "finetune.training.build_model" in found["finetune.training.trainer"]
     assert "moshi_patch.ops.dual" in found["moshi_patch.ops"]
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
@@ -89,14 +50,28 @@ def test_ops_import_torch_alone():
                 assert {alias.name.split(".")[0] for alias in node.names} <= {"torch", "math"}, path
 
 
-def test_every_module_stands_in_a_room():
-    rooms = {room(name) for name in sources() if name.startswith("finetune.")}
-    assert rooms == set(ROOMS)
+def test_every_module_of_finetune_stands_in_a_room():
+    assert {room(name) for name in modules() if name.startswith("finetune.")} == set(ROOMS)
 
 
 def test_a_packages_init_is_its_public_face_alone():
-    for name, path in sources().items():
+    for name, path in modules().items():
         if path.name == "__init__.py" and name != "moshi_patch":
             body = ast.parse(path.read_text()).body
             allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
             assert all(isinstance(node, allowed) for node in body), name
+
+
+def test_the_page_draws_the_house_as_it_is():
+    assert PAGE.read_text() == fill(PAGE.read_text()), "run `python -m tests.support.architecture`"
+
+
+def test_what_the_walks_and_the_table_name_is_there():
+    named = re.findall(r"`([\w/]+\.py)(?::([\w.]+))?`", PAGE.read_text())
+    assert len(named) > 30
+    for file, symbol in named:
+        text = (ROOT / file).read_text()
+        for part in symbol.split(".") if symbol else ():
+            assert re.search(rf"(def|class) {part}\b|^{part}\b", text, re.M), f"{file}:{symbol}"
+    for test in re.findall(r"`(tests/[\w/]+)`", PAGE.read_text()):
+        assert (ROOT / test).exists(), test

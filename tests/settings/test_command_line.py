@@ -165,3 +165,23 @@ def test_a_package_that_is_not_installed_is_named(capsys):
 
     assert main([]) == 1
     assert capsys.readouterr().err.startswith("train.py: needs the package 'not_installed_anywhere'; `pip install .`")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_too_little_memory_is_one_line_and_other_errors_keep_their_traceback(error, capsys):
+    @program_module.program("train.py")
+    def main(argv, prog):
+        raise error if not argv else RuntimeError("another error")
+
+    assert main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: out of memory (")
+    with pytest.raises(RuntimeError, match="another error"):
+        main(["x"])
