@@ -4,6 +4,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,27 @@ def contradictions(saved: SavedCheckpoint) -> list[str]:
     found += _other_adapters(saved, stored)
     found += _other_targets(saved, stored, layers)
     return found + _other_tensors(saved, stored, model)
+
+
+def base_contradictions(saved: SavedCheckpoint, weights: Path) -> list[str]:
+    """What is wrong with `weights` as the base model of the adapters in `saved`, one sentence each; empty is good.
+
+    Raises:
+        ConfigError: when the file cannot be read.
+    """
+    stored = read_header(weights)
+    with patched():
+        wanted = saved_tensors(described_model(saved), adapters=False)
+    differing = [
+        name
+        for name, tensor in wanted.items()
+        if not moshi_patch.target_key(name) and (name not in stored or stored[name].shape != tuple(tensor.shape))
+    ]
+    if not differing:
+        return []
+    return [
+        f"{len(differing)} tensors of it are missing or of another shape than these adapters need: {some(differing)}."
+    ]
 
 
 def described_model(saved: SavedCheckpoint) -> LMModel:

@@ -9,6 +9,7 @@ from moshi.models import loaders
 import moshi_patch
 from moshi_patch import HUB
 
+from ..checkpoint.contradictions import base_contradictions
 from ..checkpoint.saved import SavedCheckpoint, find_files
 from ..common.errors import ConfigError
 from ..model.tensor_file import broken_values, measure
@@ -39,7 +40,7 @@ def find_sources(saved: SavedCheckpoint, paths: MoshiPaths, *, base: bool) -> di
     for key, source in sources.items():
         if isinstance(source, Path) and not source.is_file():
             raise ConfigError(f"moshi_paths: {source}, the {key} of this model, is not there; name it with --base.")
-    _refuse_broken_base(sources)
+    _refuse_broken_base(saved, sources.get("moshi_name"))
     return sources
 
 
@@ -73,9 +74,10 @@ def _in_repository(name: str, paths: MoshiPaths) -> str | Path:
     return f"{HUB}{repository}/{name}" if place is None else place
 
 
-def _refuse_broken_base(sources: dict[str, str | Path]) -> None:
-    """Raises a ConfigError for a base model of this machine that is damaged, or something else."""
-    model = sources.get("moshi_name")
-    problems = broken_values(dict(measure(model))) if isinstance(model, Path) and model.suffix == ".safetensors" else []
+def _refuse_broken_base(saved: SavedCheckpoint, weights: str | Path | None) -> None:
+    """Raises a ConfigError for a base model of this machine that is damaged, or is not that of these adapters."""
+    if not isinstance(weights, Path) or weights.suffix != ".safetensors":
+        return
+    problems = base_contradictions(saved, weights) or broken_values(dict(measure(weights)))
     if problems:
-        raise ConfigError(f"moshi_paths: the base model {model} is broken: {' '.join(problems)}")
+        raise ConfigError(f"moshi_paths: the base model {weights} cannot be used: {' '.join(problems)}")

@@ -60,7 +60,9 @@ class Targets:
             built[mode] = build_model(args, CTX)
             randomise_targets(built[mode].model)
             groups = parameter_groups(built[mode].model, args)
-            states[mode] = TrainState(0, built[mode].model, *build_optimizer(groups, args), Place())
+            states[mode] = TrainState(
+                0, built[mode].model, *build_optimizer(groups, args.optim, args.max_steps), Place()
+            )
             advance(states[mode])
             Checkpointer(folder / mode, args, built[mode].lm_config, CTX).save(states[mode])
         assert export([str(folder / "full"), str(folder / "export")]) == 0

@@ -172,9 +172,18 @@ EXPORT_ATTACKS = [
     ("tokenizer_name: a secret", setting("config.json", "tokenizer_name", "../secret.key"), "devi"),
     ("sums: garbage", raw("SHA256SUMS", b"\0\1garbage"), "devi"),
 ]
+
+
+def _another_shape(content: dict[str, torch.Tensor]) -> None:
+    content["text_emb.weight"] = torch.ones(3, 5)
+
+
 BASE_ATTACKS = [
     ("NaN", tensors("model.safetensors", fill("text_emb.weight", float("nan"))), "dev"),
     ("truncated", bytes_of("model.safetensors", lambda content: content[:-100]), "dev"),
+    ("a tensor gone", tensors("model.safetensors", lambda content: content.pop("text_emb.weight")), "dev"),
+    ("another shape", tensors("model.safetensors", _another_shape), "dev"),
+    ("not a model", tensors("model.safetensors", lambda content: content.clear()), "dev"),
     ("1e9 layers", setting("config.json", "num_layers", 10**9), "ev"),
     ("a name elsewhere", setting("config.json", "moshi_name", "../secret.key"), "dev"),
     ("tokenizer elsewhere", setting("config.json", "tokenizer_name", "../secret.key"), "dev"),
