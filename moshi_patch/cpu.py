@@ -38,18 +38,23 @@ def fit_threads(model) -> str | None:
     The number depends on the model alone, so that the same run computes the same numbers.
 
     Returns:
-        A sentence on what was chosen, for people; None when it is not on a CPU, or the environment has chosen.
+        What holds now, in words; None for a model that is not on a CPU.
     """
     import torch
 
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    if not weights or weights[0].device.type != "cpu" or any(os.environ.get(name) for name in THREADS):
+    if not weights or weights[0].device.type != "cpu":
         return None
-    there = torch.get_num_threads()
-    if max(weight.numel() for weight in weights) >= LARGE:
-        return f"On the CPU with {there} threads (OMP_NUM_THREADS sets another number)."
-    torch.set_num_threads(1)
-    return f"On the CPU with 1 thread, as the model is small (OMP_NUM_THREADS={os.cpu_count()} sets another number)."
+    why = ""
+    if max(weight.numel() for weight in weights) < LARGE and not any(os.environ.get(name) for name in THREADS):
+        torch.set_num_threads(1)
+        why = ", as the model is small"
+    number = torch.get_num_threads()
+    compiling = "moshi compiles" if os.environ.get(NO_COMPILE) == "" else "nothing is compiled"
+    return (
+        f"On the CPU: {number} thread{'s' * (number > 1)}{why}; {compiling}. "
+        f"{THREADS[0]} and {NO_COMPILE} in the environment say otherwise."
+    )
 
 
 @contextlib.contextmanager

@@ -69,6 +69,13 @@ class SavedCheckpoint:
         return getattr(torch, names.get(main_dtype(read_header(self.weights)), "bfloat16"))
 
     @property
+    def run_dir(self) -> Path | None:
+        """The folder of its run; None for a checkpoint that does not lie in one, such as an export."""
+        checkpoint = self.folder.resolve().parent
+        inside = self.folder.name == "consolidated" and checkpoint.parent.name == "checkpoints"
+        return checkpoint.parent.parent if inside else None
+
+    @property
     def step(self) -> int | None:
         """After how many steps it was saved; None where it does not say."""
         return (self.training or {}).get("step")

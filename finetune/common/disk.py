@@ -16,17 +16,20 @@ FORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, Memory
 FORESEEN += (RuntimeError, TypeError, ValueError)
 """What moshi and torch raise for files and settings that are not as they expect."""
 
+RESUME = "checkpoints that were complete are intact. Make room, and continue with --resume."
+
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Makes an OSError over `path`, of a full disk for one, a DiskError."""
+def writing(path: Path, then: str = RESUME) -> Iterator[None]:
+    """Makes an OSError over `path`, of a full disk for one, a DiskError.
+
+    Args:
+        then: what is intact, and what to do.
+    """
     try:
         yield
     except OSError as error:
-        raise DiskError(
-            f"{path}: cannot be written ({error.strerror or error}); checkpoints that were complete are intact. Make "
-            "room, and continue with --resume."
-        ) from error
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error}); {then}") from error
 
 
 def reason_of(error: BaseException, folder: Path) -> str | None:

@@ -49,6 +49,8 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
         needed, here = (".".join(map(str, version)) for version in (PYTHON, sys.version_info[:3]))
         return _say(prog, f"needs Python {needed} or newer; this is Python {here}.", 2)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # FSDP's end alone warns hundreds of times; torch reads it
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log would hold each of their refreshes
     level = level if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -1,6 +1,7 @@
-"""The other model of a comparison: another checkpoint, or a base model without any training."""
+"""The other model of a comparison: the control of the run, another checkpoint, or a base model without any training."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,48 @@ from moshi.models import LMModel, loaders
 
 import moshi_patch
 
+from ..checkpoint.folders import list_checkpoints
 from ..checkpoint.saved import SavedCheckpoint, load_model, model_paths, open_checkpoint
 from ..common.differences import differences
 from ..common.errors import ConfigError
 from ..common.files import read_json
 from ..model.base import find_base_files, refuse_not_finite
 from ..settings.evaluation import EvalArgs
-from ..settings.schema import MoshiPaths
+from ..settings.parsing import flat
+from ..settings.schema import MoshiPaths, TrainArgs
 from ..settings.validation import check_moshi_paths
+from ..training.control import FOLDER
+from .conditions import BASELINE, CONTROL
 from .result_store import file_identity
 
-BASE = "base"
-"""As `baseline`: the base model in `moshi_paths`."""
+BASE, OWN_CONTROL, NONE = "base", "control", "none"
+"""As `baseline`: the base model in `moshi_paths`; the control of the checkpoint's run; no comparison."""
 
 OF_THE_CODES = ("n_q", "dep_q", "card", "text_card", "delays")
 """Settings of the model that make codes, and the loss of each, comparable."""
 
+OF_THE_TRAINING = (
+    *("data.train_data", "data.shuffle", "duration_sec", "batch_size", "num_microbatches", "max_steps", "seed"),
+    *("optim.lr", "optim.weight_decay", "optim.pct_start", "max_norm", "param_dtype", "full_finetuning"),
+    *("lora.enable", "lora.rank", "lora.scaling", "lora.ft_embed", "ttt.first_steps", "ttt.stock_lr"),
+    *("text_padding_weight", "first_codebook_weight_multiplier"),
+)
+"""Settings of a training that a control has as its run: a difference of the two losses is then due to TTT alone."""
+
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is to be loaded: a checkpoint over the base model of `paths`, or that base model itself."""
+    """What is to be loaded: a checkpoint over the base model of `paths`, or that base model itself.
+
+    Attributes:
+        condition: `CONTROL`, or `BASELINE` for any other model.
+        notes: what keeps the comparison from being that of a run and its control; a sentence each.
+    """
 
     checkpoint: SavedCheckpoint | None
     paths: MoshiPaths
+    condition: str = BASELINE
+    notes: list[str] = field(default_factory=list)
 
     def identity(self) -> list[Any]:
         """What the results depend on, for a fingerprint."""
@@ -42,16 +62,24 @@ class Baseline:
         return files
 
 
-def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
-    """Finds `args.baseline`; reads no weights.
+def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline | None:
+    """Finds `args.baseline`, or without one the control of the run if that was trained; reads no weights.
 
     Args:
         saved: the checkpoint that it is compared with.
 
+    Returns:
+        None when nothing is to be compared.
+
     Raises:
         ConfigError: when it is neither a checkpoint nor a base model, is damaged, or is about other codes.
     """
-    baseline = _find(args)
+    name = args.baseline
+    if name is None:
+        name = OWN_CONTROL if saved.config.get("ttt_enabled") and _control_of(saved) is not None else NONE
+    if name == NONE:
+        return None
+    baseline = _find(name, args, saved)
     check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.adapters)
     if baseline.checkpoint is not None:
         config = baseline.checkpoint.config
@@ -60,13 +88,13 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
         own = saved.weights.resolve()
         if own in [path.resolve() for path in (info.moshi_weights, info.lora_weights) if path is not None]:
             raise ConfigError(
-                f"baseline={args.baseline!r}: {saved.weights} is the checkpoint itself, which would be compared "
+                f"baseline={name!r}: {saved.weights} is the checkpoint itself, which would be compared "
                 "with itself; give the folder of the model that it was trained from."
             )
         config = info.lm_config or loaders._lm_kwargs
     differing = differences(config, saved.config, keys=OF_THE_CODES)
     if differing:
-        raise ConfigError(f"baseline={args.baseline!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
+        raise ConfigError(f"baseline={name!r}: cannot be compared, its codes differ: {'; '.join(differing)}.")
     return baseline
 
 
@@ -88,12 +116,20 @@ def _local(paths: MoshiPaths) -> bool:
     return paths.hf_repo_id is None or Path(paths.hf_repo_id).is_dir()
 
 
-def _find(args: EvalArgs) -> Baseline:
-    if args.baseline == BASE:
+def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
+    if name == BASE:
         return Baseline(None, args.moshi_paths)
-    path = Path(args.baseline)
+    if name == OWN_CONTROL:
+        path = _control_of(saved)
+        if path is None:
+            where = saved.folder if saved.run_dir is None else saved.run_dir / FOLDER
+            raise ConfigError(
+                f"baseline={name!r}: {where} is no control; a run that is trained with control=true has one."
+            )
+    else:
+        path = Path(name)
     try:
-        saved = open_checkpoint(path, "baseline")
+        other = open_checkpoint(path, "baseline")
     except ConfigError as error:
         if not (path / "config.json").is_file():
             raise ConfigError(
@@ -101,4 +137,37 @@ def _find(args: EvalArgs) -> Baseline:
             ) from error
         read_json(path / "config.json")
         return Baseline(None, MoshiPaths(hf_repo_id=str(path)))
-    return Baseline(saved, args.moshi_paths if saved.training is None else model_paths(saved))
+    paths = args.moshi_paths if other.training is None else model_paths(other)
+    return Baseline(other, paths, *_compared_with(saved, other))
+
+
+def _control_of(saved: SavedCheckpoint) -> Path | None:
+    """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
+    if saved.run_dir is None:
+        return None
+    there = list_checkpoints(saved.run_dir / FOLDER / "checkpoints")
+    return there.get(saved.step, list(there.values())[-1]) if there else None
+
+
+def _compared_with(saved: SavedCheckpoint, other: SavedCheckpoint) -> tuple[str, list[str]]:
+    """Which condition `other` is beside `saved`, and what stands in the way of calling it the control."""
+    ours, theirs = saved.train_args, other.train_args
+    if None in (ours, theirs) or theirs.ttt.enabled or not ours.ttt.enabled:
+        return BASELINE, []
+    differing = differences(_settings(theirs), _settings(ours), keys=OF_THE_TRAINING)
+    if not (theirs.ttt.as_control or theirs.full_finetuning):
+        differing.append("ttt.as_control=False, so that W_down of the TTT layers was not trained in full")
+    if differing:
+        return BASELINE, [
+            f"The baseline was trained without TTT, but is no control of this run: {'; '.join(differing)}."
+        ]
+    if other.step != saved.step:
+        return CONTROL, [
+            f"The control is of step {other.step}, the checkpoint of step {saved.step}: what the steps between them "
+            "changed counts into the difference."
+        ]
+    return CONTROL, []
+
+
+def _settings(args: TrainArgs) -> dict[str, Any]:
+    return flat(dataclasses.asdict(args))

@@ -1,4 +1,4 @@
-"""What a model is evaluated as: with TTT's updates, without them, or, where it has no TTT, as it is."""
+"""What a model is evaluated as: with TTT's updates, without them, or as it is; and what two of these differ by."""
 
 import contextlib
 
@@ -9,8 +9,21 @@ import moshi_patch
 ON, OFF, PLAIN = "updates on", "updates off", "no TTT"
 """Of the checkpoint's own model; one without TTT has the last instead of the first two."""
 
-BASELINE = "baseline"
-"""Of the model that it is compared with, as that one is served."""
+CONTROL, BASELINE = "trained without TTT", "baseline"
+"""Of the model beside it, as that one is served: the control of the run, or any other."""
+
+RELIANCE = "reliance"
+"""The loss of the same weights with updates less that without.
+
+It is not what TTT gains: weights that were trained with updates come to lean on them. What it gains is `BENEFIT`.
+"""
+
+BENEFIT = "with TTT - trained without"
+MEANINGS = {
+    RELIANCE: "updates on - updates off of the same weights, which have come to lean on updates; not what TTT gains",
+    BENEFIT: "what TTT gains: the control was trained on the same data, in the same order, for as many steps",
+}
+"""What a difference says, beside its name."""
 
 
 def conditions_of(model: LMModel) -> tuple[str, ...]:
@@ -21,3 +34,13 @@ def conditions_of(model: LMModel) -> tuple[str, ...]:
 def under(condition: str, model: LMModel) -> contextlib.AbstractContextManager:
     """Inside, `model` is as `condition` says: without updates for `OFF`, as it is for any other."""
     return moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext()
+
+
+def is_difference(name: str) -> bool:
+    """Whether a name is that of a difference, and not of a condition."""
+    return name == RELIANCE or " - " in name
+
+
+def difference_name(first: str, other: str) -> str:
+    """How the difference `first - other` of two conditions is called. Of losses and errors, negative is better."""
+    return {OFF: RELIANCE, CONTROL: BENEFIT}.get(other, f"{first} - {other}")

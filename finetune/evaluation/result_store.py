@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..common.files import read_json_lines
+from ..common.disk import writing
+from ..common.files import finite_or_none, read_json_lines
+
+CONTINUE = "what was found before is intact. Make room, and evaluate again: it goes on where it stopped."
 
 
 class ResultStore:
@@ -23,10 +26,11 @@ class ResultStore:
 
     def __init__(self, folder: Path, fingerprint: str, rank: int = 0):
         self.folder, self.fingerprint = folder, fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{fingerprint}-rank{rank}.jsonl"
-        if self._path.is_file():
-            _drop_cut_line(self._path)
+        with writing(folder, CONTINUE):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._path.is_file():
+                _drop_cut_line(self._path)
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self.refresh()
 
@@ -34,7 +38,7 @@ class ResultStore:
         """Reads what all ranks have written by now."""
         self._known = {}
         for path in sorted(self.folder.glob(f"{self.fingerprint}-rank*.jsonl")):
-            lines = (line for line in read_json_lines(path) if {"kind", "item", "values"} <= line.keys())
+            lines = (line for line in read_json_lines(path) if _is_whole(line))
             self._known |= {(line["kind"], line["item"]): line["values"] for line in lines}
 
     def get(self, kind: str, item: str) -> dict[str, Any] | None:
@@ -49,11 +53,17 @@ class ResultStore:
             item: id of the item, unique within its kind.
         """
         line = json.dumps({"kind": kind, "item": item, "values": values})
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path, CONTINUE), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._known[kind, item] = json.loads(line)["values"]  # as a later run reads them
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    """Whether a line holds a result; one with numbers that are not finite is none, its item is evaluated again."""
+    named = isinstance(line.get("kind"), str) and isinstance(line.get("item"), str)
+    return named and isinstance(line.get("values"), dict) and finite_or_none(line["values"]) == line["values"]
 
 
 def fingerprint(**content: Any) -> str:

@@ -1,8 +1,7 @@
-"""An evaluation from its settings to `eval.json` and `eval.png`, in one process or, under `torchrun`, in many."""
+"""An evaluation from its settings to its results, in one process or, under `torchrun`, in many."""
 
 import copy
 import dataclasses
-import datetime
 import gc
 import logging
 from pathlib import Path
@@ -17,21 +16,16 @@ import moshi_patch
 
 from ..checkpoint.saved import SavedCheckpoint, load_model
 from ..checkpoint.verify import refuse_broken
-from ..common.checksums import read_checksums
 from ..common.disk import reading
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
-from ..common.errors import ConfigError
-from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
-from .conditions import BASELINE, conditions_of
-from .loss_plot import plot
-from .loss_tables import settings_table, standard_table
-from .published.benchmark_plot import plot as paper_plot
-from .published.benchmark_tables import text as paper_text
+from .conditions import conditions_of
+from .loss_tables import settings_table
+from .output import heading, make_out_dir, out_dir, write_results
 from .published.evaluate import evaluate_paper
 from .result_store import ResultStore, file_identity, fingerprint, tree_identity
 from .scoring import score_streams
@@ -46,39 +40,30 @@ def evaluate(settings: Settings) -> str:
     """Evaluates a checkpoint; what was done before with the same settings, weights and data is not done again.
 
     Returns:
-        On rank 0 the tables for the terminal, with where the files are; nothing on the others.
+        On rank 0 the page for the terminal, with where the files are; nothing on the others.
 
     Raises:
-        ConfigError: for weights and settings that contradict each other, before a model is loaded.
+        ConfigError: for weights and settings that contradict each other, before a model is loaded; or for a loss that
+            is not finite.
         BrokenData: for data that cannot be read.
+        DiskError: when the disk is full.
     """
     args = settings.args
     check_moshi_paths(args.moshi_paths, weights=settings.checkpoint.adapters)
-    baseline = None if args.baseline is None else open_baseline(args, settings.checkpoint)
+    baseline = open_baseline(args, settings.checkpoint)
     ctx = setup()
     try:
         on_rank_0(ctx, lambda: refuse_broken(settings.checkpoint, "checkpoint_dir"))
         if baseline is not None and baseline.checkpoint is not None:
             on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
         if ctx.rank == 0:
-            logger.info("Settings in force:\n%s", settings_table(settings))
-            for message in settings.warnings:
+            logger.info("Settings that are not the defaults:\n%s", settings_table(settings))
+            for message in (*settings.warnings, *(baseline.notes if baseline is not None else ())):
                 logger.warning("%s", message)
         with moshi_patch.without_compiling(ctx.device), logging_redirect_tqdm():
             return Evaluation(settings, baseline, ctx).run()
     finally:
         cleanup()
-
-
-def out_dir(settings: Settings) -> Path:
-    """Where results go: `RUN/eval/checkpoint_000500` for `RUN/checkpoints/checkpoint_000500`, if not set."""
-    if settings.args.out_dir is not None:
-        return Path(settings.args.out_dir)
-    folder = settings.checkpoint.folder.resolve()
-    checkpoint = folder.parent if folder.name == "consolidated" else folder
-    if checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent / "eval" / checkpoint.name
-    return checkpoint / "eval"
 
 
 class Evaluation:
@@ -94,44 +79,32 @@ class Evaluation:
         self.baseline, self.out = baseline, out_dir(settings)
         self.dtype = getattr(torch, self.args.param_dtype)
         self.checkpoint = with_overrides(settings)
-        on_rank_0(ctx, self._make_out)
+        on_rank_0(ctx, lambda: make_out_dir(self.out))
 
     def run(self) -> str:
-        """Scores under all conditions, writes what was found, and returns the tables, on rank 0."""
-        args, ctx, content, tables = self.args, self.ctx, self._heading(), []
+        """Scores under all conditions, writes what was found, and returns the page, on rank 0."""
+        args, ctx, content = self.args, self.ctx, heading(self.settings, self.ctx)
         model, info = on_all_ranks(ctx, self._load)
         logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
         tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
         other, context = None, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)
-            store, kinds = self._store(info, {"streams": streams.identity()}), kinds_of(model)
+            store = self._store(info, {"streams": streams.identity()})
+            kinds = {condition: f"standard/{condition}" for condition in conditions_of(model)}
             self._score(model, streams, kinds, store)
         if args.paper_style:
             other = None if self.baseline is None else on_all_ranks(ctx, self._load_baseline)
-            content["paper"] = evaluate_paper(model, tokenizer.mimi, args, ctx, self._paper_store(info), other)
-            tables.append(paper_text(content["paper"]))
+            content["paper"] = self._score_benchmarks(model, tokenizer.mimi, info, other)
         del model  # a baseline may need its room
         release()
         if args.standard:
             kinds |= self._score_baseline(streams, store, other)
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
-        if ctx.rank != 0:
-            return ""
-        write_json(self.out / "eval.json", finite_or_none(content))
-        if args.paper_style:
-            write_whole(self.out / "eval_paper.png", paper_plot(content["paper"]))
-        if args.standard:
-            write_whole(self.out / "eval.png", plot(content["standard"]))
-            tables.insert(0, standard_table(content["standard"]))
-        return "\n\n".join([*tables, f"Results are in {self.out}.\n"])
-
-    def _make_out(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"out_dir={str(self.out)!r}: no folder can be made there: {error.strerror}.") from error
+            content["standard"]["notes"] = [] if self.baseline is None else self.baseline.notes
+        page = on_rank_0(ctx, lambda: write_results(self.out, content, self.settings.checkpoint))
+        return page if ctx.rank == 0 else ""
 
     def _load(self) -> tuple[LMModel, CheckpointInfo]:
         base = " over its base model in moshi_paths" if self.checkpoint.adapters else ""
@@ -146,7 +119,8 @@ class Evaluation:
         """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
         if self.baseline is None:
             return {}
-        kinds = {BASELINE: f"standard/{BASELINE} {fingerprint(baseline=self.baseline.identity())}"}
+        condition = self.baseline.condition
+        kinds = {condition: f"standard/{condition} {fingerprint(baseline=self.baseline.identity())}"}
         model = on_all_ranks(self.ctx, self._load_baseline) if model is None else model
         self._score(model, streams, kinds, store)
         return kinds
@@ -155,15 +129,20 @@ class Evaluation:
         """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
         on_all_ranks(self.ctx, lambda: score_streams(model, streams, kinds, self.args, self.ctx, store))
 
-    def _paper_store(self, info: CheckpointInfo) -> ResultStore:
-        args = self.args
+    def _score_benchmarks(
+        self, model: LMModel, mimi: Any, info: CheckpointInfo, other: LMModel | None
+    ) -> dict[str, dict[str, Any]]:
+        args, beside = self.args, self.baseline
         content = {
             "paper": dataclasses.asdict(args.paper),
             "sets": [tree_identity(Path(getattr(args.paper, name))) for name in args.paper.sets()],
             "seed": args.seed,
-            "baseline": None if self.baseline is None else self.baseline.identity(),
+            "baseline": None if beside is None else beside.identity(),
         }
-        return self._store(info, content)
+        store = self._store(info, content)
+        if beside is None:
+            return evaluate_paper(model, mimi, args, self.ctx, store)
+        return evaluate_paper(model, mimi, args, self.ctx, store, other, beside.condition)
 
     def _store(self, info: CheckpointInfo, data: dict[str, Any]) -> ResultStore:
         """What was found before with everything as it is now, `data` too. Collective."""
@@ -182,25 +161,6 @@ class Evaluation:
         name = fingerprint(**content, **data)
         # Nobody adds to it before all have read it: they share out the same rest.
         return on_all_ranks(self.ctx, lambda: ResultStore(self.out / "items", name, self.ctx.rank))
-
-    def _heading(self) -> dict[str, Any]:
-        saved = self.settings.checkpoint
-        return {
-            "checkpoint": str(saved.weights.resolve()),
-            "step": (saved.training or {}).get("step"),
-            "sha256": (read_checksums(saved.folder) or {}).get(saved.weights.name),
-            "adapters": saved.adapters,
-            "settings": self.settings.table(),
-            "versions": versions(),
-            "device": torch.cuda.get_device_name(self.ctx.device) if self.ctx.device.type == "cuda" else "cpu",
-            "world_size": self.ctx.world_size,
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
-
-
-def kinds_of(model: LMModel) -> dict[str, str]:
-    """By condition of the checkpoint's own model, under which name its results are stored."""
-    return {condition: f"standard/{condition}" for condition in conditions_of(model)}
 
 
 def with_overrides(settings: Settings) -> SavedCheckpoint:

@@ -10,11 +10,13 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from moshi.models import LMModel
 from tqdm import tqdm
 
 from ..common.distributed import Context
+from ..common.errors import ConfigError
 from ..data.broken import BrokenCount
 from ..data.loader import collate
 from ..data.reader import ItemReader
@@ -49,6 +51,7 @@ def score_streams(
 
     Raises:
         BrokenData: when more than 5 % of all recordings cannot be read.
+        ConfigError: for a loss that is not finite.
     """
     pending = [
         (segment, seconds)
@@ -74,7 +77,9 @@ def score_streams(
                     progress(longest)
                     continue
                 for (segment, _), losses in zip(batch, _score(model, batch, condition, args, progress), strict=True):
-                    store.add(kind, item_id(segment), _values(losses, streams.curve_steps))
+                    values = _values(losses, streams.curve_steps)
+                    _refuse_not_finite(values, condition, segment)
+                    store.add(kind, item_id(segment), values)
 
 
 def _advance(bar: tqdm, seconds_per_step: float, steps: int) -> None:
@@ -128,6 +133,14 @@ def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
     points = [_pair(losses, first, first + curve_steps) for first in range(0, steps, curve_steps)]
     curve = [[[sums[0], sum(sums[1:])] for sums in pair] for pair in points]
     return {"steps": steps, "sums": _pair(losses, 0, steps), "by_position": stretches, "curve": curve}
+
+
+def _refuse_not_finite(values: dict[str, Any], condition: str, segment: Segment) -> None:
+    if not np.isfinite(values["sums"]).all():
+        raise ConfigError(
+            f"{segment.path}: its loss is not finite ({condition}). `python -m finetune.doctor` tells whether the "
+            "weights are; where updates alone break it, a lower --ttt.learning_rate shows."
+        )
 
 
 def _pair(losses: StepLosses, first: int, end: int) -> list[list[float]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.best import best_checkpoint
 from ..checkpoint.saved import SavedCheckpoint, model_paths, open_checkpoint
 from ..common.errors import ConfigError
 from ..settings.command_line import evaluation_options
@@ -60,7 +61,8 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
         ConfigError: as `parse_command_line`.
     """
     yaml = {} if config is None else _read_config(config)
-    saved = open_checkpoint(command["checkpoint_dir"])
+    given = Path(command["checkpoint_dir"])
+    saved = open_checkpoint(best_checkpoint(given) if command.get("best", yaml.get("best")) else given)
     trained, own = _trained(saved), _own_files(saved)
     if trained is None and not own and config is None and not any(key.startswith("moshi_paths.") for key in command):
         raise ConfigError(

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.segments import Segment
 from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
+from .conditions import difference_name
 from .result_store import ResultStore
 from .scoring import MINUTES, scored_streams
 from .statistics import MEASURES, Sums, intervals, means, summary
@@ -29,11 +30,13 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
         BrokenData: when more than 5 % of the streams could not be read.
     """
     segments = scored_streams(streams, kinds, store)
+    recordings = [str(one.path) for one in segments]
     values = {name: [store.get(kind, item_id(one)) for one in segments] for name, kind in kinds.items()}
     skipped = [str(one) for one in streams.segments if one not in set(segments)]
     steps = [one["steps"] for one in next(iter(values.values()))]
-    overall = {name: Sums.of([one["sums"] for one in rows]) for name, rows in values.items()}
+    overall = {name: Sums.of([one["sums"] for one in rows], recordings) for name, rows in values.items()}
     return {
+        "recordings": len(set(recordings)),
         "streams": len(segments),
         "skipped": skipped,
         "seconds": sum(steps) / STEPS_PER_SECOND,
@@ -41,9 +44,9 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
         "bootstrap_samples": args.bootstrap_samples,
         "overall": {name: summary(sums) for name, sums in overall.items()},
         "differences": _differences(overall, args),
-        "by_position": _by_position(values, args),
-        "curve": _curve(values, streams.curve_steps, args),
-        "items": [_item(segment, index, values, overall) for index, segment in enumerate(segments)],
+        "by_position": _by_position(values, recordings, args),
+        "curve": _curve(values, recordings, streams.curve_steps, args),
+        "items": [_item(segment, index, values) for index, segment in enumerate(segments)],
     }
 
 
@@ -53,22 +56,21 @@ def minutes_of(first: float, end: float) -> str:
 
 
 def _differences(sums: dict[str, Sums], args: EvalArgs) -> dict[str, dict[str, Any]]:
-    """The first condition minus each of the others; negative is in favour of the first."""
-    (name, first), *others = sums.items()
+    """The first condition minus each of the others, see `difference_name`."""
+    (first, ours), *others = sums.items()
     return {
-        f"{name} - {other}": intervals(first, control, args.bootstrap_samples, args.seed) for other, control in others
+        difference_name(first, other): intervals(ours, theirs, args.bootstrap_samples, args.seed)
+        for other, theirs in others
     }
 
 
-def _by_position(values: Values, args: EvalArgs) -> list[dict[str, Any]]:
+def _by_position(values: Values, recordings: list[str], args: EvalArgs) -> list[dict[str, Any]]:
     """One entry per stretch of minutes that any stream reaches, over the streams that do."""
     result = []
     for index, (first, end) in enumerate(pairwise(MINUTES)):
         stretches = {name: [one["by_position"][index] for one in rows] for name, rows in values.items()}
-        sums = {name: [one for one in rows if one is not None] for name, rows in stretches.items()}
-        number = len(next(iter(sums.values())))
+        parts, number = _of_those_that_reach(stretches, recordings)
         if number:
-            parts = {name: Sums.of(rows) for name, rows in sums.items()}
             result.append(
                 {
                     "minutes": minutes_of(first, end),
@@ -80,15 +82,16 @@ def _by_position(values: Values, args: EvalArgs) -> list[dict[str, Any]]:
     return result
 
 
-def _curve(values: Values, curve_steps: int, args: EvalArgs) -> dict[str, Any]:
+def _curve(values: Values, recordings: list[str], curve_steps: int, args: EvalArgs) -> dict[str, Any]:
     """The loss against the position: for every point the middle in minutes, and lines with their intervals."""
     points = max(len(one["curve"]) for rows in values.values() for one in rows)
     lines: dict[str, dict[str, list]] = {}
     for index in range(points):
-        reaching = {
-            name: [one["curve"][index] for one in rows if index < len(one["curve"])] for name, rows in values.items()
+        places = {
+            name: [one["curve"][index] if index < len(one["curve"]) else None for one in rows]
+            for name, rows in values.items()
         }
-        sums = {name: Sums.of(rows) for name, rows in reaching.items()}
+        sums, _ = _of_those_that_reach(places, recordings)
         here = {name: intervals(part, None, args.bootstrap_samples, args.seed) for name, part in sums.items()}
         for name, found in (here | _differences(sums, args)).items():
             line = lines.setdefault(name, {"value": [], "low": [], "high": []})
@@ -98,16 +101,24 @@ def _curve(values: Values, curve_steps: int, args: EvalArgs) -> dict[str, Any]:
     return {"minutes": [width * (index + 0.5) for index in range(points)], "lines": lines}
 
 
-def _item(segment: Segment, index: int, values: Values, overall: dict[str, Sums]) -> dict[str, Any]:
-    first = next(iter(values.values()))[index]
+def _of_those_that_reach(places: dict[str, list[Any | None]], recordings: list[str]) -> tuple[dict[str, Sums], int]:
+    """By condition the sums of each recording, and how many streams reach the place; others have None."""
+    reaching = [index for index, sums in enumerate(next(iter(places.values()))) if sums is not None]
+    if not reaching:
+        return {}, 0
+    owners = [recordings[index] for index in reaching]
+    return {name: Sums.of([rows[index] for index in reaching], owners) for name, rows in places.items()}, len(reaching)
+
+
+def _item(segment: Segment, index: int, values: Values) -> dict[str, Any]:
     conditions = {}
-    for name, sums in overall.items():
-        found = means(sums.nats[index], sums.weights[index])
+    for name, rows in values.items():
+        found = means(*np.asarray(rows[index]["sums"], dtype=np.float64))
         conditions[name] = {measure: float(found[measure]) for measure in MEASURES}
-        conditions[name]["per_codebook"] = np.asarray(found["per_codebook"]).tolist()
+        conditions[name]["per_codebook"] = found["per_codebook"].tolist()
     return {
         "path": str(segment.path),
         "first_step": segment.first_step,
-        "steps": first["steps"],
+        "steps": next(iter(values.values()))[index]["steps"],
         "conditions": conditions,
     }

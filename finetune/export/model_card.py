@@ -1,6 +1,5 @@
 """The model card of an exported checkpoint: what it is, how it is served, and what was measured of it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,10 @@ import yaml
 
 from ..checkpoint.saved import SavedCheckpoint
 from ..common.tables import markdown
-from ..evaluation.published.benchmark_tables import notes, table
+from ..evaluation.loss_tables import difference, head, number
+from ..evaluation.old_results import with_todays_names
+from ..evaluation.published.benchmark_tables import benchmark_verdict, notes, table
+from ..evaluation.verdict import verdict
 
 TAGS = ["moshi", "test-time-training", "speech-to-speech"]
 LOSSES = ("loss", "text_loss", "audio_loss", "perplexity")
@@ -87,28 +89,28 @@ def _results(results: Mapping | None, config: dict[str, Any]) -> str:
     Args:
         config: of the checkpoint; what the evaluation replaced of it is said.
     """
-    standard, paper = ((results or {}).get(name) for name in ("standard", "paper"))
+    results = with_todays_names(results or {})
+    standard, paper = (results.get(name) for name in ("standard", "paper"))
     parts = []
     if isinstance(standard, Mapping) and isinstance(standard.get("overall"), Mapping):
         parts.append(_losses(standard))
     if isinstance(paper, Mapping) and paper:
-        heading, rows = table(paper)
-        parts.append("Benchmarks. " + " ".join(notes(paper)) + "\n\n" + markdown(heading, rows))
+        said = f"Benchmarks. {' '.join(benchmark_verdict(paper))}".rstrip()
+        parts += [said, " ".join(notes(paper)), markdown(*table(paper))]
     if parts and (replaced := _replaced(results, config)):
         parts.insert(0, replaced)
     return "\n\n".join(parts) or NOT_MEASURED
 
 
-def _losses(standard: Mapping) -> str:
-    """The losses of each condition, and their differences with 95 % intervals."""
-    columns = [key for key in LOSSES if all(key in row for row in standard["overall"].values())]
-    rows = [[name, *(_number(row[key]) for key in columns)] for name, row in standard["overall"].items()]
+def _losses(standard: Mapping[str, Any]) -> str:
+    """Who won; then the losses of each condition, and their differences with 95 % intervals."""
+    names = [key for key in LOSSES if all(key in row for row in standard["overall"].values())]
+    rows = [[name, *(number(row[key]) for key in names)] for name, row in standard["overall"].items()]
     for name, row in standard.get("differences", {}).items():
-        rows.append([name, *(_interval(row[key]) if key in row else "" for key in columns)])
-    number, minutes = standard.get("streams"), standard.get("seconds", math.nan) / 60
-    head = f"{number} recording{'s' * (number != 1)}, {minutes:.1f} minutes; losses in nats per step"
-    intervals = "; in brackets 95 % intervals over recordings" if "[" in "".join(map("".join, rows)) else ""
-    return f"{head}{intervals}.\n\n" + markdown(["", *(key.replace("_", " ") for key in columns)], rows)
+        rows.append([name, *(difference(row[key]) if isinstance(row.get(key), Mapping) else "" for key in names)])
+    said = " ".join([*verdict(standard), *standard.get("notes", [])])
+    table_of_losses = markdown(["nats per step", *(key.replace("_", " ") for key in names)], rows)
+    return "\n\n".join([said, " ".join(head(standard).splitlines()), table_of_losses])
 
 
 def _replaced(results: Mapping, config: dict[str, Any]) -> str:
@@ -117,14 +119,3 @@ def _replaced(results: Mapping, config: dict[str, Any]) -> str:
     ttt = {key: row["value"] for key, row in rows if key.startswith("ttt.") and row["source"] == "command line"}
     other = [f"`{key}={value!r}`" for key, value in ttt.items() if config.get(key.replace(".", "_", 1)) != value]
     return f"Measured with {', '.join(other)} in place of the setting above." if other else ""
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "not finite"
-
-
-def _interval(found: Any) -> str:
-    if not isinstance(found, Mapping) or not isinstance(found.get("value"), (int, float)):
-        return ""
-    low, high = found.get("low"), found.get("high")
-    return f"{found['value']:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else "")

@@ -98,6 +98,7 @@ class PaperArgs:
             "length_normalisation": NORMALISE[self.normalise],
             "channel": "Moshi's own; silence on the user's, padding as text, whose loss is left out",
             "ties": "count as half",
+            "differences": "of errors (1 - accuracy) or of nats; negative is better",
         }
 
 
@@ -113,7 +114,9 @@ class EvalArgs:
     eval_type: str = choice("standard", EVAL_TYPES)
     """standard: losses on data.eval_data; paper: the benchmarks of `paper.`; or both"""
     baseline: str | None = None
-    """compare with: a checkpoint, the folder of a base model, or `base`, the model that the run started from"""
+    """compare with: `control`, a checkpoint, a base model's folder, `base`, `none`; null: the run's control, if any"""
+    best: bool = False
+    """of the run in checkpoint_dir, evaluate the step with the lowest held-out loss in place of the newest"""
     out_dir: str | None = None
     """folder for the results; null: RUN_DIR/eval/checkpoint_..., or `eval` in the checkpoint's folder"""
     data: EvalData = field(default_factory=EvalData)

@@ -1,5 +1,6 @@
 """What a run came to: its losses, its control, where everything is, a verdict in one sentence, and what to do next."""
 
+import itertools
 import shlex
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,7 +60,7 @@ def verdict(train: list[dict[str, Any]], held_out: list[dict[str, Any]], differe
     )
     return Verdict(
         "no control",
-        f"Whether TTT helps is not known: no control was trained. Train one with --control.{leans}",
+        f"Whether TTT helps is not known: no control was trained.{leans} To train one:",
     )
 
 
@@ -102,10 +103,14 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     rows["curves"] = str(run_dir / "report.png")
     width = max(map(len, rows))
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
-    lines += ["", verdict(train, held_out, differences).sentence, ""]
+    said = verdict(train, held_out, differences)
+    lines += ["", said.sentence]
+    if said.kind == "no control":
+        lines.append(f"  {resume_command(args, world_size)} --control")
+    lines.append("")
     if chosen is not None:
         lines += ["Next:", *(f"  {line}" for line in next_commands(args, chosen[0]))]
-    lines += ["More steps (raise --max_steps):", f"  {resume_command(args, world_size)}"]
+    lines += ["More steps:", f"  {resume_command(args, world_size)} --max_steps {2 * args.max_steps}"]
     return "\n".join(lines)
 
 
@@ -125,10 +130,9 @@ def next_commands(args: TrainArgs, checkpoint: Path) -> list[str]:
     run_dir, paths = Path(args.run_dir), args.moshi_paths
     local_base = paths.moshi_path is not None or Path(paths.hf_repo_id or "").is_dir()
     merge = ["--merge"] if args.lora.enable and args.save_adapters and local_base else []  # others could not find it
-    found = [
-        command("doctor", checkpoint),
-        command("export", checkpoint, run_dir / f"export_{checkpoint.name}", *merge),
-    ]
+    names = (f"export_{checkpoint.name}" + f"-{number}" * (number > 1) for number in itertools.count(1))
+    free = next(run_dir / name for name in names if not (run_dir / name).exists())
+    found = [command("doctor", checkpoint), command("export", checkpoint, free, *merge)]
     if args.do_eval:  # otherwise nothing is known of held-out data
         control = ["--baseline", run_dir / FOLDER] if list_checkpoints(run_dir / FOLDER / "checkpoints") else []
         found.insert(0, command("evaluate", "--checkpoint_dir", checkpoint, *control))

@@ -2,35 +2,21 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 import sphn
 from safetensors.torch import load_file, save_file
 
-import moshi_patch
 from finetune.common.errors import ConfigError
 from finetune.data.broken import BrokenData
 from finetune.evaluation import run as run_module
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
-from finetune.export.export import Options, export
-from tests.support.evaluations import MODES, command_line, make_runs, results, start
+from finetune.export.export import export
+from finetune.settings.commands import ExportArgs
+from tests.support.evaluations import MODES, results, start
 from tests.support.tiny_repository import DATA, build_repo
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """What `make_runs` makes; never written to."""
-    return make_runs(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def words(made, tmp_path):
-    """The command line of an evaluation of a run of `made` with results in `tmp_path / "out"`."""
-    yield partial(command_line, made, tmp_path / "out")
-    moshi_patch.uninstall()
 
 
 @pytest.fixture
@@ -118,7 +104,7 @@ def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path, mode):
-    export(made / mode, tmp_path / "export", Options(with_base=mode == "adapters"))
+    export(ExportArgs(made / mode, tmp_path / "export", with_base=mode == "adapters"))
     given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
     with pytest.raises(ConfigError, match=r"baseline='base': .*\.safetensors is the checkpoint itself"):
         evaluate(parse_command_line(given))
@@ -166,7 +152,7 @@ def test_a_few_broken_recordings_are_skipped_by_name_and_many_are_an_error(words
     data = f"--data.eval_data={tmp_path / 'list.jsonl'}"
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     table = evaluate(parse_command_line(words("merged", data)))
-    assert "24 streams" in table
+    assert "24 recordings, " in table
     assert "1 skipped" in table
     assert [Path(name.split()[0]).name for name in results(tmp_path)["standard"]["skipped"]] == ["24.wav"]
     (tmp_path / "list.jsonl").write_text("\n".join(lines[20:]))

@@ -24,7 +24,7 @@ RESULTS = {
         },
     }
 }
-"""As in the `eval.json` of an evaluation."""
+"""As in the `eval.json` of an evaluation before 2026-11-25, which had no control."""
 
 CONFIG = {"dim": 64, "num_layers": 4, "lora": False, "ttt_enabled": True, "ttt_chunk_size": 8, "mimi_name": "mine"}
 TRAINING = {
@@ -45,8 +45,27 @@ def test_results_are_a_table_with_every_condition_and_its_difference():
     text = card(RESULTS)
     assert "| updates on | 2.5000 | 1.0000 | 1.5000 | 12.2000 |" in text
     assert "| updates off | 2.7500 | 1.1000 | 1.6500 | not finite |" in text
-    assert "| updates on - updates off | -0.2500 [-0.3000, -0.2000] | -0.1000 |  |  |" in text
-    assert "12 recordings, 10.0 minutes; losses in nats per step; in brackets 95 % intervals" in text
+    assert "| reliance | -0.2500 [-0.3000, -0.2000] | -0.1000 |  |  |" in text
+    assert (
+        "12 recordings, 10.0 minutes. In brackets 95 % intervals over recordings. Of differences, negative is" in text
+    )
+    assert "What TTT gains is not known: no control was trained, the same run without TTT (control: true)." in text
+    assert "updates on - updates off |" not in text
+
+
+def test_a_control_says_who_won_before_the_table():
+    measured = copy.deepcopy(RESULTS)
+    measured["standard"]["recordings"] = 6
+    measured["standard"]["notes"] = ["The control is of step 3, the checkpoint of step 4."]
+    measured["standard"]["overall"]["trained without TTT"] = {"loss": 2.52}
+    difference = {"loss": {"value": -0.02, "low": -0.03, "high": -0.01}}
+    measured["standard"]["differences"] = {"reliance": difference, "with TTT - trained without": difference}
+    text = card(measured)
+    said = "TTT helped: with TTT the loss is 0.0200 nats per step lower than trained without"
+    assert (
+        text.index(said) < text.index("The control is of step 3") < text.index("| with TTT - trained without | -0.0200")
+    )
+    assert "no control was trained" not in text
 
 
 def test_settings_that_the_evaluation_replaced_are_named():
@@ -63,7 +82,10 @@ def test_settings_that_the_evaluation_replaced_are_named():
 def test_one_recording_has_no_interval():
     alone = copy.deepcopy(RESULTS)
     alone["standard"] |= {"streams": 1, "differences": {}}
-    assert "1 recording, 10.0 minutes; losses in nats per step.\n" in card(alone)
+    assert "1 recording, 10.0 minutes. There are too few recordings for an interval (at least 5)." in card(alone)
+    few = copy.deepcopy(RESULTS)
+    few["standard"]["streams"] = 4
+    assert "| reliance | -0.2500 | -0.1000 |  |  |" in card(few)
 
 
 def test_benchmarks_stand_beside_the_losses_or_alone():
@@ -76,8 +98,8 @@ def test_benchmarks_stand_beside_the_losses_or_alone():
     longform = known | {"buckets": [bucket], "skipped": ["cut.wav"]}
     paper = {"swuggy": known | pairs, "longform": longform}
     alone, both = card({"paper": paper}), card(RESULTS | {"paper": paper})
-    assert "| set |  | number | updates on | updates off | updates on - updates off |" in alone
-    assert "| swuggy | accuracy | 12 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | 0.000 |" in alone
+    assert "| set |  | number | updates on | updates off | reliance |" in alone
+    assert "| swuggy | accuracy | 12 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | +0.000 |" in alone
     assert "| longform | 0-10 s, nats per step | 3 | 0.7500 [0.5000, 1.0000] | 0.7500 [0.5000, 1.0000] |  |" in alone
     assert "Pairs, by nats per step. Chance is 0.5." in alone
     assert "longform: 1 skipped" in alone

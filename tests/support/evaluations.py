@@ -34,10 +34,10 @@ def training(repo: Path, run_dir: Path, **changes) -> dict:
 
 
 def make_runs(folder: Path) -> Path:
-    """Runs of all modes, one without TTT, the base model, and a list of three dialogues; never to be written to."""
+    """Runs of all modes, one with its control, one without TTT, the base model, and a list of three dialogues."""
     repo = build_repo(folder / "repo", ttt=False)
     for name, mode in MODES.items():
-        train(from_dict(training(repo, folder / name, **mode)))
+        train(from_dict(training(repo, folder / name, control=name == "adapters", **mode)))
     train(from_dict(training(repo, folder / "stock", **MODES["merged"], ttt={"enabled": False})))
     moshi_patch.uninstall()
     lines = [json.dumps({"path": f"{DATA}/{name}.wav", "duration": 11.0}) for name in NAMES]

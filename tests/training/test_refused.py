@@ -15,6 +15,7 @@ import yaml
 
 from finetune.common.distributed import check_local_rank
 from finetune.common.errors import ConfigError
+from finetune.common.locks import FileLock
 from finetune.training.__main__ import main
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
@@ -213,6 +214,20 @@ def test_a_run_dir_that_links_to_nothing(place, words):
 def test_a_run_dir_that_cannot_be_made(place):
     line = refused(place, f"--run_dir={300 * 'x'}")
     assert "cannot be made (File name too long); choose another" in line
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--overwrite_run_dir"], []])
+def test_a_second_trainer_in_one_folder(place, words):
+    holder = FileLock(place / "run" / ".lock", "run", "")
+    holder.acquire()
+    try:
+        line = refused(place, *words)
+    finally:
+        holder.release()
+    assert f"run_dir='run': in use by process {os.getpid()} on " in line
+    assert "wait until it has ended, end it (kill PID), or choose another run_dir" in line
+    assert main(["run.yaml", "--resume", "--max_steps=4"]) == 0, "afterwards it may"
+    assert not (place / "run" / ".lock").exists()
 
 
 def test_an_old_run_stays_where_it_is_until_all_that_can_refuse_the_new_one_has_been_read(place):

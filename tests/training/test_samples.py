@@ -9,7 +9,9 @@ import torch
 
 from finetune.data.loader import collate
 from finetune.data.tokenize import Item
+from finetune.model.conditions import condition_tensors
 from finetune.training.samples import PROMPT_STEPS, Sample, _generate, make_sample, write_sample
+from tests.support.model_kinds import attributes, build
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 
 pytestmark = pytest.mark.usefixtures("patched")
@@ -59,6 +61,16 @@ def test_what_is_said_is_most_probable_in_one_pass_over_the_whole(checkpointing)
     logits, mask = out.logits[..., prompt:, :].nan_to_num(-1e9), out.mask[..., prompt:]
     assert mask.sum() > 2 * (end - prompt) - 5
     assert torch.equal(logits.argmax(-1)[mask], said[:, 1:, prompt:][mask])
+
+
+def test_a_model_with_conditions_speaks_under_those_of_the_dialogue():
+    model = build("hibiki", {**TTT, "ttt_layers": [1]}).eval()
+    codes, given, prompt, end = random_codes(model, 1, 24), attributes("hibiki", 1), 6, 20
+    said = _generate(model, codes, given, prompt, end)
+    whole = torch.cat([said, codes[:, 1 + model.dep_q :, :end]], 1)
+    with torch.no_grad():
+        out = model(whole, condition_tensors(model, given))
+    assert torch.equal(out.text_logits[..., prompt:, :].argmax(-1), said[:, :1, prompt:])
 
 
 def test_making_a_sample_changes_neither_the_model_nor_any_random_number():

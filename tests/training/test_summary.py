@@ -10,7 +10,7 @@ import pytest
 from finetune.common import commands
 from finetune.common.commands import command
 from finetune.settings.schema import TrainArgs
-from finetune.training.summary import resume_command, summary, verdict
+from finetune.training.summary import next_commands, resume_command, summary, verdict
 
 ALIVE, DEAD = [{"step": 9, "ttt/layers.1/relative_delta": 1e-2}], [{"step": 9, "ttt/layers.1/relative_delta": 1e-9}]
 HELD_OUT = [{"step": 9, "loss": 3.0, "ttt_reliance": -2.4}]
@@ -34,7 +34,7 @@ def difference(value: float, error: float | None) -> list[dict]:
             HELD_OUT,
             [],
             "no control",
-            "no control was trained.*--control.*lose 2.4 nats without updates shows no",
+            "no control was trained.*lose 2.4 nats without updates shows no",
         ),
         (ALIVE, [], [], "no evaluation", "nothing was held out"),
         (DEAD, HELD_OUT, difference(-0.05, 0.01), "dead", "TTT is dead"),
@@ -89,12 +89,25 @@ def test_the_summary_names_best_and_last_control_and_checkpoint(tmp_path):
         "--baseline",
         str(run / "control"),
     ]
-    assert printed[3][-2:] == [str(run / "args.yaml"), "--resume"]
+    assert printed[3][-4:] == [str(run / "args.yaml"), "--resume", "--max_steps", "200"]
+
+
+def test_without_a_control_the_command_that_trains_one_is_printed(tmp_path):
+    logged(tmp_path / "run", {10: 3.0})
+    text = summary(TrainArgs(run_dir=str(tmp_path / "run"), do_eval=True), seconds=1, world_size=1)
+    assert re.search(r"no control was trained\. To train one:\n  .*args\.yaml --resume --control\n", text)
+
+
+def test_an_export_gets_a_name_that_is_free(tmp_path):
+    taken = tmp_path / "export_checkpoint_000004"
+    taken.mkdir()
+    assert next_commands(TrainArgs(run_dir=str(tmp_path)), Path("checkpoint_000004"))[-1].endswith(f"{taken}-2")
 
 
 def test_a_run_that_logged_nothing_has_a_summary_too(tmp_path):
     text = summary(TrainArgs(run_dir=str(tmp_path / "run")), seconds=1, world_size=1)
     assert "0 steps" in text
+    assert "--control" not in text, "there is nothing that a control could be compared with"
     assert "Next:" not in text
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..conditions import is_difference
 from ..loss_plot import COLOURS
-from .benchmark_tables import conditions_in
+from .benchmark_tables import names_in
 
 
 def plot(results: dict[str, dict[str, Any]]) -> bytes:
@@ -31,7 +32,7 @@ def plot(results: dict[str, dict[str, Any]]) -> bytes:
 
 
 def _draw_accuracies(axis: Any, pairs: dict[str, dict[str, Any]]) -> None:
-    names = [name for name in conditions_in(next(iter(pairs.values()))) if " - " not in name]
+    names = [name for name in names_in(next(iter(pairs.values()))) if not is_difference(name)]
     width = 0.8 / len(names)
     for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         found = [result[name] for result in pairs.values()]
@@ -47,7 +48,7 @@ def _draw_accuracies(axis: Any, pairs: dict[str, dict[str, Any]]) -> None:
 
 def _draw_lengths(axis: Any, result: dict[str, Any]) -> None:
     buckets = result["buckets"]
-    for name, colour in zip([name for name in conditions_in(result) if " - " not in name], COLOURS, strict=False):
+    for name, colour in zip([name for name in names_in(result) if not is_difference(name)], COLOURS, strict=False):
         found = [bucket[name] for bucket in buckets]
         axis.plot(range(len(found)), [one["value"] for one in found], color=colour, label=name, marker="o")
         _draw_intervals(axis, np.arange(len(found)), found, colour)

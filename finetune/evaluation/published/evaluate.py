@@ -22,6 +22,7 @@ def evaluate_paper(
     ctx: Context,
     store: ResultStore,
     baseline: LMModel | None = None,
+    beside_as: str = BASELINE,
 ) -> dict[str, dict[str, Any]]:
     """The results of each set in `args.paper`, by its name; all ranks call it and all get the same.
 
@@ -31,6 +32,7 @@ def evaluate_paper(
     Args:
         model, baseline: in eval mode, not streaming.
         mimi: Mimi on any device.
+        beside_as: under which condition the baseline is reported, `BASELINE` or `CONTROL`.
 
     Returns:
         As :meth:`PairScores.summary` and :meth:`LongScores.summary` make them; ready for JSON.
@@ -42,7 +44,7 @@ def evaluate_paper(
     likelihood = Likelihood(model, args)
     scorers = [(likelihood, MonoTokenizer.for_model(model, mimi))]
     if baseline is not None:
-        beside = Likelihood(baseline, args, (BASELINE,))
+        beside = Likelihood(baseline, args, (beside_as,))
         scorers.append((beside, MonoTokenizer.for_model(baseline, mimi)))
     paths = {name: getattr(args.paper, name) for name in args.paper.sets()}
     found = {name: load_pairs(name, path, args.paper.split) for name, path in paths.items() if name in FOLDERS_OF_PAIRS}

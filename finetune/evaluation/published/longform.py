@@ -17,7 +17,7 @@ from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
 from ...settings.evaluation import EvalArgs
-from ..conditions import under
+from ..conditions import difference_name, under
 from ..result_store import ResultStore
 from ..statistics import mean_interval
 from .audio import MonoTokenizer
@@ -120,7 +120,7 @@ class LongScores:
         names = [name for name in used[0] if name != "steps"]
         steps = np.array([record["steps"] for record in used], dtype=float)
         nats = {name: np.array([record[name] for record in used]) for name in names}
-        nats |= {f"{names[0]} - {other}": nats[names[0]] - nats[other] for other in names[1:]}
+        nats |= {difference_name(names[0], other): nats[names[0]] - nats[other] for other in names[1:]}
         bootstrap = {"seed": args.seed, "samples": args.bootstrap_samples}
         buckets, up_to = [], []
         for index, (first, end) in enumerate(itertools.pairwise(self.edges)):

@@ -14,7 +14,7 @@ from ...common.distributed import Context, on_all_ranks
 from ...data.audio import durations
 from ...data.broken import BrokenCount, BrokenItem
 from ...settings.evaluation import EvalArgs
-from ..conditions import OFF, ON, under
+from ..conditions import OFF, ON, difference_name, under
 from ..result_store import ResultStore
 from ..statistics import mean_interval
 from .audio import MonoTokenizer
@@ -152,8 +152,8 @@ class PairScores:
             **{name: _accuracy(used, right[name], args) for name in names},
             "groups": _groups(used, right),
         }
-        for other in names[1:]:
-            result[f"{names[0]} - {other}"] = _accuracy(used, right[names[0]] - right[other], args)
+        for other in names[1:]:  # of errors, so that negative is better here too
+            result[difference_name(names[0], other)] = _accuracy(used, right[other] - right[names[0]], args)
         if {ON, OFF} <= right.keys():
             result["beyond_first_chunk"] = self._control(used, right, learns)
         result["per_pair"] = {pair.id: self.records[pair.id] for pair in self.pairs}

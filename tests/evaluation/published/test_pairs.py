@@ -10,10 +10,12 @@ import torch
 from moshi.models import LMModel
 
 from example.make_pairs import VOICES, make_benchmarks, make_list, play
-from finetune.evaluation.conditions import OFF, ON, PLAIN
+from finetune.evaluation.conditions import BENEFIT, CONTROL, OFF, ON, PLAIN, RELIANCE
 from finetune.evaluation.published.audio import MonoTokenizer
+from finetune.evaluation.published.benchmark_tables import benchmark_page
 from finetune.evaluation.published.likelihood import Likelihood
 from finetune.evaluation.statistics import mean_interval
+from finetune.evaluation.verdict import NO_CONTROL
 from finetune.model.loss import compute_loss
 from tests.support.published import evaluate, model_of, settings
 
@@ -139,9 +141,16 @@ def test_a_model_without_ttt_and_a_baseline_are_scored_as_they_are(mimi, words, 
     beside = evaluate(trained, mimi, tmp_path / "b", args, baseline=stock)["swuggy"]
     assert "beyond_first_chunk" not in alone
     assert beside["baseline"] == alone[PLAIN]
-    assert {ON, OFF, "baseline", f"{ON} - {OFF}", f"{ON} - baseline"} <= beside.keys()
-    difference = beside[ON]["value"] - beside["baseline"]["value"]
-    assert beside[f"{ON} - baseline"]["value"] == pytest.approx(difference)
+    assert {ON, OFF, "baseline", RELIANCE, f"{ON} - baseline"} <= beside.keys()
+    errors = beside["baseline"]["value"] - beside[ON]["value"]
+    assert beside[f"{ON} - baseline"]["value"] == pytest.approx(errors)
+    controlled = evaluate(trained, mimi, tmp_path / "b", args, baseline=stock, beside_as=CONTROL)
+    assert controlled["swuggy"][BENEFIT] == beside[f"{ON} - baseline"]
+    for results, other in ((controlled, "trained without TTT"), ({"swuggy": beside}, "the baseline")):
+        said = f"{100 * abs(errors):.1f} points {'fewer' if errors < 0 else 'more'} errors than {other}"
+        assert said in benchmark_page(results).splitlines()[0].replace("as many errors", "0.0 points more errors")
+    assert NO_CONTROL in benchmark_page({"swuggy": beside})
+    assert NO_CONTROL not in benchmark_page(controlled)
 
 
 def test_the_sum_prefers_the_shorter_and_the_mean_need_not(mimi, tmp_path):
