@@ -14,6 +14,7 @@ from finetune.common.distributed import Context
 from finetune.common.errors import ConfigError
 from finetune.settings.parsing import build
 from finetune.settings.schema import TrainArgs
+from finetune.training.control import compared
 from finetune.training.metrics import Monitor, read_metrics
 
 RANKS = [Context(rank, 2, rank, torch.device("cpu")) for rank in range(2)]
@@ -77,6 +78,14 @@ def test_steps_after_a_resume_are_counted_once_and_nothing_is_lost(tmp_path, tol
     assert steps(tmp_path / "metrics.eval.replaced.jsonl") == [6, 8]
     killed.close()
     run.close()
+
+
+def test_a_recording_without_a_finite_loss_is_null_and_compared_with_nothing(tmp_path):
+    for folder, loss in ((tmp_path, float("nan")), (tmp_path / "control", 1.0)):
+        run = monitor(folder)
+        run.eval(2, {"loss": loss}, {"a.wav": loss})
+    assert '"shares": {"a.wav": null}' in (tmp_path / "metrics.recordings.jsonl").read_text()
+    assert compared(tmp_path) == []
 
 
 def test_lines_of_an_old_run_are_read_with_todays_names_and_sign(tmp_path):
