@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from finetune.common.distributed import Context
 from finetune.common.errors import ConfigError
@@ -102,7 +103,9 @@ def test_a_run_that_goes_straight_on_replaces_nothing(tmp_path):
     assert list(tmp_path.glob("*.replaced.jsonl")) == []
 
 
-def test_tensorboard_shows_each_step_once(tmp_path):
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
+    # Its files are read in the order of their names, which end in a number: in one second, 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for first, last, loss in ((1, 8, 1.0), (5, 10, 3.0)):
         run = monitor(tmp_path)
         write(run, first, last, loss)
