@@ -1,4 +1,4 @@
-"""What a TTT layer must be told on each call travels with the call: x0, the stack's input, and who may not learn.
+"""Passes along with each layer call what its TTT gating needs: x0, the input of the stack, and who makes no update.
 
 Arguments survive what a remembered value would not: activation checkpointing calls a layer again in backward, two
 forwards may precede one backward, and FSDP wraps the layers and casts what they are given. Stock `_ff_block` passes its
