@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.cost import evaluation, server, step, train_step
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 SMALL_STEP = {"dim": 32, "num_heads": 2, "num_layers": 6, "context": 8, "card": 2048, "text_card": 2048}
 SMALL_MODEL = {

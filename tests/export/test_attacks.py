@@ -10,6 +10,8 @@ from tests.support.attack_targets import ACCEPTED, REFUSED, Targets
 from tests.support.attacks import PROGRAMS, SECRET, Attack, all_attacks
 from tests.support.breakages import proof_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):

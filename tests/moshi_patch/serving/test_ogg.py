@@ -11,6 +11,8 @@ import sphn
 from moshi_patch.serving.ogg import HEADER_SIZE, PACKETS_PER_PAGE, OggPages, checksum, page_size
 from tests.support.servers import ANSWERS, RATE, run, speech, user_speech
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> bytes:
