@@ -26,7 +26,7 @@ class Evaluations:
 
     Args:
         loader: None when the run has no held-out data; then nothing is done.
-        stop: asked before each batch whether to give up, the same on all ranks.
+        stop: asked before each batch; anything true gives the evaluation up. The same on all ranks.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Evaluations:
         ctx: Context,
         monitor: Monitor,
         checkpointer: Checkpointer,
-        stop: Callable[[], bool],
+        stop: Callable[[], object],
     ):
         self._loader, self._args, self._ctx = loader, args, ctx
         self._monitor, self._checkpointer, self._stop = monitor, checkpointer, stop

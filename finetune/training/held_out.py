@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], bool] = lambda: False
+    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], object] = bool
 ) -> Evaluation | None:
     """Means over all evaluation data of all ranks, in nats; all ranks call it and all get the same.
 
@@ -51,7 +51,7 @@ def evaluate(
     standard error over recordings, from `MIN_RECORDINGS` on.
 
     Args:
-        stop: asked before each batch; once it says True the evaluation is given up. The same on all ranks.
+        stop: asked before each batch; anything true gives the evaluation up. The same on all ranks.
 
     Returns:
         None when it was given up.
@@ -107,7 +107,7 @@ def difference(name: str, ours: Shares, theirs: Shares) -> dict[str, float]:
 
 @torch.no_grad()
 def _items(
-    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], bool]
+    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], object]
 ) -> LossParts | None:
     """Of each of this rank's items by itself: sums and counts are `[I, Q]`; items that are missing count nothing."""
     found = []
