@@ -81,8 +81,10 @@ def compare_now(args: TrainArgs, step: int, shares: Shares) -> dict[str, float]:
 
 
 def _shares_by_step(run_dir: Path) -> dict[int, Shares]:
+    """Of each evaluation; without those in which a recording had no finite loss."""
     entries = read_metrics(run_dir / "metrics.recordings.jsonl")
-    return {entry["step"]: entry["shares"] for entry in entries if isinstance(entry.get("shares"), dict)}
+    known = {entry["step"]: entry["shares"] for entry in entries if isinstance(entry.get("shares"), dict)}
+    return {step: shares for step, shares in known.items() if all(isinstance(one, float) for one in shares.values())}
 
 
 def _beginning(init_from: str) -> str:
