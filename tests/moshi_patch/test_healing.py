@@ -15,7 +15,7 @@ from tests.support.model_kinds import build, codes_for, conditions, fused
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.streams import SETTINGS, steps, ttt_model
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 ROWS, BEFORE, AFTER = 3, 12, 14
 poisons = pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 

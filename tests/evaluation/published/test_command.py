@@ -15,6 +15,8 @@ from finetune.settings.record import from_dict
 from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA, ROOT, build_repo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
