@@ -76,7 +76,7 @@ def test_every_command_runs(tmp_path, monkeypatch, patched, capfd):
     assert waived == NOT_RUN.keys()
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {"merged", "full", "adapters"}
     card = (tmp_path / "exports" / "full" / "README.md").read_text()
-    assert "| updates on - updates off |" in card
+    assert "| reliance |" in card
     assert (tmp_path / "results" / "eval.json").is_file()
     assert "FAILED" not in capfd.readouterr().out.replace("0 FAILED", "")
 
