@@ -1,10 +1,11 @@
-"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with TTT, and in the materialised form.
+"""Measures time and peak memory of one gated MLP of Moshi 7B: stock, with each update, and in the materialised form.
 
 `python -m benchmarks.cost.layer [--device cuda] [--steps 625 1250 ...] [--out FILE.json]`
 
-Three variants run alternately in one process, so that a drift of the machine meets all of them: the stock
-`ActivationGating`, `TTTGating`, and the materialised form of the paper's Algorithm 1 (per-chunk deltas, cumulative sum,
-one matrix product per chunk), which exists only here. Ratios are medians of per-round ratios against stock.
+Four variants run alternately in one process, so that a drift of the machine meets all of them: the stock
+`ActivationGating`, `TTTGating` with the paper's update and with the residual one, and the materialised form of the
+paper's Algorithm 1 (per-chunk deltas, cumulative sum, one matrix product per chunk), which exists only here. Ratios are
+medians of per-round ratios against stock.
 
 Shapes: `B` rows, `T` steps, `D` width, `H` hidden width, `C` chunk size, `n` chunks.
 """
@@ -112,7 +113,10 @@ def operations(steps: int, args: argparse.Namespace, variant: str) -> float:
         extra = steps * width * width + steps * width * hidden
     else:
         seen = sum(min(chunk, steps - i * chunk) * i * chunk for i in range(chunks))
-        extra = (chunks - 1) * chunk * width * width + seen * (width + hidden)
+        written = (chunks - 1) * chunk
+        extra = written * width * width + seen * (width + hidden)
+        if variant == "residual":  # the Gram matrix, the whitened keys, what is missing
+            extra += written * chunk * (2 * hidden + width)
     return 1 + extra / stock
 
 
@@ -130,11 +134,12 @@ def main(argv: list[str] | None = None) -> None:
 
     stock = ActivationGating(args.dim, int(4.125 * args.dim), F.silu, device=device, dtype=torch.bfloat16)
     args.hidden = stock.linear_out.in_features
-    config = TTTConfig(enabled=True, chunk_size=args.chunk_size)
-    ttt = TTTGating(stock, config, device=device, dtype=torch.bfloat16)
-    with torch.no_grad():
-        torch.nn.init.normal_(ttt.target_generator.conv1d.conv.weight)
-    variants = {"stock": stock, "ttt": ttt, "materialised": Materialised(ttt)}
+    variants = {"stock": stock}
+    for name, update in (("ttt", "hebbian"), ("residual", "residual")):
+        config = TTTConfig(enabled=True, chunk_size=args.chunk_size, update=update)
+        variants[name] = TTTGating(stock, config, device=device, dtype=torch.bfloat16)
+        torch.nn.init.normal_(variants[name].target_generator.conv1d.conv.weight)
+    variants["materialised"] = Materialised(variants["ttt"])
     if args.no_materialised:
         variants.pop("materialised")
     for module in variants.values():

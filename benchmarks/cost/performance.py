@@ -35,6 +35,9 @@ def machines() -> str:
     return markdown(["result", "processor", "threads", "torch", "moshi", "date"], rows)
 
 
+FORMS = {"ttt": "this one", "residual": "residual update", "materialised": "materialised (Algorithm 1)"}
+
+
 def layer() -> str:
     rows = [row for row in result("layer")["rows"] if row["variant"] != "stock"]
     return markdown(
@@ -43,7 +46,7 @@ def layer() -> str:
             [
                 row["steps"],
                 row["direction"],
-                {"ttt": "this one", "materialised": "materialised (Algorithm 1)"}[row["variant"]],
+                FORMS[row["variant"]],
                 f"{row['time_ratio']:.2f}",
                 "–".join(f"{value:.2f}" for value in row["time_ratio_range"]),
                 f"{row['operations_ratio']:.2f}",
@@ -67,9 +70,11 @@ def layer_scaling() -> str:
 
 def step() -> str:
     keys = ("ratio_p50", "stock_p99_over_p50", "ttt_p99_over_p50", "chunk_end_over_p50", "slowest_phase_over_p50")
+    header = ["TTT / stock", "stock p99 / p50", "TTT p99 / p50", "end of a chunk / p50", "slowest phase / p50"]
+    rows = result("step")["results"]
     return markdown(
-        ["rows", "TTT / stock", "stock p99 / p50", "TTT p99 / p50", "end of a chunk / p50", "slowest phase / p50"],
-        [[row["rows"], *ratios(row, *keys)] for row in result("step")["results"]],
+        ["rows", "update", *header],
+        [[row["rows"], row.get("update", "hebbian"), *ratios(row, *keys)] for row in rows],
     )
 
 
@@ -114,11 +119,12 @@ def roofline() -> str:
 
 
 def moshi_7b() -> str:
-    rows = []
+    rows, columns = [], ("stock", "delta", "fold", "rings", "whitening", "target")
     for row in result("roofline")["moshi_7b"]:
-        parts = [f"{row['bytes'][key] / 1e9:.2f}" for key in ("stock", "delta", "fold", "rings", "target")]
-        rows.append([row["rows"], *parts, f"{row['ratio_by_bytes']:.2f}"])
-    return markdown(["rows", "stock, GB", "delta", "fold", "rings", "W_target", "TTT / stock by bytes"], rows)
+        parts = [f"{row['bytes'].get(key, 0) / 1e9:.2f}" for key in columns]
+        rows.append([row["rows"], row.get("update", "hebbian"), *parts, f"{row['ratio_by_bytes']:.2f}"])
+    header = ["rows", "update", "stock, GB", "delta", "fold", "rings", "M", "W_target", "TTT / stock by bytes"]
+    return markdown(header, rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -23,7 +23,7 @@ from torch import nn
 
 import moshi_patch
 from benchmarks.cost.layer import operations, run_once
-from benchmarks.cost.step import COMMON, SIZES, Stream
+from benchmarks.cost.step import COMMON, SIZES, UPDATES, Stream
 from benchmarks.measure import argument_parser, parse_arguments, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
 from moshi_patch.ops.state import rows_per_step
@@ -54,28 +54,32 @@ def step_bytes(model: nn.Module, rows: int) -> dict[str, int]:
     """Bytes that one streaming step has to move: the stock model's, and what TTT adds to them.
 
     Weights are read once for all rows; each row has its own delta and rings. `fold` reads and writes r = ceil(D / C)
-    rows of the delta, and reads the previous chunk's keys once more.
+    rows of the delta, and reads the previous chunk's keys once more. With the residual update keys are float32, the
+    ring is read whole both times, and the two matrices M are read six times in all.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     targets = {id(p) for p in moshi_patch.ttt_parameters(model).values()}
     weights = sum(p.nbytes for p in model.parameters() if id(p) not in embeddings | targets)
     layers = model.transformer.layers
     cache = rows * len(layers) * model.context * 2 * layers[0].self_attn.embed_dim * BF16
-    parts = {"stock": weights + cache, "delta": 0, "fold": 0, "rings": 0, "target": 0}
+    parts = {"stock": weights + cache, "delta": 0, "fold": 0, "rings": 0, "whitening": 0, "target": 0}
     for gating in moshi_patch.ttt_gatings(model).values():
         width, hidden, chunk = gating.dim, gating.hidden, gating.config.chunk_size
         parts["delta"] += rows * width * hidden * FP32
         parts["fold"] += rows * 2 * rows_per_step(width, chunk) * hidden * FP32
-        parts["rings"] += rows * 2 * chunk * (2 * hidden + width) * BF16
+        residual = gating.config.update == "residual"
+        parts["rings"] += rows * 2 * chunk * (2 * hidden * (FP32 if residual else BF16) + width * BF16)
+        parts["whitening"] += rows * 6 * chunk**2 * FP32 * residual
         parts["target"] += sum(p.nbytes for p in gating.target_generator.parameters())
     return parts
 
 
-def predict(rows: int) -> dict:
+def predict(rows: int, update: str) -> dict:
     """Predicts a streaming step of Moshi 7B with the default layers and chunk from its bytes alone, on any machine."""
-    settings = {**COMMON, **SIZES["7b"], "ttt_enabled": True}
+    settings = {**COMMON, **SIZES["7b"], "ttt_enabled": True, "ttt_update": update}
     parts = step_bytes(LMModel(device="meta", dtype=torch.bfloat16, **settings), rows)
-    return {"rows": rows, "bytes": parts, "ratio_by_bytes": round(sum(parts.values()) / parts["stock"], 3)}
+    ratio = round(sum(parts.values()) / parts["stock"], 3)
+    return {"rows": rows, "update": update, "bytes": parts, "ratio_by_bytes": ratio}
 
 
 def measure_step(rows: int, args: argparse.Namespace, device: torch.device, bytes_per_second: float) -> dict:
@@ -169,9 +173,9 @@ def main(argv: list[str] | None = None) -> None:
             "share of the rate: stock %(rate_share_stock).2f, TTT %(rate_share_ttt).2f",
             row,
         )
-    predicted = [predict(rows) for rows in args.rows]
+    predicted = [predict(rows, update) for rows in args.rows for update in UPDATES]
     for row in predicted:
-        logger.info("step of Moshi 7B, B=%(rows)d: by bytes %(ratio_by_bytes).2fx", row)
+        logger.info("step of Moshi 7B, B=%(rows)d, %(update)s: by bytes %(ratio_by_bytes).2fx", row)
     rates = {"bandwidth_bytes_per_second": round(read), "bf16_multiply_adds_per_second": round(peak)}
     write_result("roofline", args, rates=rates, step=steps, layer=layers, moshi_7b=predicted)
 

@@ -2,15 +2,16 @@
 
 `python -m benchmarks.cost.step [--device cuda] [--size small|7b] [--rows 1 8] [--out FILE.json]`
 
-Two models of the same size stream alternately in one process, step by step: stock, and TTT with the default layer
-selection. Reported per model: p50 and p99 of a step; beside each other: the median of per-step ratios, and TTT's p50
-at each phase of the chunk, where a spike would show. On CUDA the step runs as `LMGen` runs it, as a replayed graph.
+Three models of the same size stream alternately in one process, step by step: stock, and TTT with the default layer
+selection and either update. Reported per model: p50 and p99 of a step; beside each other: the median of per-step
+ratios, and TTT's p50 at each phase of the chunk, where a spike would show. On CUDA the step runs as `LMGen` runs it, as
+a replayed graph.
 """
 
 import argparse
+import contextlib
 import logging
 import statistics
-from functools import partial
 
 import torch
 from moshi.models.lm import LMModel
@@ -21,6 +22,8 @@ import moshi_patch
 from benchmarks.measure import argument_parser, parse_arguments, timed, write_result
 
 logger = logging.getLogger(__name__)
+
+UPDATES = ("hebbian", "residual")
 
 SIZES = {
     "small": {"dim": 1024, "num_heads": 8, "num_layers": 6, "context": 250, "card": 2048, "text_card": 8000},
@@ -59,41 +62,63 @@ class Stream:
         self.step(self.codes)
 
 
-def compare(rows: int, args: argparse.Namespace) -> dict:
-    """Time `chunks` chunks of steps of both models, alternating."""
+def compare(rows: int, args: argparse.Namespace) -> list[dict]:
+    """Time `chunks` chunks of steps of all models, alternating; a row of results for each update."""
     device, size = torch.device(args.device), args.chunk_size
-    stock = Stream(rows, args)
-    ttt = Stream(rows, args, ttt_enabled=True, ttt_chunk_size=size, **args.layers)
-    times: dict[str, list[float]] = {"stock": [], "ttt": []}
-    with stock.context, ttt.context:
-        for _ in range(size + 4):  # warm-up: kernels, graph capture, and a first chunk to fold
-            stock()
-            ttt()
-        ttt.model.reset_streaming()
+    streams = {"stock": Stream(rows, args)}
+    for update in UPDATES:
+        ttt = {"ttt_enabled": True, "ttt_chunk_size": size, "ttt_update": update, **args.layers}
+        streams[update] = Stream(rows, args, **ttt)
+    times: dict[str, list[float]] = {name: [] for name in streams}
+    with contextlib.ExitStack() as stack:
+        for stream in streams.values():
+            stack.enter_context(stream.context)
+            for _ in range(size + 4):  # warm-up: kernels, graph capture, and a first chunk to fold
+                stream()
+            stream.model.reset_streaming()
         for _ in trange(size * args.chunks, desc=f"B={rows}", leave=False):
-            times["stock"].append(timed(stock, device))
-            times["ttt"].append(timed(ttt, device))
-        stats = moshi_patch.ttt_stats(ttt.model)
-    assert all(layer["updates"] == [args.chunks] * rows for layer in stats.values()), stats
+            for name, stream in streams.items():
+                times[name].append(timed(stream, device))
+        stats = {update: moshi_patch.ttt_stats(streams[update].model) for update in UPDATES}
     steady = {name: values[size:] for name, values in times.items()}  # the first chunk has nothing to fold
-    phases = [statistics.median(steady["ttt"][phase::size]) for phase in range(size)]
-    p50 = {name: statistics.median(values) for name, values in steady.items()}
-    spread = {name: quantile(values, 0.99) / p50[name] for name, values in steady.items()}
-    return {
-        "rows": rows,
-        "layers": list(stats),
-        "ratio_p50": round(statistics.median(map(float.__truediv__, steady["ttt"], steady["stock"])), 3),
-        "stock_p99_over_p50": round(spread["stock"], 3),
-        "ttt_p99_over_p50": round(spread["ttt"], 3),
-        "ttt_p99_over_p50_beyond_stock": round(spread["ttt"] / spread["stock"], 3),
-        "chunk_end_over_p50": round(phases[-1] / p50["ttt"], 3),
-        "chunk_start_over_p50": round(phases[0] / p50["ttt"], 3),
-        "slowest_phase_over_p50": round(max(phases) / p50["ttt"], 3),
-        "state_bytes_per_row": sum(
-            4 * g.dim * g.hidden + 2 * size * (g.dim + g.hidden) * 2
-            for g in moshi_patch.ttt_gatings(ttt.model).values()
-        ),
-    }
+    results = []
+    for update in UPDATES:
+        assert all(layer["updates"] == [args.chunks] * rows for layer in stats[update].values()), stats
+        p50 = {name: statistics.median(steady[name]) for name in ("stock", update)}
+        spread = {name: quantile(steady[name], 0.99) / p50[name] for name in p50}
+        phases = [statistics.median(steady[update][phase::size]) for phase in range(size)]
+        results.append(
+            {
+                "rows": rows,
+                "update": update,
+                "layers": list(stats[update]),
+                "ratio_p50": round(median_ratio(steady[update], steady["stock"]), 3),
+                "ratio_to_hebbian_p50": round(median_ratio(steady[update], steady["hebbian"]), 3),
+                "stock_p99_over_p50": round(spread["stock"], 3),
+                "ttt_p99_over_p50": round(spread[update], 3),
+                "ttt_p99_over_p50_beyond_stock": round(spread[update] / spread["stock"], 3),
+                "chunk_end_over_p50": round(phases[-1] / p50[update], 3),
+                "chunk_start_over_p50": round(phases[0] / p50[update], 3),
+                "slowest_phase_over_p50": round(max(phases) / p50[update], 3),
+                "state_bytes_per_row": state_bytes(streams[update].model, size),
+            }
+        )
+    return results
+
+
+def median_ratio(values: list[float], others: list[float]) -> float:
+    """The median of ratios step by step."""
+    return statistics.median(map(float.__truediv__, values, others))
+
+
+def state_bytes(model: LMModel, chunk: int) -> int:
+    """What the fast weights of one row take, scalars left out."""
+    total = 0
+    for gating in moshi_patch.ttt_gatings(model).values():
+        residual = gating.config.update == "residual"
+        total += 4 * gating.dim * gating.hidden + 2 * chunk * (2 * gating.dim + (4 if residual else 2) * gating.hidden)
+        total += 4 * 2 * chunk**2 * residual
+    return total
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -109,12 +134,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=lambda text: {"ttt_layers": text}, default={}, help='such as "1,5"')
     args = parse_arguments(parser, argv)
     moshi_patch.install()
-    results = list(map(partial(compare, args=args), args.rows))
+    results = [row for rows in args.rows for row in compare(rows, args)]
     for row in results:
         logger.info(
-            "B=%(rows)d  TTT/stock %(ratio_p50).3fx  p99/p50: stock %(stock_p99_over_p50).2f, TTT "
-            "%(ttt_p99_over_p50).2f  chunk end/p50 %(chunk_end_over_p50).2f  slowest phase/p50 "
-            "%(slowest_phase_over_p50).2f",
+            "B=%(rows)d %(update)-8s  TTT/stock %(ratio_p50).3fx  TTT/hebbian %(ratio_to_hebbian_p50).3fx  p99/p50: "
+            "stock %(stock_p99_over_p50).2f, TTT %(ttt_p99_over_p50).2f  "
+            "chunk end/p50 %(chunk_end_over_p50).2f  slowest phase/p50 %(slowest_phase_over_p50).2f",
             row,
         )
     write_result("step", args, results=results)

@@ -2,8 +2,9 @@
 
 `python -m benchmarks.cost.train_step [--device cuda] [--size small|7b] [--rounds N] [--out FILE.json]`
 
-Models with LoRA train alternately in one process, step by step, on the same random codes: without TTT, and with TTT in
-5 of 32 layers (the default selection) whose target generators and W_down train too, as `train.py` would train them. A
+Models with LoRA train alternately in one process, step by step, on the same random codes: without TTT, and with TTT of
+either update in 5 of 32 layers (the default selection) whose target generators and W_down train too, as `train.py`
+would train them. A
 control trains the W_down of the same layers without TTT, to tell the cost of the fast weights from that of more weights
 to train. A step is forward with activation checkpointing, loss, backward, clipping and AdamW. Ratios are medians over
 rounds; memory is the peak of what tensors take during a step, weights and optimizer states included.
@@ -47,11 +48,11 @@ SIZES = {
 class Training:
     """A model with adapters, its optimizer, and one step of training it."""
 
-    def __init__(self, args: argparse.Namespace, ttt: bool, w_down: bool):
+    def __init__(self, args: argparse.Namespace, ttt: str | None = None, w_down: bool = False):
         device = torch.device(args.device)
         self.args = TrainArgs(
             lora=LoraArgs(enable=True, rank=args.rank),
-            ttt=TTTArgs(enabled=ttt, chunk_size=args.chunk_size),
+            ttt=TTTArgs(enabled=ttt is not None, chunk_size=args.chunk_size, update=ttt or "hebbian"),
             optim=OptimArgs(lr=2e-6),
             max_steps=1000,
         )
@@ -91,9 +92,10 @@ def compare(args: argparse.Namespace) -> dict[str, dict]:
     """Time and peak memory of each variant over those of LoRA alone."""
     device = torch.device(args.device)
     variants = {
-        "lora": Training(args, ttt=False, w_down=False),
-        "lora, w_down of 5 layers": Training(args, ttt=False, w_down=True),
-        "lora, ttt in 5 layers": Training(args, ttt=True, w_down=False),
+        "lora": Training(args),
+        "lora, w_down of 5 layers": Training(args, w_down=True),
+        "lora, ttt in 5 layers": Training(args, ttt="hebbian"),
+        "lora, residual ttt in 5 layers": Training(args, ttt="residual"),
     }
     held, peaks = {}, {}
     for name, training in variants.items():
@@ -161,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     results = compare(args)
     for name, row in results.items():
-        logger.info("%-26s time %.2fx  peak memory %.2fx", name, row["time_ratio"], row["memory_ratio"])
+        logger.info("%-30s time %.2fx  peak memory %.2fx", name, row["time_ratio"], row["memory_ratio"])
     write_result("train_step", args, start_up=start, results=results)
 
 

@@ -155,7 +155,19 @@ class ResidualFastWeight(FastWeight):
         matrix = self.whitening[row, half]
         missing = values.unflatten(1, (2, -1))[row, half].to(matrix.dtype)
         errors = torch.bmm(matrix.transpose(1, 2), torch.bmm(matrix, missing))
-        return torch.bmm(errors.transpose(1, 2), self.keys.unflatten(1, (2, -1))[row, half])
+        return self._with_previous_keys(errors, copying=self.keys.device.type == "cpu")
+
+    def _with_previous_keys(self, errors: torch.Tensor, copying: bool) -> torch.Tensor:
+        """`[B, R, H]`: products of `errors [B, C, R]` with the previous chunk's keys.
+
+        Copying that chunk out of the ring takes less time on a CPU; reading all of the ring moves fewer bytes.
+        """
+        row, half = self._previous()
+        if copying:
+            return torch.bmm(errors.transpose(1, 2), self.keys.unflatten(1, (2, -1))[row, half])
+        spread = errors.new_zeros(len(errors), 2, *errors.shape[1:])
+        spread.index_put_((row, half), errors)
+        return torch.bmm(spread.flatten(1, 2).transpose(1, 2), self.keys)
 
     def _previous(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Two `[B]` index tensors of the previous chunk in what is `[B, 2, ...]`."""

@@ -10,6 +10,7 @@ from tests.support.models import TTT, random_codes, randomise_targets, relative,
 
 pytestmark = pytest.mark.usefixtures("patched")
 STEPS = 83
+updates = pytest.mark.parametrize("update", ["hebbian", "residual"])
 CUDA = {"device": "cuda", "positional_embedding": "none", "norm": "rms_norm_f32"}
 
 
@@ -37,18 +38,20 @@ def generate(model, rows=2):
         return torch.stack(logits), moshi_patch.ttt_stats(model), graphed
 
 
-def test_updates_happen_in_every_chunk_of_a_replayed_graph():
-    _, stats, graphed = generate(ttt_model())
+@updates
+def test_updates_happen_in_every_chunk_of_a_replayed_graph(update):
+    _, stats, graphed = generate(ttt_model(ttt_update=update))
     assert graphed, "LMGen did not capture a graph: this test would show nothing"
     for layer in stats.values():
         assert layer["updates"] == [STEPS // 5, (STEPS - 41) // 5]
         assert min(layer["delta_norm"]) > 0
 
 
-def test_graph_on_equals_graph_off():
-    on, stats_on, graphed = generate(ttt_model())
+@updates
+def test_graph_on_equals_graph_off(update):
+    on, stats_on, graphed = generate(ttt_model(ttt_update=update))
     with no_cuda_graph():
-        off, stats_off, ungraphed = generate(ttt_model())
+        off, stats_off, ungraphed = generate(ttt_model(ttt_update=update))
     assert graphed
     assert not ungraphed
     assert relative(on, off) < 1e-5
@@ -74,8 +77,9 @@ def test_the_control_switch_holds_inside_a_replayed_graph():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)]
 )
-def test_streaming_equals_one_pass(dtype, tolerance):
-    model = ttt_model(dtype, norm="rms_norm" if dtype == torch.float64 else "rms_norm_f32")
+@updates
+def test_streaming_equals_one_pass(dtype, tolerance, update):
+    model = ttt_model(dtype, ttt_update=update, norm="rms_norm" if dtype == torch.float64 else "rms_norm_f32")
     codes = random_codes(model, 2, STEPS).cuda()
     with torch.no_grad():
         expected = model.forward_text(codes)[0]
@@ -84,9 +88,11 @@ def test_streaming_equals_one_pass(dtype, tolerance):
     assert relative(torch.cat(steps, 1), expected) < tolerance
 
 
-def test_gradients_equal_those_on_the_cpu():
-    model = ttt_model(torch.float64, norm="rms_norm").train()
-    twin = tiny_model(torch.float64, **{**TTT, **CUDA, "device": "cpu", "norm": "rms_norm"}).train()
+@updates
+def test_gradients_equal_those_on_the_cpu(update):
+    model = ttt_model(torch.float64, norm="rms_norm", ttt_update=update).train()
+    settings = {**TTT, **CUDA, "device": "cpu", "norm": "rms_norm", "ttt_update": update}
+    twin = tiny_model(torch.float64, **settings).train()
     twin.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     codes = random_codes(model, 2, 33)
     model.forward_text(codes.cuda())[1].log_softmax(-1)[..., 0].mean().backward()
@@ -106,8 +112,10 @@ def test_fresh_weights_are_bitwise_stock_moshi(dtype):
         assert torch.equal(stock.forward_text(codes)[1], model.forward_text(codes)[1])
 
 
-def test_no_step_waits_for_the_device():
-    model = randomise_targets(tiny_model(torch.float32, **{**TTT, "positional_embedding": "none"})).cuda()
+@updates
+def test_no_step_waits_for_the_device(update):
+    settings = {**TTT, "positional_embedding": "none", "ttt_update": update}
+    model = randomise_targets(tiny_model(torch.float32, **settings)).cuda()
     codes = random_codes(model, 2, 12).cuda()
     with torch.no_grad(), model.streaming(2):
         model.forward_text(codes[:, :, :1])

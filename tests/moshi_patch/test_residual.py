@@ -161,6 +161,16 @@ def test_the_state_grows_by_two_matrices_of_a_chunk_and_nothing_else():
     assert sizes[1] - sizes[0] == 3 * 2 * C**2
 
 
+@pytest.mark.parametrize("position", [C + 3, 2 * C, 3 * C - 1])
+def test_both_ways_to_multiply_with_the_previous_chunk_agree(position):
+    state = ResidualFastWeight.allocate(2, D, H, C, torch.float64, "cpu")
+    state.keys.normal_()
+    state.position += torch.tensor([position, position + C])
+    errors = torch.randn(2, C, 3).double()
+    copied, whole = (state._with_previous_keys(errors, copying=copying) for copying in (True, False))
+    assert relative(copied, whole) < 1e-12
+
+
 # --- what it tells of itself ---
 
 
