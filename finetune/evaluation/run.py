@@ -23,7 +23,7 @@ from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
 from .baseline import Baseline, load_baseline, open_baseline
-from .conditions import conditions_of
+from .conditions import conditions_of, muting_conditions
 from .loss_tables import settings_table
 from .output import heading, make_out_dir, out_dir, write_results
 from .published.evaluate import evaluate_paper
@@ -91,7 +91,8 @@ class Evaluation:
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)
             store = self._store(info, {"streams": streams.identity()})
-            kinds = {condition: f"standard/{condition}" for condition in conditions_of(model)}
+            conditions = conditions_of(model) + (muting_conditions(model) if args.by_layer else ())
+            kinds = {condition: f"standard/{condition}" for condition in conditions}
             self._score(model, streams, kinds, store)
         if args.paper_style:
             other = None if self.baseline is None else on_all_ranks(ctx, self._load_baseline)

@@ -82,7 +82,7 @@ def test_settings_that_the_evaluation_replaced_are_named():
 def test_one_recording_has_no_interval():
     alone = copy.deepcopy(RESULTS)
     alone["standard"] |= {"streams": 1, "differences": {}}
-    assert "1 recording, 10.0 minutes. There are too few recordings for an interval (at least 5)." in card(alone)
+    assert "1 recording, 10.0 minutes. There are too few recordings for an interval, which takes 5." in card(alone)
     few = copy.deepcopy(RESULTS)
     few["standard"]["streams"] = 4
     assert "| reliance | -0.2500 | -0.1000 |  |  |" in card(few)
