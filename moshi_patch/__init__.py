@@ -16,7 +16,7 @@ if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax e
 from .config import TTTConfig
 
 if TYPE_CHECKING:
-    from .arguments import wrong_repository
+    from .arguments import wrong_file, wrong_repository
     from .cpu import fit_threads, without_compiling
     from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "arguments": ("wrong_repository",),
+    "arguments": ("wrong_file", "wrong_repository"),
     "cpu": ("fit_threads", "without_compiling"),
     "gating": ("TTTGating",),
     "locks": ("FileLock",),
@@ -99,6 +99,7 @@ __all__ = [
     "ttt_updates",
     "uninstall",
     "without_compiling",
+    "wrong_file",
     "wrong_repository",
 ]
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 FILES = ("--moshi-weight", "--mimi-weight", "--lora-weight", "--tokenizer", "--config", "--config-path")
 """Options of `moshi.server` and `moshi.run_inference` that name a file, or `hf://owner/name/file`."""
 
+HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
+"""A file of any repository on the Hub, as moshi takes it: `hf://owner/name/file`."""
+
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -29,9 +32,19 @@ def wrong_path(arguments: Sequence[str]) -> str | None:
         return f"--hf-repo {repository}: {problem}"
     for option in FILES:
         path = value_of(option, arguments)
-        if path is not None and not path.startswith("hf://") and not os.path.isfile(path.removeprefix("file://")):
-            return f"{option} {path}: no such file"
+        problem = None if path is None else wrong_file(path)
+        if problem:
+            return f"{option} {path}: {problem}"
     return None
+
+
+def wrong_file(path: str) -> str | None:
+    """Why `path` is neither a file nor names one on the Hub, in words; None when it is one of them."""
+    if path.startswith("hf://"):
+        return None if HUB_FILE.fullmatch(path) else "must be of the form hf://OWNER/NAME/FILE"
+    if os.path.isdir(path):
+        return "is a folder; give a file in it"
+    return None if os.path.isfile(path.removeprefix("file://")) else "no such file"
 
 
 def wrong_repository(name: str) -> str | None:

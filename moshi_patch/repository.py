@@ -17,15 +17,12 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from moshi.models import loaders
 
-from .arguments import wrong_repository
+from .arguments import HUB_FILE, wrong_repository
 from .errors import in_one_line
 from .json_object import read_object
 from .model_config import check_mimi_config, read_model_config
 
 HUB, LOCAL = "hf://", "file://"
-HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
-"""A file of any repository on the Hub, as moshi takes it: `hf://owner/name/file`."""
-
 DEFAULT_NAMES = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,

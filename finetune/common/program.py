@@ -51,6 +51,7 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # FSDP's end alone warns hundreds of times; torch reads it
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log would hold each of their refreshes
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each time that the Hub is tried again
     level = level if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

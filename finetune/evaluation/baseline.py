@@ -20,7 +20,7 @@ from ..settings.evaluation import EvalArgs
 from ..settings.parsing import flat
 from ..settings.schema import MoshiPaths, TrainArgs
 from ..settings.validation import check_moshi_paths
-from ..training.control import FOLDER
+from ..training.control import CONTROL_FOLDER
 from .conditions import BASELINE, CONTROL
 from .result_store import file_identity
 
@@ -122,7 +122,7 @@ def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     if name == OWN_CONTROL:
         path = _control_of(saved)
         if path is None:
-            where = saved.folder if saved.run_dir is None else saved.run_dir / FOLDER
+            where = saved.folder if saved.run_dir is None else saved.run_dir / CONTROL_FOLDER
             raise ConfigError(
                 f"baseline={name!r}: {where} is no control; a run that is trained with control=true has one."
             )
@@ -145,7 +145,7 @@ def _control_of(saved: SavedCheckpoint) -> Path | None:
     """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
     if saved.run_dir is None:
         return None
-    there = list_checkpoints(saved.run_dir / FOLDER / "checkpoints")
+    there = list_checkpoints(saved.run_dir / CONTROL_FOLDER / "checkpoints")
     return there.get(saved.step, list(there.values())[-1]) if there else None
 
 

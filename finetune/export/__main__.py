@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from ..common.program import program
 
@@ -20,12 +19,9 @@ def main(argv: list[str], prog: str) -> None:
         "CHECKPOINT OUT [--best] [--merge | --with-base] [--base PATH] [--name NAME] [--eval FILE]",
     )
     from .commands import serve_command, upload_command
-    from .export import Options, export
+    from .export import export
 
-    results = None if args.eval is None else Path(args.eval)
-    out = export(
-        args.checkpoint, args.out, Options(args.best, args.merge, args.with_base, args.base, args.name, results)
-    )
+    out = export(args)
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:>15,} {path}")
     command = serve_command(out)

@@ -13,7 +13,6 @@ is no index.
 
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ..common.disk import reading, reason_of
 from ..common.distributed import Context
 from ..common.errors import ConfigError, DiskError
 from ..common.files import read_json, whole_folder, write_json
+from ..settings.commands import ExportArgs
 from ..settings.schema import MoshiPaths
 from .model_card import model_card
 from .sources import find_sources, hub_of, place
@@ -43,61 +43,38 @@ PRIVATE_SETTINGS = ("run_dir", "data", "moshi_paths", "wandb", "init_from", "che
 """Settings of a training that mean nothing elsewhere, or that name what is nobody else's business."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to export.
-
-    Args:
-        best: of a run, the checkpoint with the lowest held-out loss is meant, not the newest.
-        merge: adapters are merged into the base model.
-        with_base: the base model of adapters goes into the folder too.
-        base: where the base model is, as `saved.model_paths` takes it; None: as it was trained.
-        name: of the model card; None: the folder's.
-        results: an `eval.json` for the model card; None: that of this checkpoint, if there is one.
-    """
-
-    best: bool = False
-    merge: bool = False
-    with_base: bool = False
-    base: str | None = None
-    name: str | None = None
-    results: Path | None = None
-
-
-def export(checkpoint: str | Path, out: str | Path, options: Options) -> Path:
-    """Makes the folder `out`, whole or not at all.
+def export(args: ExportArgs) -> Path:
+    """Makes the folder `args.out`, whole or not at all, and returns it.
 
     Raises:
         ConfigError: when `out` exists, the checkpoint is broken, or what belongs to it cannot be found; no file is
             left then.
     """
-    out = Path(out)
+    checkpoint, out = args.checkpoint, Path(args.out)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT={str(out)!r}: exists, and nothing is overwritten; choose another name.")
-    saved = open_checkpoint(best_checkpoint(Path(checkpoint)) if options.best else checkpoint, "CHECKPOINT")
+    saved = open_checkpoint(best_checkpoint(Path(checkpoint)) if args.best else checkpoint, "CHECKPOINT")
     _tell_of_the_best(saved)
     refuse_broken(saved, "CHECKPOINT")
-    results = _find_results(saved, options.results)
-    paths = model_paths(saved, options.base)
-    adapters = saved.adapters and not options.merge
+    results = _find_results(saved, None if args.eval is None else Path(args.eval))
+    paths = model_paths(saved, args.base)
+    adapters = saved.adapters and not args.merge
     sources = find_sources(saved, paths, base=adapters)
-    if adapters and isinstance(sources["moshi_name"], Path) and not options.with_base:
+    if adapters and isinstance(sources["moshi_name"], Path) and not args.with_base:
         raise ConfigError(
             f"CHECKPOINT={str(checkpoint)!r}: holds adapters, and their base model {sources['moshi_name']} is a file "
             "of this machine. Add --with-base to copy it, or --merge to export one model."
         )
     try:
         with whole_folder(out) as folder:
-            names = {key: place(folder, key, source, with_base=options.with_base) for key, source in sources.items()}
+            names = {key: place(folder, key, source, with_base=args.with_base) for key, source in sources.items()}
             names |= _write_weights(folder, saved, paths, adapters)
             write_json(folder / "config.json", _config(saved, names, adapters))
             if saved.training is not None:
                 write_json(folder / "training_config.json", _public(saved.training))
             write_checksums(folder, sorted({path.name for path in folder.iterdir()} - {"config.json"}))
             with reading("the model card cannot be made from the results of the evaluation (--eval)"):
-                card = model_card(
-                    options.name or out.name, saved, adapters=adapters, base=hub_of(paths), results=results
-                )
+                card = model_card(args.name or out.name, saved, adapters=adapters, base=hub_of(paths), results=results)
             (folder / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = reason_of(error, out.parent)

@@ -114,8 +114,8 @@ class SettingsParser(simple_parsing.ArgumentParser):
     """Options for all settings of a dataclass; only those that are given get a value.
 
     Args:
-        cls: the dataclass. Fields made by `simple_parsing.field(positional=True)` are arguments without a name; if
-            there is one, no option for a boolean takes the word after it.
+        cls: the dataclass. Fields with the metadata `positional` are arguments without a name; if there is one, an
+            option for a boolean takes no value.
         usage: what follows the program's name.
     """
 
@@ -167,7 +167,8 @@ class SettingsParser(simple_parsing.ArgumentParser):
                 raise ConfigError(f"{option}: unknown option; {question}Usage: {self.usage}.")
             if action is None:
                 raise unknown_key(option[2:], value if equals else None, (self._cls,))
-            if (action.nargs is None and not equals) or value == "--":  # which argparse would drop
+            missing = not equals or (option == "--config" and not value)
+            if (action.nargs is None and missing) or value == "--":  # which argparse would drop
                 read_text(option[2:], None, str)  # which says that it needs a value
             options.append(f"{option}{equals}{value}")
         if arguments and not self._get_positional_actions():
@@ -228,7 +229,7 @@ def _help(wrapper: FieldWrapper) -> str:
     notes = [] if required else [f"default: {_in_yaml(wrapper.default)}"]
     if "allowed" in field.metadata and field.type is not bool:
         notes.append(allowed(field))
-    return wrapper.help + (f" ({'; '.join(notes)})" if notes else "")
+    return (wrapper.help or "") + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _in_yaml(value: Any) -> str:

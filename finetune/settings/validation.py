@@ -2,11 +2,9 @@
 
 import importlib.util
 import os
-from pathlib import Path
 
-from moshi_patch import wrong_repository
+from moshi_patch import wrong_file, wrong_repository
 
-from ..common.files import is_file
 from .limits import check_limits, require
 from .schema import STEPS_PER_SECOND, MoshiPaths, OptimArgs, TrainArgs
 from .sources import check_sources
@@ -65,9 +63,8 @@ def check_moshi_paths(paths: MoshiPaths, *, weights: bool = True) -> None:
         path, key = getattr(paths, name), f"moshi_paths.{name}"
         known = path is not None or paths.hf_repo_id is not None
         require(known, key, path, "is required while moshi_paths.hf_repo_id is null.")
-        local = path is not None and not path.startswith("hf://")
-        exists = not local or is_file(Path(path.removeprefix("file://")))
-        require(exists, key, path, "no such file; correct the path, or null for the repository's.")
+        problem = None if path is None else wrong_file(path)
+        require(problem is None, key, path, f"{problem}; correct the path, or null for the repository's.")
     if paths.hf_repo_id is not None:
         problem = wrong_repository(paths.hf_repo_id)
         require(problem is None, "moshi_paths.hf_repo_id", paths.hf_repo_id, f"{problem}.")

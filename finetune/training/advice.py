@@ -35,6 +35,11 @@ class Advice:
         self._best: tuple[float, int] | None = None
         self._last, self._told = "", 0.0
 
+    def remember(self, step: int, loss: float) -> None:
+        """Takes note of the loss of an earlier evaluation, of which there is nothing more to say."""
+        if self._best is None or loss < self._best[0]:
+            self._best = (loss, step)
+
     def observe(self, step: int, values: dict[str, float]) -> str:
         """The finding after `step`, a key of `ADVICE`, or "" when nothing is known yet.
 
@@ -42,8 +47,7 @@ class Advice:
             values: of an evaluation; those of a model without TTT hold no `ttt_reliance_error`.
         """
         loss, best = values["loss"], self._best
-        if best is None or loss < best[0]:
-            self._best = (loss, step)
+        self.remember(step, loss)
         rising = best is not None and not loss <= best[0] * (1 + RISE)
         flat = best is not None and loss > best[0] * (1 - RISE)
         reliance, error = values.get("ttt_reliance"), values.get("ttt_reliance_error")

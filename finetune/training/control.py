@@ -18,7 +18,7 @@ from ..settings.validation import validate
 from .held_out import Shares, difference
 from .metrics import read_metrics
 
-FOLDER = "control"
+CONTROL_FOLDER = "control"
 """In a run's folder."""
 
 DIFFERENCE = "control_difference"
@@ -32,7 +32,7 @@ def control_args(args: TrainArgs) -> TrainArgs:
         ConfigError: when there would be nothing to compare, or nothing that trains.
     """
     own = copy.deepcopy(args)
-    own.control, own.run_dir, own.overwrite_run_dir = False, str(Path(args.run_dir) / FOLDER), False
+    own.control, own.run_dir, own.overwrite_run_dir = False, str(Path(args.run_dir) / CONTROL_FOLDER), False
     own.ttt = replace(args.ttt, enabled=False, as_control=True)
     own.checkpoint.resume, own.checkpoint.resume_step = bool(list_checkpoints(Path(own.run_dir) / "checkpoints")), -1
     if own.wandb.run_name is not None:
@@ -63,7 +63,7 @@ def compared(run_dir: Path) -> list[dict[str, Any]]:
 
     Empty without a control, and for held-out data that are not the same in both.
     """
-    ours, theirs = (_shares_by_step(folder) for folder in (run_dir, run_dir / FOLDER))
+    ours, theirs = (_shares_by_step(folder) for folder in (run_dir, run_dir / CONTROL_FOLDER))
     found = [{"step": step} | compare(ours[step], theirs[step]) for step in ours if step in theirs]
     return [entry for entry in found if DIFFERENCE in entry]
 
@@ -76,13 +76,15 @@ def compare(with_ttt: Shares, without: Shares) -> dict[str, float]:
 def compare_now(args: TrainArgs, step: int, shares: Shares) -> dict[str, float]:
     """`compare` for an evaluation of `args` at `step`, whichever of the two runs it is; empty without the other."""
     run_dir = Path(args.run_dir)
-    other = _shares_by_step(run_dir.parent if args.ttt.as_control else run_dir / FOLDER).get(step, {})
+    other = _shares_by_step(run_dir.parent if args.ttt.as_control else run_dir / CONTROL_FOLDER).get(step, {})
     return compare(other, shares) if args.ttt.as_control else compare(shares, other)
 
 
 def _shares_by_step(run_dir: Path) -> dict[int, Shares]:
+    """Of each evaluation; without those in which a recording had no finite loss."""
     entries = read_metrics(run_dir / "metrics.recordings.jsonl")
-    return {entry["step"]: entry["shares"] for entry in entries if isinstance(entry.get("shares"), dict)}
+    known = {entry["step"]: entry["shares"] for entry in entries if isinstance(entry.get("shares"), dict)}
+    return {step: shares for step, shares in known.items() if all(isinstance(one, float) for one in shares.values())}
 
 
 def _beginning(init_from: str) -> str:
@@ -92,7 +94,7 @@ def _beginning(init_from: str) -> str:
     if settings.is_file() and not read_json(settings).get("ttt_enabled"):
         return init_from  # trained without TTT: a beginning for both
     folder = next((folder for folder in weights.parents if folder.name == "checkpoints"), weights.parent)
-    control = folder.parent / FOLDER
+    control = folder.parent / CONTROL_FOLDER
     given_run = Path(init_from).resolve() == folder.parent.resolve()
     own = control if given_run else control / weights.relative_to(folder.parent).parent
     if (own / "checkpoints" if given_run else own).is_dir():

@@ -26,7 +26,7 @@ class Evaluations:
 
     Args:
         loader: None when the run has no held-out data; then nothing is done.
-        stop: asked before each batch whether to give up, the same on all ranks.
+        stop: asked before each batch; anything true gives the evaluation up. The same on all ranks.
     """
 
     def __init__(
@@ -36,14 +36,18 @@ class Evaluations:
         ctx: Context,
         monitor: Monitor,
         checkpointer: Checkpointer,
-        stop: Callable[[], bool],
+        stop: Callable[[], object],
     ):
         self._loader, self._args, self._ctx = loader, args, ctx
         self._monitor, self._checkpointer, self._stop = monitor, checkpointer, stop
         self._advice, self._number = Advice(), 0
 
     def resume(self, step: int) -> None:
-        """After a run went to `step`: the best step is that of the evaluations up to it whose checkpoints are there."""
+        """After a run went to `step`: looks at the evaluations up to it, and which of them has the best checkpoint."""
+        path = Path(self._args.run_dir) / "metrics.eval.jsonl"
+        for entry in read_metrics(path) if self._ctx.rank == 0 else ():
+            if entry["step"] <= step and isinstance(entry.get("loss"), float):
+                self._advice.remember(entry["step"], entry["loss"])
         if self._loader is not None and self._args.keep_best and self._args.do_ckpt:
             on_rank_0(self._ctx, lambda: self._find_best(step))
 

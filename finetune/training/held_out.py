@@ -3,6 +3,7 @@
 Shapes: `I` items (segments) of this rank, `Q` = 1 + dep_q rows that are predicted, the text first.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ MIN_RECORDINGS = 5
 """No standard error from fewer recordings."""
 
 Shares = dict[str, float]
-"""By the path of each held-out recording, what it adds to the loss over all of them, in nats."""
+"""By the name of each held-out recording, what it adds to the loss over all of them, in nats."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], bool] = lambda: False
+    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], object] = bool
 ) -> Evaluation | None:
     """Means over all evaluation data of all ranks, in nats; all ranks call it and all get the same.
 
@@ -51,7 +52,7 @@ def evaluate(
     standard error over recordings, from `MIN_RECORDINGS` on.
 
     Args:
-        stop: asked before each batch; once it says True the evaluation is given up. The same on all ranks.
+        stop: asked before each batch; anything true gives the evaluation up. The same on all ranks.
 
     Returns:
         None when it was given up.
@@ -98,7 +99,7 @@ def difference(name: str, ours: Shares, theirs: Shares) -> dict[str, float]:
     """
     if ours.keys() != theirs.keys():
         raise ValueError("losses of different recordings cannot be compared.")
-    each = torch.tensor([ours[path] - theirs[path] for path in ours], dtype=torch.float64)
+    each = torch.tensor([ours[recording] - theirs[recording] for recording in ours], dtype=torch.float64)
     found, number = {name: each.sum().item()}, len(each)
     if number >= MIN_RECORDINGS:
         found[f"{name}_error"] = (each.std() * number**0.5).item()
@@ -107,7 +108,7 @@ def difference(name: str, ours: Shares, theirs: Shares) -> dict[str, float]:
 
 @torch.no_grad()
 def _items(
-    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], bool]
+    model: nn.Module, loader: EvalLoader, args: TrainArgs, ctx: Context, stop: Callable[[], object]
 ) -> LossParts | None:
     """Of each of this rank's items by itself: sums and counts are `[I, Q]`; items that are missing count nothing."""
     found = []
@@ -138,11 +139,22 @@ def _shares(loader: EvalLoader, items: LossParts, counts: torch.Tensor) -> Share
     each = (items.sums.double() / torch.where(divisors > 0, divisors, 1.0)).sum(1)
     heard = items.counts.any(1)
     mine = [
-        (str(segment.path), share)
+        (os.path.abspath(segment.path), share)
         for segment, share, counts_at_all in zip(loader.mine, each.tolist(), heard.tolist(), strict=False)
         if counts_at_all
     ]
+    everyone = sorted(gather_over_ranks(mine))  # in one order on any number of ranks
+    names = recording_names([path for path, _ in everyone])
     shares: Shares = defaultdict(float)
-    for path, share in sorted(gather_over_ranks(mine)):  # in one order on any number of ranks
-        shares[path] += share
+    for path, share in everyone:
+        shares[names[path]] += share
     return dict(shares)
+
+
+def recording_names(paths: list[str]) -> dict[str, str]:
+    """By its absolute path, the name of each recording: what of it the folder of all does not say.
+
+    So the names stay when the data are moved, or are called by another path.
+    """
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return {path: os.path.relpath(path, folder) for path in paths}

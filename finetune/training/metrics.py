@@ -11,7 +11,7 @@ from typing import Any
 from ..common.disk import writing
 from ..common.distributed import Context
 from ..common.errors import ConfigError
-from ..common.files import parse_object, read_json_lines, write_whole
+from ..common.files import finite_or_none, parse_object, read_json_lines, write_whole
 from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .samples import Sample, write_sample
@@ -56,7 +56,7 @@ class Monitor:
     def eval(self, step: int, values: dict[str, float], shares: dict[str, float] | None = None) -> None:
         """Metrics of an evaluation, after `step` optimizer steps, and the shares of the recordings in its loss."""
         if shares is not None:  # first: when there is a line of the evaluation, then there is one of its recordings
-            self._append("recordings", step, {"shares": shares})
+            self._append("recordings", step, {"shares": finite_or_none(shares)})
         self._write("eval", step, values)
 
     def sample(self, step: int, sample: Sample) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..common.disk import writing
 from ..common.files import whole_file
-from . import samples
-from .control import DIFFERENCE, FOLDER, compared
+from .control import CONTROL_FOLDER, DIFFERENCE, compared
 from .metrics import read_metrics
+from .samples import SAMPLES_FOLDER
 
 RELATIVE_DELTA = re.compile(r"ttt/(.+)/relative_delta")
 
@@ -42,7 +42,7 @@ def draw_report(run_dir: Path) -> Path:
         axes.set(title=title, xlabel="optimizer step", ylabel=unit)
         axes.grid(alpha=0.3)
     loss, difference, delta, rate = panels
-    _draw_losses(loss, train, held_out, read_metrics(run_dir / FOLDER / "metrics.eval.jsonl"))
+    _draw_losses(loss, train, held_out, read_metrics(run_dir / CONTROL_FOLDER / "metrics.eval.jsonl"))
     _draw_differences(difference, compared(run_dir), held_out)
     for entries, style in ((train, "-"), (held_out, "o--")):
         for key in _keys(entries):
@@ -95,7 +95,7 @@ def _draw_differences(axes: Any, with_control: list[dict], held_out: list[dict])
 def _draw_sample(axes: Any, run_dir: Path) -> None:
     """The waveform of Moshi's channel, with its words as the title."""
     axes.set_axis_off()
-    paths = sorted((run_dir / samples.FOLDER).glob("step_*.wav"), key=os.path.getmtime)
+    paths = sorted((run_dir / SAMPLES_FOLDER).glob("step_*.wav"), key=os.path.getmtime)
     if not paths:
         axes.set_title("No sample was spoken.", fontsize="small")
         return
@@ -105,7 +105,7 @@ def _draw_sample(axes: Any, run_dir: Path) -> None:
     axes.plot(seconds, frames[:, 0], linewidth=0.3)
     words = paths[-1].with_suffix(".txt")
     text = words.read_text(encoding="utf-8") if words.is_file() else ""
-    axes.set_title(f"{samples.FOLDER}/{paths[-1].name}\n{text.strip()}", fontsize="small", loc="left", parse_math=False)
+    axes.set_title(f"{SAMPLES_FOLDER}/{paths[-1].name}\n{text.strip()}", fontsize="small", loc="left", parse_math=False)
 
 
 def _plot(axes: Any, entries: list[dict[str, Any]], key: str, label: str, style: str) -> None:

@@ -47,11 +47,12 @@ class Progress:
 def progress_line(step: int, last: int, values: dict[str, float]) -> str:
     """`Progress.values` of `step` of `last`, in one line, as moshi-finetune prints it."""
     remaining = (last - step) / max(values["steps_per_second"], 1e-9)
+    rates = [rate for name, rate in values.items() if name.startswith("lr/")]
     parts = {
         "step": f"{step:06d}",
         "done (%)": f"{100 * step / last:.1f}",
         "loss": f"{values['loss']:.3f}",
-        "lr": f"{max((rate for name, rate in values.items() if name.startswith('lr/')), default=0.0):.1e}",
+        "lr": f"{rates[-1]:.1e}",
         "grad_norm": f"{values['grad_norm']:.3g}",
         "peak_memory (GiB)": f"{values['peak_memory_gib']:.1f}",
         "steps_per_second": f"{values['steps_per_second']:.3g}",

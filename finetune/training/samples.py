@@ -21,7 +21,7 @@ from ..data.loader import EvalLoader
 from ..data.tokenize import Item, SpeechTokenizer
 from ..model.conditions import condition_tensors
 
-FOLDER = "samples"
+SAMPLES_FOLDER = "samples"
 """In a run's folder."""
 
 PROMPT_STEPS, SPOKEN_STEPS = 25, 38
@@ -80,7 +80,7 @@ def write_sample(run_dir: Path, step: int, sample: Sample) -> Path:
     Raises:
         DiskError: when they cannot be written.
     """
-    path = run_dir / FOLDER / f"step_{step:06d}.wav"
+    path = run_dir / SAMPLES_FOLDER / f"step_{step:06d}.wav"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with wave.open(str(path), "wb") as file:

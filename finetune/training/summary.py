@@ -13,7 +13,7 @@ from ..common.commands import command, program_words, torchrun_words
 from ..settings.schema import TrainArgs
 from .activity import INACTIVE_BELOW
 from .advice import CLEAR_NATS
-from .control import DIFFERENCE, FOLDER, compared
+from .control import CONTROL_FOLDER, DIFFERENCE, compared
 from .metrics import read_metrics
 
 CLEAR_ERRORS = 3.0
@@ -83,7 +83,7 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     """
     run_dir = Path(args.run_dir)
     train, held_out = (read_metrics(run_dir / f"metrics.{kind}.jsonl") for kind in ("train", "eval"))
-    control, differences = read_metrics(run_dir / FOLDER / "metrics.eval.jsonl"), compared(run_dir)
+    control, differences = read_metrics(run_dir / CONTROL_FOLDER / "metrics.eval.jsonl"), compared(run_dir)
     step = train[-1]["step"] if train else 0
     rows = {"run": f"{run_dir}: {step} steps, {timedelta(seconds=round(seconds))} in this process"}
     if held_out:
@@ -134,7 +134,11 @@ def next_commands(args: TrainArgs, checkpoint: Path) -> list[str]:
     free = next(run_dir / name for name in names if not (run_dir / name).exists())
     found = [command("doctor", checkpoint), command("export", checkpoint, free, *merge)]
     if args.do_eval:  # otherwise nothing is known of held-out data
-        control = ["--baseline", run_dir / FOLDER] if list_checkpoints(run_dir / FOLDER / "checkpoints") else []
+        control = (
+            ["--baseline", run_dir / CONTROL_FOLDER]
+            if list_checkpoints(run_dir / CONTROL_FOLDER / "checkpoints")
+            else []
+        )
         found.insert(0, command("evaluate", "--checkpoint_dir", checkpoint, *control))
     return found
 

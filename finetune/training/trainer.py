@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -57,28 +58,39 @@ def train(args: TrainArgs) -> str:
         Stopped: after SIGTERM or SIGINT, when what was done is saved.
     """
     validate(args)
-    control = control_args(args) if args.control else None
     ctx, started = setup(), time.monotonic()
     try:
         with StopSignals() as stop:
             for message in unusual_settings(args) if ctx.rank == 0 else ():
                 logger.warning("%s", message)
-            if control is not None:
-                on_rank_0(ctx, lambda: check_control(control))
+            if args.control:
+                on_rank_0(ctx, lambda: check_control(control_args(args)))
             _train(args, ctx, stop)
-            if control is not None and not on_rank_0(ctx, lambda: is_finished(control)):
-                if signal := stop.agreed():
-                    raise Stopped(
-                        f"stopped by {signal_name(signal)} before its control; the run is done. Continue with: "
-                        f"{resume_command(args, ctx.world_size)}",
-                        signal,
-                    )
-                logger.info("The control: the same run without TTT, in %s.", control.run_dir)
-                _train(control, ctx, stop)
-                on_rank_0(ctx, lambda: draw_report(Path(args.run_dir)))
+            if args.control:
+                _train_control(args, ctx, stop)
         return summary(args, time.monotonic() - started, ctx.world_size) if ctx.rank == 0 else ""
     finally:
         cleanup()
+
+
+def _train_control(args: TrainArgs, ctx: Context, stop: StopSignals) -> None:
+    """Trains the control of `args`, unless that is done."""
+    control = on_rank_0(ctx, lambda: control_args(args))  # looks at the disk
+    if on_rank_0(ctx, lambda: is_finished(control)):
+        return
+    if signal := stop.agreed():
+        _raise_stopped(signal, "before the control", args, ctx)
+    logger.info("The control: the same run without TTT, in %s.", control.run_dir)
+    _train(control, ctx, stop)
+    on_rank_0(ctx, lambda: draw_report(Path(args.run_dir)))
+
+
+def _raise_stopped(signal: int, where: str, args: TrainArgs, ctx: Context) -> NoReturn:
+    """Ends the run: rank 0 with a line of how to go on, the others without a word."""
+    if ctx.rank != 0:
+        raise SystemExit(128 + signal)
+    command = resume_command(args, ctx.world_size)
+    raise Stopped(f"stopped by {signal_name(signal)} {where}. Continue with: {command}", signal)
 
 
 def _train(args: TrainArgs, ctx: Context, stop: StopSignals) -> None:
@@ -116,8 +128,7 @@ class Trainer:
         on_rank_0(ctx, run_dir.start)  # not before: a run that is refused changes nothing
         self.monitor = on_all_ranks(ctx, lambda: Monitor(run_dir.path, args, ctx))
         on_rank_0(ctx, lambda: self.monitor.resume(self.state.step))
-        asked_to_stop = lambda: bool(stop.agreed())  # noqa: E731
-        self.evaluations = Evaluations(self.eval_loader, args, ctx, self.monitor, self.checkpointer, asked_to_stop)
+        self.evaluations = Evaluations(self.eval_loader, args, ctx, self.monitor, self.checkpointer, stop.agreed)
         self.evaluations.resume(self.state.step)
         self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()
         self._bad_steps, self._save_owed = 0, False
@@ -206,12 +217,8 @@ class Trainer:
     def _end(self, signal: int) -> None:
         """Saves, and ends the run in one line."""
         saved = self.checkpointer.save(self.state)
-        if self.ctx.rank != 0:
-            raise SystemExit(128 + signal)
-        how = "nothing was saved, as do_ckpt is false."
-        if saved is not None:
-            how = f"saved as {saved}. Continue with: {resume_command(self.args, self.ctx.world_size)}"
-        raise Stopped(f"stopped by {signal_name(signal)} at step {self.state.step}; {how}", signal)
+        what = f"saved as {saved}" if saved is not None else "not saved, as do_ckpt is false"
+        _raise_stopped(signal, f"at step {self.state.step}, {what}", self.args, self.ctx)
 
     def _resume(self) -> None:
         """From the checkpoint that was asked for, if there is one."""

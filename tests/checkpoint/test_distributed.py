@@ -87,7 +87,7 @@ def run(folder: Path, world: int, *jobs: str) -> list[list[dict]]:
     place.mkdir()
     results = [place / f"{rank}.json" for rank in range(world)]
     words = [[rank, world, results[rank], *jobs] for rank in range(world)]
-    run_processes("tests.checkpoint.test_distributed", words, place)
+    run_processes("tests.checkpoint.test_distributed", words, place, seconds=150)
     return list(zip(*(json.loads(path.read_text()) for path in results), strict=True))
 
 

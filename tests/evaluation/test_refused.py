@@ -14,7 +14,8 @@ from finetune.evaluation import run as run_module
 from finetune.evaluation.__main__ import main
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
-from finetune.export.export import Options, export
+from finetune.export.export import export
+from finetune.settings.commands import ExportArgs
 from tests.support.evaluations import MODES, results
 from tests.support.tiny_repository import DATA, build_repo
 
@@ -104,7 +105,7 @@ def test_a_baseline_that_cannot_be_loaded_is_one_line(made, words, tmp_path):
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_export_is_not_compared_with_itself_as_its_base(made, words, tmp_path, mode):
-    export(made / mode, tmp_path / "export", Options(with_base=mode == "adapters"))
+    export(ExportArgs(made / mode, tmp_path / "export", with_base=mode == "adapters"))
     given = words("merged", f"--checkpoint_dir={tmp_path / 'export'}", "--baseline=base")
     with pytest.raises(ConfigError, match=r"baseline='base': .*\.safetensors is the checkpoint itself"):
         evaluate(parse_command_line(given))

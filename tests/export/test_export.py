@@ -18,7 +18,8 @@ from finetune.common.errors import ConfigError
 from finetune.doctor.__main__ import main as doctor
 from finetune.export import export as export_module
 from finetune.export.__main__ import main
-from finetune.export.export import Options, export
+from finetune.export.export import export
+from finetune.settings.commands import ExportArgs
 from finetune.settings.record import from_dict
 from finetune.training.build_model import build_model
 from moshi_patch.repository import local_repositories
@@ -74,7 +75,7 @@ def test_an_export_answers_as_the_checkpoint_did(saved, repo, tmp_path, mode, re
     base = shutil.copytree(repo, tmp_path / "base")
     run = saved(mode, base=base)
     expected = answers(run)
-    out = export(run, tmp_path / "out", Options(with_base=True))
+    out = export(ExportArgs(run, tmp_path / "out", with_base=True))
     if relocated:
         out = out.rename(tmp_path / "elsewhere")
         shutil.rmtree(run)
@@ -92,7 +93,7 @@ def test_an_export_answers_as_the_checkpoint_did(saved, repo, tmp_path, mode, re
 def test_adapters_that_are_merged_answer_as_they_did_beside_the_base(saved, tmp_path, dtype):
     run = saved("adapter", dtype)
     expected = answers(run)
-    out = export(run, tmp_path / "out", Options(merge=True))
+    out = export(ExportArgs(run, tmp_path / "out", merge=True))
     config = json.loads((out / "config.json").read_text())
     assert config["lora"] is False
     assert not {"lora_name", "lora_rank", "lora_scaling"} & config.keys()
@@ -107,18 +108,18 @@ def test_adapters_that_are_merged_answer_as_they_did_beside_the_base(saved, tmp_
 def test_a_second_export_and_a_next_stage_begin_from_an_export(saved, tmp_path):
     run = saved("adapter")
     expected = answers(run)
-    first = export(run, tmp_path / "first", Options(with_base=True))
-    second = export(first, tmp_path / "second", Options(with_base=True))
+    first = export(ExportArgs(run, tmp_path / "first", with_base=True))
+    second = export(ExportArgs(first, tmp_path / "second", with_base=True))
     assert {path.name for path in second.iterdir()} == {path.name for path in first.iterdir()}
     assert torch.equal(logits(served(second).get_moshi(dtype=torch.float32)), expected)
-    merged = export(first, tmp_path / "merged", Options(merge=True))
+    merged = export(ExportArgs(first, tmp_path / "merged", merge=True))
     args = from_dict({"moshi_paths": {"hf_repo_id": str(merged)}, "ttt": TTT, "param_dtype": "float32"})
     assert relative(logits(build_model(args, CTX).model.eval()), expected) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_folder_holds_what_is_needed_and_nothing_of_the_machine(saved, tmp_path, repo, mode):
-    out = export(saved(mode), tmp_path / "out", Options(with_base=True))
+    out = export(ExportArgs(saved(mode), tmp_path / "out", with_base=True))
     weights = {"lora.safetensors", "model.safetensors"} if mode == "adapter" else {"consolidated.safetensors"}
     common = {"config.json", "training_config.json", "README.md", "SHA256SUMS", "mimi_config.json"}
     assert {path.name for path in out.iterdir()} == common | weights | {"mimi.safetensors", "tokenizer.model"}
@@ -140,7 +141,7 @@ def test_what_lies_on_the_hub_is_named_not_copied(saved, tmp_path, repo, monkeyp
     (config.parent / "SHA256SUMS").unlink()
     # The Hub itself cannot be reached here: what it would send is that repository.
     monkeypatch.setattr("moshi.models.loaders.hf_hub_download", lambda repo_id, name, **_: str(repo / name))
-    out = export(run, tmp_path / "out", Options())
+    out = export(ExportArgs(run, tmp_path / "out"))
     exported = json.loads((out / "config.json").read_text())
     assert exported["moshi_name"] == "hf://someone/their-moshi/model.safetensors"
     assert exported["mimi_name"] == "hf://someone/their-moshi/mimi.safetensors"
@@ -156,13 +157,13 @@ def test_what_lies_on_the_hub_is_named_not_copied(saved, tmp_path, repo, monkeyp
 
 
 def test_adapters_over_a_base_with_adapters_of_its_own_are_refused_where_they_would_be_missing(saved, tmp_path, capsys):
-    first = export(saved("adapter"), tmp_path / "first", Options(with_base=True))
+    first = export(ExportArgs(saved("adapter"), tmp_path / "first", with_base=True))
     shutil.rmtree(tmp_path / "run")
     run = saved("adapter", base=first)
     own = str(first / "lora.safetensors")
-    for options in (Options(with_base=True), Options(merge=True)):
+    for options in ({"with_base": True}, {"merge": True}):
         with pytest.raises(ConfigError, match=f"adapters of its own, {own}"):
-            export(run, tmp_path / "out", options)
+            export(ExportArgs(run, tmp_path / "out", **options))
     with pytest.raises(ConfigError, match="adapters of its own"):
         answers(run)
     assert doctor([str(run)]) == 1
@@ -170,7 +171,7 @@ def test_adapters_over_a_base_with_adapters_of_its_own_are_refused_where_they_wo
 
 
 def test_training_adapters_over_a_base_with_adapters_of_its_own_is_refused(saved, tmp_path):
-    first = export(saved("adapter"), tmp_path / "first", Options(with_base=True))
+    first = export(ExportArgs(saved("adapter"), tmp_path / "first", with_base=True))
     common = {"moshi_paths": {"hf_repo_id": str(first)}, "ttt": TTT, "param_dtype": "float32"}
     with pytest.raises(
         ConfigError, match=r"save_adapters=True: .* adapters of its own, .*save_adapters to false.*--merge"
@@ -182,7 +183,7 @@ def test_training_adapters_over_a_base_with_adapters_of_its_own_is_refused(saved
 
 def test_adapters_over_a_local_base_are_refused_with_both_remedies(saved, tmp_path):
     with pytest.raises(ConfigError, match=r"--with-base .* --merge"):
-        export(saved("adapter"), tmp_path / "out", Options())
+        export(ExportArgs(saved("adapter"), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -191,7 +192,7 @@ def test_what_exists_is_never_overwritten(saved, tmp_path, kind):
     run, out = saved("full"), tmp_path / "out"
     {"folder": out.mkdir, "file": lambda: out.write_text("mine"), "link": lambda: out.symlink_to("nowhere")}[kind]()
     with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
-        export(run, out, Options())
+        export(ExportArgs(run, out))
     assert kind != "file" or out.read_text() == "mine"
 
 
@@ -237,9 +238,9 @@ def test_an_old_checkpoint_needs_the_base_named(saved, tmp_path, repo, caplog):
     (folder / "training_config.json").unlink()
     (folder / "SHA256SUMS").unlink()
     with pytest.raises(ConfigError, match="--base"):
-        export(run, tmp_path / "out", Options())
+        export(ExportArgs(run, tmp_path / "out"))
     with caplog.at_level(logging.WARNING):
-        out = export(run, tmp_path / "out", Options(base=str(repo)))
+        out = export(ExportArgs(run, tmp_path / "out", base=str(repo)))
     assert "a flipped bit in its weights would not be seen" in caplog.text
     assert "Not recorded." in (out / "README.md").read_text()
     assert_active(served(out).get_moshi(dtype=torch.float32))
@@ -250,28 +251,28 @@ def test_what_an_evaluation_of_the_run_found_is_on_the_card_and_nothing_of_anoth
     place = run / "eval" / "checkpoint_000002" / "eval.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(RESULTS | {"step": 2}))
-    assert "| updates on | 2.5000 |" in (export(run, tmp_path / "found", Options()) / "README.md").read_text()
+    assert "| updates on | 2.5000 |" in (export(ExportArgs(run, tmp_path / "found")) / "README.md").read_text()
     (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 7}))
     with pytest.raises(ConfigError, match="was measured at step 7, and this checkpoint is of 2"):
-        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
+        export(ExportArgs(run, tmp_path / "out", eval=tmp_path / "eval.json"))
 
 
 def test_results_of_other_weights_of_the_same_step_are_refused(saved, tmp_path):
     run = saved("full")
     (tmp_path / "eval.json").write_text(json.dumps(RESULTS | {"step": 2, "sha256": "0" * 64}))
     with pytest.raises(ConfigError, match=r"eval='.*eval.json': was measured with other weights"):
-        export(run, tmp_path / "out", Options(results=tmp_path / "eval.json"))
+        export(ExportArgs(run, tmp_path / "out", eval=tmp_path / "eval.json"))
 
 
 def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved, tmp_path):
     run = saved("full")
     with pytest.raises(ConfigError, match=r"eval='.*nothing.json': no such file"):
-        export(run, tmp_path / "out", Options(results=tmp_path / "nothing.json"))
-    assert "Not measured." in (export(run, tmp_path / "out", Options()) / "README.md").read_text()
+        export(ExportArgs(run, tmp_path / "out", eval=tmp_path / "nothing.json"))
+    assert "Not measured." in (export(ExportArgs(run, tmp_path / "out")) / "README.md").read_text()
 
 
 @pytest.mark.parametrize("mode", ["adapter", "full"])
 def test_the_stock_program_streams_from_an_export_alone(saved, tmp_path, mode):
-    out = export(saved(mode), tmp_path / "out", Options(with_base=True))
+    out = export(ExportArgs(saved(mode), tmp_path / "out", with_base=True))
     shutil.rmtree(tmp_path / "run")
     stream_speech(tmp_path / "out.wav", "--hf-repo", out)

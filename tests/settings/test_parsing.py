@@ -235,7 +235,9 @@ def test_the_command_line_in_all_its_forms(argv, checkpoint, lr):
     assert (args.checkpoint, args.optim.lr) == (checkpoint, lr)
 
 
-@pytest.mark.parametrize("argv", ["", "run.yaml other.yaml", "--config", "none.yaml", "run.yaml --resume=soon"])
+@pytest.mark.parametrize(
+    "argv", ["", "run.yaml other.yaml", "--config", "--config=", "none.yaml", ".", "run.yaml --resume=soon"]
+)
 @pytest.mark.usefixtures("files")
 def test_wrong_command_lines_are_refused(argv):
     with pytest.raises(ConfigError, match=r"config|resume_step"):

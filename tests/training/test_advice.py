@@ -48,6 +48,15 @@ def test_a_rising_loss_is_told_with_its_best_step_and_never_go_on(caplog):
     assert "go on" not in last.message.lower()
 
 
+def test_a_resumed_run_remembers_its_best(caplog):
+    advice = Advice()
+    for step, loss in ((10, 3.1), (20, 2.96), (30, 3.0)):
+        advice.remember(step, loss)
+    assert caplog.text == ""
+    assert advice.observe(40, evaluation(3.39, -2.4, 1e-3)) == "rising"
+    assert "rose from 2.96 (step 20) to 3.39" in caplog.text
+
+
 def test_a_finding_is_told_when_it_changes_or_has_doubled(caplog):
     with caplog.at_level(logging.INFO):
         findings([evaluation(3.0, reliance, 1e-3) for reliance in (0.0, 0.0, -0.01, -0.015, -0.03, -0.04)])

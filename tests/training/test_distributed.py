@@ -195,7 +195,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved_by_all(runs):
     folder, reports = runs
     first, second = (report[-6] for report in reports)
     assert (first["exit_code"], second["exit_code"]) == (143, 143)
-    assert first["error"].startswith("stopped by SIGTERM at step 3; saved as ")
+    assert first["error"].startswith("stopped by SIGTERM at step 3, saved as ")
     assert "--nproc-per-node 2 " in first["error"], "how to go on, on as many processes"
     assert [row["step"] for row in metrics(folder / "stopped")] == [1, 2, 3]
     [checkpoint] = (folder / "stopped" / "checkpoints").iterdir()

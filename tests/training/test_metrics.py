@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from finetune.common.distributed import Context
 from finetune.common.errors import ConfigError
 from finetune.settings.parsing import build
 from finetune.settings.schema import TrainArgs
+from finetune.training.control import compared
 from finetune.training.metrics import Monitor, read_metrics
 
 RANKS = [Context(rank, 2, rank, torch.device("cpu")) for rank in range(2)]
@@ -79,6 +81,14 @@ def test_steps_after_a_resume_are_counted_once_and_nothing_is_lost(tmp_path, tol
     run.close()
 
 
+def test_a_recording_without_a_finite_loss_is_null_and_compared_with_nothing(tmp_path):
+    for folder, loss in ((tmp_path, float("nan")), (tmp_path / "control", 1.0)):
+        run = monitor(folder)
+        run.eval(2, {"loss": loss}, {"a.wav": loss})
+    assert '"shares": {"a.wav": null}' in (tmp_path / "metrics.recordings.jsonl").read_text()
+    assert compared(tmp_path) == []
+
+
 def test_lines_of_an_old_run_are_read_with_todays_names_and_sign(tmp_path):
     (tmp_path / "metrics.eval.jsonl").write_text('{"step": 3, "loss": 2.0, "ttt_gain": 0.5, "ttt_gain_error": 0.1}\n')
     assert read_metrics(tmp_path / "metrics.eval.jsonl") == [
@@ -93,7 +103,9 @@ def test_a_run_that_goes_straight_on_replaces_nothing(tmp_path):
     assert list(tmp_path.glob("*.replaced.jsonl")) == []
 
 
-def test_tensorboard_shows_each_step_once(tmp_path):
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
+    # Its files are read in the order of their names, which end in a number: in one second, 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for first, last, loss in ((1, 8, 1.0), (5, 10, 3.0)):
         run = monitor(tmp_path)
         write(run, first, last, loss)

@@ -67,7 +67,7 @@ def test_a_signal_ends_the_run_after_its_step_and_resuming_is_as_if_there_had_be
     saved = tmp_path / "run" / "checkpoints" / "checkpoint_000003"
     assert saved.is_dir()
     message = str(end.value)
-    assert message.startswith(f"stopped by SIGTERM at step 3; saved as {saved}. Continue with: ")
+    assert message.startswith(f"stopped by SIGTERM at step 3, saved as {saved}. Continue with: ")
     assert "\n" not in message
     words = message.partition("Continue with: ")[2].split()
     assert words[-3:] == [str(Path(words[-3])), str(tmp_path / "run" / "args.yaml"), "--resume"]
@@ -87,7 +87,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(stock_repo, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluations, "evaluate", signalled)
-        with pytest.raises(Stopped, match="at step 3; saved as"):
+        with pytest.raises(Stopped, match="at step 3, saved as"):
             train(from_dict(settings(stock_repo, tmp_path / "run")))
     train(from_dict(settings(stock_repo, tmp_path / "run", checkpoint={"resume": True})))
     assert logged(tmp_path / "run") == straight
@@ -95,7 +95,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_made_up_for(stock_repo, tmp
 
 def test_without_checkpoints_it_says_that_nothing_was_saved(stock_repo, tmp_path, monkeypatch):
     signal_in_step(monkeypatch, 1, signal.SIGINT)
-    with pytest.raises(Stopped, match=r"at step 1; nothing was saved, as do_ckpt is false\.") as end:
+    with pytest.raises(Stopped, match=r"at step 1, not saved, as do_ckpt is false") as end:
         train(from_dict(settings(stock_repo, tmp_path / "run", do_ckpt=False)))
     assert end.value.exit_code == 130
 
@@ -151,5 +151,5 @@ def test_from_the_command_line_the_exit_code_is_143_and_there_is_no_traceback(st
         process.kill()
     assert "Traceback" not in rest
     assert re.match(
-        r"train\.py: stopped by SIGTERM at step \d+; saved as .*args\.yaml --resume$", rest.splitlines()[-1]
+        r"train\.py: stopped by SIGTERM at step \d+, saved as .*args\.yaml --resume$", rest.splitlines()[-1]
     )

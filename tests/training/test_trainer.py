@@ -18,7 +18,7 @@ from finetune.settings.record import from_dict
 from finetune.settings.validation import validate
 from finetune.training import activity as activity_module
 from finetune.training.batch_loss import batch_counts, forward_loss
-from finetune.training.held_out import difference, evaluate
+from finetune.training.held_out import difference, evaluate, recording_names
 from finetune.training.run_dir import RunDir
 from finetune.training.signals import StopSignals
 from finetune.training.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, train
@@ -221,11 +221,17 @@ def test_a_difference_has_the_standard_error_of_a_sum_over_recordings():
         difference("d", ours, few[0])
 
 
+def test_recordings_keep_their_names_when_the_data_move():
+    here, there = (recording_names([f"{root}/a/x.wav", f"{root}/b/x.wav"]) for root in ("/data", "/mnt/copy/data"))
+    assert list(here.values()) == list(there.values()) == ["a/x.wav", "b/x.wav"]
+    assert recording_names(["/data/x.wav"]) == {"/data/x.wav": "x.wav"}
+
+
 def test_the_shares_of_the_recordings_add_up_to_the_loss_on_any_number_of_ranks(trainer):
     made = trainer(do_eval=True, batch_size=2, duration_sec=3)
     found = evaluate(made.model, made.eval_loader, made.args, ONE)
     assert sum(found.shares.values()) == pytest.approx(found.values["loss"], rel=1e-6)
-    assert [Path(path).name for path in found.shares] == ["sister.wav"], "one recording of several segments"
+    assert list(found.shares) == ["sister.wav"], "one recording of several segments"
     assert found.values["ttt_reliance"] == pytest.approx(
         found.values["loss"] - found.values["loss_updates_off"], abs=1e-5
     )
