@@ -26,7 +26,7 @@ from .baseline import Baseline, load_baseline, open_baseline
 from .conditions import conditions_of, muting_conditions
 from .loss_tables import settings_table
 from .output import heading, make_out_dir, out_dir, write_results
-from .published.evaluate import evaluate_paper
+from .published.evaluate import score_benchmarks
 from .result_store import ResultStore, file_identity, fingerprint, tree_identity
 from .scoring import score_streams
 from .settings_in_force import CHANGEABLE, COMMAND_LINE, Settings
@@ -82,12 +82,15 @@ class Evaluation:
         on_rank_0(ctx, lambda: make_out_dir(self.out))
 
     def run(self) -> str:
-        """Scores under all conditions, writes what was found, and returns the page, on rank 0."""
+        """Scores under all conditions, writes what was found, and returns the page, on rank 0.
+
+        One model is held at a time: first the checkpoint's, then the baseline's.
+        """
         args, ctx, content = self.args, self.ctx, heading(self.settings, self.ctx)
         model, info = on_all_ranks(ctx, self._load)
         logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
         tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
-        other, context = None, model.context
+        mimi, context = tokenizer.mimi, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)
             store = self._store(info, {"streams": streams.identity()})
@@ -95,15 +98,25 @@ class Evaluation:
             kinds = {condition: f"standard/{condition}" for condition in conditions}
             self._score(model, streams, kinds, store)
         if args.paper_style:
-            other = None if self.baseline is None else on_all_ranks(ctx, self._load_baseline)
-            content["paper"] = self._score_benchmarks(model, tokenizer.mimi, info, other)
-        del model  # a baseline may need its room
+            paper_store = self._store(info, self._identity_of_benchmarks())
+            benchmarks = score_benchmarks(model, mimi, args, ctx, paper_store)
+        del model
         release()
+        if self.baseline is not None:
+            condition, model = self.baseline.condition, on_all_ranks(ctx, self._load_baseline)
+            if args.standard:
+                beside = {condition: f"standard/{condition} {fingerprint(baseline=self.baseline.identity())}"}
+                self._score(model, streams, beside, store)
+                kinds |= beside
+            if args.paper_style:
+                other = score_benchmarks(model, mimi, args, ctx, paper_store, (condition,))
+                benchmarks = benchmarks.beside(other)
         if args.standard:
-            kinds |= self._score_baseline(streams, store, other)
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
             content["standard"]["notes"] = [] if self.baseline is None else self.baseline.notes
+        if args.paper_style:
+            content["paper"] = benchmarks.results(args)
         page = on_rank_0(ctx, lambda: write_results(self.out, content, self.settings.checkpoint))
         return page if ctx.rank == 0 else ""
 
@@ -116,34 +129,18 @@ class Evaluation:
         with reading(f"baseline={self.args.baseline!r}: cannot be loaded"):
             return load_baseline(self.baseline, self.ctx.device, self.dtype)
 
-    def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
-        """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
-        if self.baseline is None:
-            return {}
-        condition = self.baseline.condition
-        kinds = {condition: f"standard/{condition} {fingerprint(baseline=self.baseline.identity())}"}
-        model = on_all_ranks(self.ctx, self._load_baseline) if model is None else model
-        self._score(model, streams, kinds, store)
-        return kinds
-
     def _score(self, model: LMModel, streams: Streams, kinds: dict[str, str], store: ResultStore) -> None:
         """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
         on_all_ranks(self.ctx, lambda: score_streams(model, streams, kinds, self.args, self.ctx, store))
 
-    def _score_benchmarks(
-        self, model: LMModel, mimi: Any, info: CheckpointInfo, other: LMModel | None
-    ) -> dict[str, dict[str, Any]]:
-        args, beside = self.args, self.baseline
-        content = {
+    def _identity_of_benchmarks(self) -> dict[str, Any]:
+        args = self.args
+        return {
             "paper": dataclasses.asdict(args.paper),
             "sets": [tree_identity(Path(getattr(args.paper, name))) for name in args.paper.sets()],
             "seed": args.seed,
-            "baseline": None if beside is None else beside.identity(),
+            "baseline": None if self.baseline is None else self.baseline.identity(),
         }
-        store = self._store(info, content)
-        if beside is None:
-            return evaluate_paper(model, mimi, args, self.ctx, store)
-        return evaluate_paper(model, mimi, args, self.ctx, store, other, beside.condition)
 
     def _store(self, info: CheckpointInfo, data: dict[str, Any]) -> ResultStore:
         """What was found before with everything as it is now, `data` too. Collective."""
