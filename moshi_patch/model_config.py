@@ -15,7 +15,7 @@ GENERATION_KEYS = ("lm_gen_config", "tts_config", "stt_config")
 NOT_ARGUMENTS = (*FILE_KEYS, *GENERATION_KEYS, "model_type", "model_id")
 """Keys that are not arguments of moshi's loader; `CheckpointInfo.from_hf_repo` takes them out."""
 
-WHOLE = {
+WHOLE_NUMBERS = {
     "dim": (1, 1 << 16),
     "num_heads": (1, 1 << 10),
     "num_layers": (1, 256),
@@ -39,7 +39,7 @@ WHOLE = {
 }
 """Smallest and largest value: generous for any model, and built in seconds."""
 
-MIMI_WHOLE = {
+MIMI_WHOLE_NUMBERS = {
     "num_layers": 64,
     "n_residual_layers": 64,
     "n_filters": 1 << 12,
@@ -99,7 +99,7 @@ def check_mimi_config(config: Mapping[str, Any]) -> None:
     for section in ("seanet", "transformer", "quantizer"):
         _require(isinstance(config.get(section), dict), section, config.get(section), "an object")
         for key, value in config[section].items():
-            high = MIMI_WHOLE.get(key)
+            high = MIMI_WHOLE_NUMBERS.get(key)
             fits = high is None or (_is_whole(value) and 0 <= value <= high)
             _require(fits, f"{section}.{key}", value, f"a whole number from 0 to {high}")
     ratios = config["seanet"].get("ratios", [])
@@ -113,8 +113,8 @@ def check_mimi_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_value(key: str, value: Any) -> None:
-    if key in WHOLE:
-        low, high = WHOLE[key]
+    if key in WHOLE_NUMBERS:
+        low, high = WHOLE_NUMBERS[key]
         _require(_is_whole(value) and low <= value <= high, key, value, f"a whole number from {low} to {high}")
     elif key in NUMBERS:
         high = NUMBERS[key]

@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import moshi
+import torch
 from moshi.models.lm import LMModel
 from moshi.modules.gating import ActivationGating
 from moshi.modules.streaming import State, StreamingModule
@@ -117,6 +118,12 @@ def _check_model(config: TTTConfig, kwargs: dict) -> list[int]:
     if kwargs.get("weights_per_step"):
         raise ValueError(
             f"weights_per_step={kwargs['weights_per_step']!r}: ttt_enabled=True needs one gated MLP per layer, so 0."
+        )
+    largest = torch.finfo(torch.float16).max
+    if kwargs.get("dtype") == torch.float16 and config.target_gain > largest:
+        raise ValueError(
+            f"ttt_target_gain={config.target_gain!r}: must be at most {largest:g} with dtype=torch.float16, whose "
+            "range the answers would leave."
         )
     context = kwargs.get("context")
     if context is not None and config.chunk_size > context:

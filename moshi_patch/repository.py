@@ -85,7 +85,7 @@ def local_repositories() -> Iterator[None]:
                 given["config_path"] = loaders.hf_hub_download(hf_repo, "config.json", revision=given.get("revision"))
             except EntryNotFoundError:
                 return stock_find(hf_repo, **given)  # warns, and takes it for Moshi 7B
-        files = named_files(hf_repo, given["config_path"], given)
+        files = named_files(hf_repo, given["config_path"], given, given.get("revision"))
         return stock_find(hf_repo, **{**files, **given, "config_path": Path(given["config_path"])})
 
     loaders.hf_hub_download, loaders.CheckpointInfo.from_hf_repo = download, staticmethod(find)
@@ -117,12 +117,15 @@ def _from_the_hub(name: str) -> Iterator[None]:
         raise RepositoryError(f"{name!r}: no such folder, and the Hub does not give it ({reason}).") from error
 
 
-def named_files(repository: str | Path, config_path: str | Path, given: Collection[str] = ()) -> dict[str, Any]:
-    """The files that a config.json names, as arguments of `CheckpointInfo.from_hf_repo`; on the Hub, those it can find.
+def named_files(
+    repository: str | Path, config_path: str | Path, given: Collection[str] = (), revision: str | None = None
+) -> dict[str, Any]:
+    """The files that a config.json names, for `CheckpointInfo.from_hf_repo`; not those that it finds itself.
 
     Args:
         repository: in which the names are looked for, a folder or the name of one on the Hub.
         given: arguments that are not needed.
+        revision: of a repository on the Hub.
 
     Raises:
         RepositoryError, LocalEntryNotFoundError: as `load_checkpoint_info`.
@@ -144,15 +147,20 @@ def named_files(repository: str | Path, config_path: str | Path, given: Collecti
             ) from error
         except RepositoryError as error:
             raise RepositoryError(f"{config_path}: {key}={error}") from error
+        if argument == "mimi_config_path":
+            place = _checked_codec(loaders.hf_get(name if place is None else place, str(repository), revision=revision))
         if place is not None:
             files[argument] = place
-    codec = files.get("mimi_config_path")
-    if isinstance(codec, Path):
-        try:
-            check_mimi_config(read_object(codec))
-        except ValueError as error:
-            raise RepositoryError(f"{codec}: {error}") from error
     return files
+
+
+def _checked_codec(path: Path) -> Path:
+    """`path`, when it holds the configuration of a Mimi."""
+    try:
+        check_mimi_config(read_object(path))
+    except ValueError as error:
+        raise RepositoryError(f"{path}: {error}") from error
+    return path
 
 
 def named_file(repository: str | Path, config_folder: Path, name: str) -> Path | str | None:

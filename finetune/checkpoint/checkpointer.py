@@ -8,9 +8,9 @@
         consolidated/SHA256SUMS                            of the weights and of the training configuration
         training_state/                                    for `--resume`, by torch.distributed.checkpoint
 
-A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk; one that is to go is
-first renamed to `.old-checkpoint_000500`. What a killed process left under these names is ignored, and deleted at the
-next save.
+A checkpoint is written as `.tmp-checkpoint_000500` and renamed when all of it is on the disk. Before one is deleted it
+is renamed to `.old-checkpoint_000500`. Folders with these names, left by a killed process, are ignored and deleted at
+the next save.
 """
 
 import contextlib
@@ -141,7 +141,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self, temporary: Path) -> Iterator[None]:
-        """Whatever cannot be written is a DiskError, and what there is of the new checkpoint is removed."""
+        """Turns write errors into DiskErrors, and removes the unfinished checkpoint."""
         try:
             yield
         except (OSError, SafetensorError, CheckpointException) as error:
@@ -167,7 +167,7 @@ class Checkpointer:
             (temporary / "consolidated").mkdir(parents=True)
 
     def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
-        """On rank 0: the rest of the files, the new name, and the end of checkpoints that are too many."""
+        """On rank 0: writes the other files, gives the checkpoint its name, and deletes those that are too many."""
         with self._writing(temporary):
             self._write_rest(temporary, final, step, weights)
 
@@ -188,7 +188,7 @@ class Checkpointer:
         self.prune()
 
     def _abandon_from(self, step: int) -> None:
-        """Renames checkpoints of `step` and later: they are of a course that the run has left."""
+        """Renames checkpoints of `step` and later: the run went back to before them."""
         for newer in [folder for other, folder in list_checkpoints(self.folder).items() if other >= step]:
             aside = self.folder / f"abandoned-{newer.name}"
             number = 2
@@ -213,8 +213,8 @@ class Checkpointer:
     def _served_config(self, file: Path) -> dict[str, Any]:
         """`config.json` beside `file`, the weights.
 
-        A merged model has no adapters: with `lora: true` moshi would add random ones. So it would to adapters that it
-        is not given, and `moshi.run_inference` cannot be given any: the config names the file, which has to be there.
+        `lora: false` for a merged model: with `true` moshi would add random adapters. `moshi.run_inference` has no
+        option for adapters, so the config of adapters names their file, by its absolute path.
         """
         left_out = (*moshi_patch.LORA_KEYS, "lora_name")
         config = {key: value for key, value in self.lm_config.items() if key not in left_out}

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,25 +47,18 @@ def contradictions(saved: SavedCheckpoint) -> list[str]:
     return found + _other_tensors(saved, stored, model)
 
 
-def base_contradictions(saved: SavedCheckpoint, weights: Path) -> list[str]:
-    """What is wrong with `weights` as the base model of the adapters in `saved`, one sentence each; empty is good.
-
-    Raises:
-        ConfigError: when the file cannot be read.
-    """
-    stored = read_header(weights)
+def base_contradictions(saved: SavedCheckpoint, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with tensors of these `shapes` as the base model of the adapters in `saved`; empty is good."""
     with patched():
         wanted = saved_tensors(described_model(saved), adapters=False)
     differing = [
         name
         for name, tensor in wanted.items()
-        if not moshi_patch.target_key(name) and (name not in stored or stored[name].shape != tuple(tensor.shape))
+        if not moshi_patch.target_key(name) and shapes.get(name) != tuple(tensor.shape)
     ]
     if not differing:
         return []
-    return [
-        f"{len(differing)} tensors of it are missing or of another shape than these adapters need: {some(differing)}."
-    ]
+    return [f"{len(differing)} tensors are missing, or not of the shape that these adapters need: {some(differing)}."]
 
 
 def described_model(saved: SavedCheckpoint) -> LMModel:

@@ -16,7 +16,7 @@ CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{6,})")
 
 
 ABANDONED = re.compile(rf"(?:abandoned-)?{CHECKPOINT_NAME.pattern}(?:-\d+)?")
-"""The name of one that the run went back beyond, or of a complete one."""
+"""The name of a complete checkpoint, also of one that was put aside when the run went back."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -31,7 +31,7 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def relocate_adapters(folder: Path) -> None:
-    """After checkpoints moved to somewhere in `folder`: their configs name the adapters where they are now.
+    """Corrects the path of the adapters in the configs of all checkpoints in `folder`, after they were moved there.
 
     A config that cannot be read stays as it is, with a warning.
     """
@@ -49,8 +49,8 @@ def relocate_adapters(folder: Path) -> None:
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in `RUN_DIR/checkpoints` by step, ascending; whole, but not all can be resumed.
 
-    Their names say that they were written to the end. To be served, or the start of a new run, is all that one needs
-    whose training state was removed; `Checkpointer.find` asks for the training state too.
+    A checkpoint has such a name only when it was written to its end. Its training state may have been removed since: it
+    can still be served, or begin a new run. `Checkpointer.find` asks for the training state too.
     """
     found = [(CHECKPOINT_NAME.fullmatch(item.name), item) for item in folder.iterdir()] if folder.is_dir() else []
     return dict(sorted((int(match[1]), item) for match, item in found if match))

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-ALLOWED = {
+INDEX_CLASSES = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
@@ -37,7 +37,7 @@ ALLOWED = {
 RECONSTRUCT = np.empty(0).__reduce__()[0]
 """What makes an array again: the state of numpy's random numbers holds one."""
 
-VALUES = [
+VALUE_CLASSES = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),
@@ -50,10 +50,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "pathlib._local":  # Python 3.13
             module = "pathlib"
-        if module == "pathlib" and name in ALLOWED[module]:
+        if module == "pathlib" and name in INDEX_CLASSES[module]:
             return PurePath  # of whatever system it was saved on
         found = getattr(torch, name, None) if module == "torch" else None
-        if name in ALLOWED.get(module, ()) or isinstance(found, torch.dtype):
+        if name in INDEX_CLASSES.get(module, ()) or isinstance(found, torch.dtype):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no training state contains")
 
@@ -84,7 +84,7 @@ class RestrictedPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         try:
-            with torch.serialization.safe_globals(VALUES):
+            with torch.serialization.safe_globals(VALUE_CLASSES):
                 content = torch.load(value, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch's own text says how to run it all the same
             name = read_item.storage_index.fqn

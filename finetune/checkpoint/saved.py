@@ -1,4 +1,4 @@
-"""A finished checkpoint as it lies on the disk: its files, the settings it carries, and the model that they make."""
+"""A saved checkpoint: finds its files, reads its settings, and loads its model."""
 
 import copy
 import typing
@@ -24,12 +24,12 @@ from ..settings.schema import MoshiPaths, TrainArgs
 from .folders import find_weights
 
 NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
-"""Keys of config.json that may change within a run, and from what was trained to what is served."""
+"""Keys of config.json that say nothing about the weights: they may differ between training and serving."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """The files of a checkpoint, read but for the weights.
+    """The files of a checkpoint, with its settings read; the weights are not.
 
     Attributes:
         weights: `lora.safetensors` or `consolidated.safetensors`.
@@ -77,7 +77,7 @@ class SavedCheckpoint:
 
     @property
     def step(self) -> int | None:
-        """After how many steps it was saved; None where it does not say."""
+        """The number of steps after which it was saved; None where that is not recorded."""
         return (self.training or {}).get("step")
 
 
@@ -138,7 +138,7 @@ def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
         base: a Hub repository, a folder laid out like one, or a `.safetensors` file, which replaces the weights alone.
 
     Raises:
-        ConfigError: when none of the three says it.
+        ConfigError: when that is recorded nowhere.
     """
     if base is not None and not base.endswith(".safetensors"):
         return MoshiPaths(hf_repo_id=base)
@@ -184,7 +184,7 @@ def _own_places(saved: SavedCheckpoint) -> dict[str, str] | None:
 
 
 def _place(folder: Path, name: str) -> str | None:
-    """What a name in the config.json of an exported folder stands for; None when there is no such file."""
+    """The file, or place on the Hub, that a name in the config.json of `folder` means; None when it is not there."""
     try:
         return str(moshi_patch.named_file(folder, folder, name))
     except LocalEntryNotFoundError:

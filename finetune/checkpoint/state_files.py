@@ -12,7 +12,7 @@ from ..common.checksums import CHECKSUMS, other_than_saved, read_checksums, writ
 from ..common.errors import ConfigError
 
 STATE, INDEX = "training_state", ".metadata"
-PART = re.compile(r"__\d+_\d+\.distcp")
+VALUES_FILE = re.compile(r"__\d+_\d+\.distcp")
 ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22
 """How the last record of a zip archive begins, and its length: each value in a file is such an archive."""
 
@@ -49,7 +49,7 @@ def state_problems(checkpoint: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.name == INDEX or PART.fullmatch(path.name)]
+    return [path for path in sorted(folder.iterdir()) if path.name == INDEX or VALUES_FILE.fullmatch(path.name)]
 
 
 def _incomplete(folder: Path) -> list[str]:
@@ -58,7 +58,7 @@ def _incomplete(folder: Path) -> list[str]:
         texts = [value for _, value, _ in pickletools.genops((folder / INDEX).read_bytes()) if isinstance(value, str)]
     except Exception as error:  # a damaged pickle raises anything
         return [f"{folder / INDEX} cannot be read ({type(error).__name__}: {error})."]
-    names = sorted({text for text in texts if PART.fullmatch(text)})
+    names = sorted({text for text in texts if VALUES_FILE.fullmatch(text)})
     if not names:
         return [f"{folder / INDEX} is not the index of a training state."]
     problems = []

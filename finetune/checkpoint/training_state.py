@@ -1,8 +1,8 @@
-"""What exact resume needs and a served model does not, through `torch.distributed.checkpoint`.
+"""Saves and restores what exact resume needs and a served model does not, with `torch.distributed.checkpoint`.
 
-Saved are the parameters that train, adapters and target generators, the optimizer, and the progress (step, scheduler,
-place in the data, random numbers of each rank). Other weights are the base model's: they are not saved again, but
-a checksum of each is, so that a run never continues on other ones. It may be read back on another number of ranks.
+Saved are the parameters that train, adapters and target generators, the optimizer, and the progress: step, scheduler,
+place in the data, random numbers of each rank. The other weights are the base model's. They are not saved again, only
+a checksum of each, so that a run never continues on other ones. The number of ranks may change.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -42,7 +43,7 @@ from .restricted import RestrictedPlanner, RestrictedReader
 from .state_files import INDEX
 
 CHANGED_BY_STEPS = frozenset({"lr", "betas", "params"})
-"""What changes in an optimizer's group from step to step; the rest is a setting."""
+"""Keys of an optimizer's group that change from step to step; the others are settings."""
 
 
 @dataclass
@@ -132,7 +133,10 @@ def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_s
         _continue_schedule(state, settings, progress["scheduler"]["last_epoch"])
     state.step = progress["step"]
     for random_state in content["rng"].values():
-        _set_random_state(random_state, ctx)
+        try:
+            _set_random_state(random_state, ctx)
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _damaged(folder, error) from error
 
 
 def _load_with_optimizer(
@@ -240,13 +244,17 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def _check_own(folder: Path, own: dict[str, Any], saved: dict[str, Any]) -> None:
     here = {name: tuple(tensor.size()) for name, tensor in own.items()}
-    there = {name.removeprefix("model."): tuple(m.size) for name, m in saved.items() if name.startswith("model.")}
+    there = {name.removeprefix("model."): tuple(m.size) for name, m in saved.items() if _is_tensor_of_model(name, m)}
     if here != there:
         differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         raise ConfigError(
             f"{folder.parent}: other parameters were trained there, or of another shape: {len(differing)} differ, such "
             f"as {', '.join(differing[:3])}. Restore the settings, or start a new run with init_from."
         )
+
+
+def _is_tensor_of_model(name: str, described: Any) -> bool:
+    return name.startswith("model.") and isinstance(described, TensorStorageMetadata)
 
 
 def _check_base(folder: Path, here: dict[str, int], there: dict[str, int]) -> None:

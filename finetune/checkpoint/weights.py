@@ -17,7 +17,7 @@ from .training_state import quiet
 def collect_weights(
     model: nn.Module, ctx: Context, *, adapters: bool, dtype: torch.dtype
 ) -> dict[str, torch.Tensor] | None:
-    """What the file holds, on rank 0 and, with CUDA, on the CPU; None on the others. Collective.
+    """The tensors to save, on rank 0 (on the CPU, when the model is on CUDA); None on the other ranks. Collective.
 
     Needs the memory of the whole model on rank 0, whatever is taken of it.
 
@@ -56,12 +56,12 @@ def saved_tensors(model: nn.Module, *, adapters: bool) -> dict[str, torch.Tensor
 
 
 def renamed(layers: dict[str, LoRALinear]) -> dict[str, str]:
-    """The keys that adapters move: as in stock moshi -> as in a model with adapters."""
+    """Keys of weights below adapters: in stock moshi -> in a model with adapters."""
     return {f"{name}.{key}": f"{name}.frozen_W.{key}" for name in layers for key in ("weight", "bias")}
 
 
 def _adapter_names(model: nn.Module, layers: dict[str, LoRALinear]) -> set[str]:
-    """Names in the model of what an adapter file holds."""
+    """Names, in the model, of the tensors that an adapter file holds."""
     inside = renamed(layers)
     names = lora_parameters(model).keys() | {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
     w_down = [f"{stock_name(name)}.linear_out.weight" for name in moshi_patch.ttt_gatings(model)]

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from .errors import ConfigError, DiskError, in_one_line
 
-FORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
-FORESEEN += (RuntimeError, TypeError, ValueError)
+LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
+LIBRARY_ERRORS += (RuntimeError, StopIteration, TypeError, ValueError)
 """What moshi and torch raise for files and settings that are not as they expect."""
 
 RESUME = "checkpoints that were complete are intact. Make room, and continue with --resume."
@@ -51,8 +51,8 @@ def reason_of(error: BaseException, folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turns what libraries raise over a user's file into a ConfigError of one line: `what`, and their reason."""
+def reading(what: str, remedy: str = "Correct moshi_paths, or copy the file anew.") -> Iterator[None]:
+    """Turns what libraries raise over a user's file into a ConfigError of one line: `what`, their reason, `remedy`."""
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError):
@@ -61,6 +61,6 @@ def reading(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: damaged, or a pickle of more than tensors, which is not run.") from error
     except (SafetensorError, EOFError) as error:
         raise ConfigError(f"{what}: damaged, or of another format ({in_one_line(error)}). Copy it anew.") from error
-    except FORESEEN as error:
+    except LIBRARY_ERRORS as error:
         reason = f"{type(error).__name__}: {in_one_line(error)}"
-        raise ConfigError(f"{what} ({reason}). Correct moshi_paths, or copy the file anew.") from error
+        raise ConfigError(f"{what} ({reason}). {remedy}") from error

@@ -15,7 +15,7 @@ from ..model.conditions import absent_conditions, fused_conditions
 from .finding import FAILED, OK, WARNING, Finding, in_units
 from .machine import available_memory
 
-LONGEST = 1 << 13
+LONGEST_TRIED = 1 << 13
 """Steps, 11 minutes: a longer chunk is not tried."""
 
 STEPS_AFTER_CHUNK = 32
@@ -79,8 +79,8 @@ def _active(model: LMModel) -> Finding:
     """Random codes, long enough for one update to be heard in the answer."""
     chunk = model.ttt_config.chunk_size
     steps = chunk + STEPS_AFTER_CHUNK
-    if steps > LONGEST:
-        return Finding("TTT active", WARNING, f"not tried: ttt_chunk_size={chunk} is longer than {LONGEST} steps")
+    if steps > LONGEST_TRIED:
+        return Finding("TTT active", WARNING, f"not tried: ttt_chunk_size={chunk} is longer than {LONGEST_TRIED} steps")
     generator = torch.Generator().manual_seed(0)
     cards = [model.text_card, *[model.card] * model.num_audio_codebooks]
     codes = torch.stack([torch.randint(card, (1, steps), generator=generator) for card in cards], 1).to(model.device)

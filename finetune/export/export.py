@@ -73,7 +73,9 @@ def export(args: ExportArgs) -> Path:
             if saved.training is not None:
                 write_json(folder / "training_config.json", _public(saved.training))
             write_checksums(folder, sorted({path.name for path in folder.iterdir()} - {"config.json"}))
-            with reading("the model card cannot be made from the results of the evaluation (--eval)"):
+            with reading(
+                "eval: these results are not those of an evaluation", "Evaluate again, or move eval.json away."
+            ):
                 card = model_card(args.name or out.name, saved, adapters=adapters, base=hub_of(paths), results=results)
             (folder / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:

@@ -12,7 +12,7 @@ from moshi_patch import HUB
 from ..checkpoint.contradictions import base_contradictions
 from ..checkpoint.saved import SavedCheckpoint, find_files
 from ..common.errors import ConfigError
-from ..model.tensor_file import broken_values, measure
+from ..model.tensor_file import broken_values, read_tensors
 from ..settings.schema import MoshiPaths
 
 NAMES = {"mimi_name": "mimi", "mimi_config_name": "mimi_config", "tokenizer_name": "tokenizer", "moshi_name": "model"}
@@ -76,8 +76,9 @@ def _in_repository(name: str, paths: MoshiPaths) -> str | Path:
 
 def _refuse_broken_base(saved: SavedCheckpoint, weights: str | Path | None) -> None:
     """Raises a ConfigError for a base model of this machine that is damaged, or is not that of these adapters."""
-    if not isinstance(weights, Path) or weights.suffix != ".safetensors":
+    if not isinstance(weights, Path):
         return
-    problems = base_contradictions(saved, weights) or broken_values(dict(measure(weights)))
+    shapes, sizes = read_tensors(weights, "fsdp_best_state", "model")
+    problems = base_contradictions(saved, shapes) + broken_values(sizes)
     if problems:
         raise ConfigError(f"moshi_paths: the base model {weights} cannot be used: {' '.join(problems)}")

@@ -10,7 +10,7 @@ from moshi.models import loaders
 import moshi_patch
 
 from ..common.errors import ConfigError, in_one_line
-from .tensor_file import broken_values, measure, read_header, some
+from .tensor_file import broken_values, read_tensors, some
 
 
 def mimi_problems(weights: Path, config: dict[str, Any] | None) -> list[str]:
@@ -19,10 +19,8 @@ def mimi_problems(weights: Path, config: dict[str, Any] | None) -> list[str]:
     Args:
         config: content of its own configuration; None for the published Mimi's.
     """
-    if weights.suffix != ".safetensors":
-        return []
     try:
-        stored = {name: one.shape for name, one in read_header(weights).items()}
+        stored, sizes = read_tensors(weights, "model")
     except ConfigError as error:
         return [str(error)]
     try:
@@ -37,4 +35,4 @@ def mimi_problems(weights: Path, config: dict[str, Any] | None) -> list[str]:
     differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
     if differing:
         return [f"{weights}: {len(differing)} tensors are not those of its configuration, such as {some(differing)}."]
-    return [f"{weights}: {text}" for text in broken_values(dict(measure(weights)))]
+    return [f"{weights}: {text}" for text in broken_values(sizes)]

@@ -16,6 +16,9 @@ from ..common.errors import ConfigError
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names of torch -> names in a safetensors file."""
 
+SAFETENSORS = (".safetensors", ".sft", ".sfts")
+"""Suffixes by which moshi knows such a file; another one is of torch."""
+
 VALUES_AT_A_TIME = 1 << 20
 
 HUGE = 1e6
@@ -51,6 +54,24 @@ def read_header(path: Path) -> dict[str, Stored]:
             return {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: {_damage(path, error)}") from error
+
+
+def read_tensors(path: Path, *keys: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Size]]:
+    """Shapes and sizes of the tensors in a safetensors file, or under `keys` in one of torch, as moshi reads them.
+
+    Raises:
+        ConfigError: when the file cannot be read, or holds anything else.
+    """
+    if path.suffix in SAFETENSORS:
+        return {name: one.shape for name, one in read_header(path).items()}, dict(measure(path))
+    try:
+        content = torch.load(path, "cpu", weights_only=True)
+        for key in keys:
+            content = content[key]
+        tensors = dict(content)
+        return {name: tuple(one.shape) for name, one in tensors.items()}, {k: _size(one) for k, one in tensors.items()}
+    except Exception as error:  # a file of anything raises anything
+        raise ConfigError(f"{path}: holds no weights that moshi could read ({type(error).__name__}).") from error
 
 
 def main_dtype(header: dict[str, Stored]) -> str:

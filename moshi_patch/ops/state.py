@@ -200,12 +200,10 @@ class ResidualFastWeight(FastWeight):
         """
         row, half = self._previous()
         update = self._whole_update(0.0)
-        before = torch.where(
-            self.unfolded_rows()[:, :, None], self.delta, (self.delta - update) / self.keep[:, None, None]
-        )
-        answers = self.keys.unflatten(1, (2, -1))[row, half] @ before.transpose(1, 2)
+        kept = torch.where(self.unfolded_rows()[:, :, None], self.keep[:, None, None] * self.delta, self.delta - update)
+        answers = self.keys.unflatten(1, (2, -1))[row, half] @ kept.transpose(1, 2)  # γ d
         missing = self.values.unflatten(1, (2, -1))[row, half].to(answers.dtype)
-        targets = missing + self.keep[:, None, None] * answers
+        targets = missing + answers
         share = 1.0 - missing.square().sum((1, 2)) / targets.square().sum((1, 2))
         return share.clamp(min=0.0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.cost import evaluation, server, step, train_step
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 SMALL_STEP = {"dim": 32, "num_heads": 2, "num_layers": 6, "context": 8, "card": 2048, "text_card": 2048}
 SMALL_MODEL = {
@@ -39,22 +39,24 @@ def run(name: str, folder: Path, *options: str) -> dict:
 
 def test_layer(tmp_path):
     rows = run("layer", tmp_path, "--dim", "32", "--chunk-size", "8", "--steps", "20", "--rounds", "1")["rows"]
-    assert [row["variant"] for row in rows] == 2 * ["stock", "ttt", "materialised"]
+    assert [row["variant"] for row in rows] == 2 * ["stock", "ttt", "residual", "materialised"]
     assert all(row["time_ratio"] > 0 and row["memory_ratio"] > 0 for row in rows)
     assert all(row["operations_ratio"] > 1 for row in rows if row["variant"] != "stock")
 
 
 def test_step(tmp_path, tiny):
     rows = run("step", tmp_path, "--rows", "1", "2", "--chunk-size", "4", "--chunks", "3")["results"]
-    assert [row["rows"] for row in rows] == [1, 2]
+    cells = [(row["rows"], row["update"]) for row in rows]
+    assert cells == [(1, "hebbian"), (1, "residual"), (2, "hebbian"), (2, "residual")]
     assert all(row["ratio_p50"] > 0 and row["layers"] == ["transformer.layers.5.gating"] for row in rows)
 
 
 def test_train_step(tmp_path, tiny):
     rows = run("train_step", tmp_path, "--steps", "12", "--chunk-size", "4", "--rank", "2", "--rounds", "1")["results"]
-    assert list(rows) == ["lora", "lora, w_down of 5 layers", "lora, ttt in 5 layers"]
+    names = ["lora", "lora, w_down of 5 layers", "lora, ttt in 5 layers", "lora, residual ttt in 5 layers"]
+    assert list(rows) == names
     trained = [row["trainable_parameters"] for row in rows.values()]
-    assert trained[0] < trained[1] < trained[2]
+    assert trained[0] < trained[1] < trained[2] == trained[3]
 
 
 def test_roofline(tmp_path, tiny, monkeypatch):

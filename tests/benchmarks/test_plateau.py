@@ -15,7 +15,7 @@ from benchmarks.evidence.results import Results
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.training import make_optimizer, make_schedule
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 RUNS = {run.cell: run.settings for run in ordered_runs(read_grid(suite.GRIDS / "plateau.yaml"))}
 SMALL = {"width": 32, "heads": 2, "gap_max": 16, "batch": 4}

@@ -14,7 +14,7 @@ from benchmarks.evidence.results import Results
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.training import make_optimizer
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 CELLS = {cell.name: cell for cell in read_grid(suite.GRIDS / "recall.yaml")}
 

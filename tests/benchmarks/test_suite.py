@@ -16,7 +16,7 @@ from benchmarks.evidence.results import Results
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.store import Store
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 SMALL = {"steps": 2, "batch": 2, "eval_batch": 4, "width": 16, "heads": 2, "gap_max": 20}
 

@@ -11,7 +11,7 @@ from benchmarks.evidence import stream, training
 from benchmarks.evidence.settings import Settings
 from benchmarks.evidence.speech import dialogues
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 def drawn(task: str, rows: int = 64, seed: int = 3, **fixed) -> tuple[Settings, torch.Tensor, dict[str, torch.Tensor]]:

@@ -28,6 +28,8 @@ from tests.support.loading import assert_active, logits
 from tests.support.models import random_codes, randomise_targets, relative, tiny_model
 from tests.support.processes import run_processes
 
+pytestmark = pytest.mark.slow
+
 ROWS, STEPS = 4, 24
 LAST = "checkpoint_000004"
 

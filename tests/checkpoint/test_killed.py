@@ -15,7 +15,7 @@ from finetune.settings.schema import TrainArgs
 from tests.support.checkpoint_runs import MODES, advance, arguments, checkpointer_of, same, snapshot, tiny_run
 from tests.support.loading import KEYS
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 def fork(action) -> int:

@@ -138,6 +138,6 @@ def test_weights_that_are_a_pickle_run_nothing(patched, stock_repo, tmp_path, ke
     torch.save({"model": Exploit(tmp_path / "done")}, tmp_path / "weights.pt")
     paths = {"hf_repo_id": str(stock_repo), key: str(tmp_path / "weights.pt")}
     args = from_dict({"moshi_paths": paths, "full_finetuning": True, "param_dtype": "float32"})
-    with pytest.raises(ConfigError, match=r"weights\.pt.*a pickle of more than tensors, which is not run"):
+    with pytest.raises(ConfigError, match=r"weights\.pt.*(a pickle of more than tensors|holds no weights)"):
         load_speech_tokenizer(*load_base(args, CTX), 1.0, CTX.device)
     assert not (tmp_path / "done").exists()

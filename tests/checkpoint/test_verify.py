@@ -14,6 +14,8 @@ from finetune.model.tensor_file import read_header
 from tests.support.checkpoint_runs import MODES, arguments, tiny_run
 from tests.support.loading import KEYS
 
+pytestmark = pytest.mark.slow
+
 CONV, W_TARGET = KEYS[1], KEYS[0]
 
 

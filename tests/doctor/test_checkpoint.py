@@ -16,6 +16,8 @@ from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
 from tests.support.loading import KEYS, save
 from tests.support.models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 W_TARGET, CONV = KEYS[0], KEYS[1]
 LAYERS = [f"TTT layer {layer}" for layer in (1, 3)]
 

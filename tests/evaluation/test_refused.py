@@ -19,6 +19,8 @@ from finetune.settings.commands import ExportArgs
 from tests.support.evaluations import MODES, results
 from tests.support.tiny_repository import DATA, build_repo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def unloadable(monkeypatch):

@@ -22,6 +22,8 @@ from finetune.settings.schema import MoshiPaths
 from tests.support.evaluations import MODES, NAMES, results, start, training
 from tests.support.tiny_repository import DATA
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -3,12 +3,17 @@
 `python -m tests.support.attack_targets` prints the same as a table.
 """
 
+import json
+
 import pytest
 
 import moshi_patch
+from finetune.export.__main__ import main as export
 from tests.support.attack_targets import ACCEPTED, REFUSED, Targets
 from tests.support.attacks import PROGRAMS, SECRET, Attack, all_attacks
-from tests.support.breakages import proof_of
+from tests.support.breakages import proof_of, setting
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,35 @@ def test_no_program_copies_a_file_that_a_stranger_points_to(targets, tmp_path, a
     copies = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and SECRET in path.read_text("latin1")]
     assert copies == []
     assert kept.read_text() == SECRET
+
+
+@pytest.mark.parametrize("key", ["tokenizer_path", "mimi_path", "moshi_path", "config_path"])
+def test_a_secret_that_a_stranger_trained_with_is_not_exported(targets, tmp_path, key):
+    """Without `--base`, files are taken from where training_config.json says; they have to be what they are called."""
+    path = str(tmp_path / "secret.key")
+    step = "checkpoints/checkpoint_000001/consolidated"
+    do = setting("training_config.json", f"training.moshi_paths.{key}", path)
+    targets.attacked(Attack("a stranger's", "adapters", do, "e"), tmp_path)
+    assert path in (tmp_path / "adapters" / step / "training_config.json").read_text()
+    assert export([str(tmp_path / "adapters"), str(tmp_path / "out"), "--with-base"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+RESULTS = [
+    {"standard": 5},
+    {"standard": {"overall": []}},
+    {"standard": {"overall": {"updates on": 5}}},
+    {"paper": 5},
+    {"paper": {"swuggy": "x"}},
+    {"step": [1], "settings": "x"},
+    {"settings": {"ttt.decay": 5}, "standard": {"overall": {}}},
+]
+
+
+@pytest.mark.parametrize("results", RESULTS, ids=str)
+def test_results_of_the_wrong_shape_never_end_in_a_traceback(targets, tmp_path, capsys, results):
+    (tmp_path / "eval.json").write_text(json.dumps(results))
+    code = export([str(targets.folder / "full"), str(tmp_path / "out"), f"--eval={tmp_path / 'eval.json'}"])
+    assert code in (0, 2)
+    assert (tmp_path / "out").is_dir() == (code == 0)
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("python")]) == (code != 0)

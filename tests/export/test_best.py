@@ -9,6 +9,8 @@ from finetune.doctor.__main__ import main as doctor
 from finetune.export.__main__ import main
 from tests.support.saved_runs import copy_run
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTS = ("checkpoint_000001", "checkpoint_000002")
 
 

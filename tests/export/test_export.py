@@ -30,6 +30,8 @@ from tests.support.models import relative
 from tests.support.saved_runs import MODES, TTT, copy_run, train
 from tests.support.tiny_repository import stream_speech
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _patched(patched):

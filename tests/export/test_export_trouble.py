@@ -17,8 +17,9 @@ from tests.support.tiny_repository import ENVIRONMENT, ROOT
 @pytest.mark.parametrize("size", [0, 2_000, 300_000, 600_000, 1_200_000], ids="{} bytes".format)
 @pytest.mark.parametrize("way", ["--merge", "--with-base"])
 def test_a_full_disk_is_one_line_whichever_file_does_not_fit(saved_run, tmp_path, capsys, way, size):
+    run = saved_run("adapter")  # which may be trained only now, while there is room
     with largest_file(size):
-        code = main([str(saved_run("adapter")), str(tmp_path / "out"), way])
+        code = main([str(run), str(tmp_path / "out"), way])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("python")]
     assert code == 1
     assert f"{tmp_path / 'out'}: cannot be made (" in line

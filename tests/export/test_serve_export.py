@@ -11,6 +11,8 @@ from finetune.training.__main__ import main as train
 from tests.support.servers import ANSWERS, FRAME, run, serve_here, speech
 from tests.support.tiny_repository import ROOT, build_repo
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 8  # neither the default nor that of example/tiny_ttt.yaml
 
 

@@ -53,6 +53,7 @@ BAD = [
     ({"ttt_update": "residual", "ttt_learning_rate": 1e-40}, "ttt_learning_rate=1e-40", "at least 1e-12 with"),
     ({"ttt_update": "residual", "ttt_target_gain": 1e30}, "ttt_target_gain=1e+30", "a positive number, at most 1e+06"),
     ({"ttt_update": "residual", "ttt_delta_clip": 1.0}, "ttt_delta_clip=1.0", 'None with ttt_update="residual"'),
+    ({"ttt_target_gain": 1e5, "dtype": torch.float16}, "ttt_target_gain=100000.0", "at most 65504 with dtype=torch.fl"),
     ({"ttt_enabled": "yes"}, "ttt_enabled='yes'", "True or False"),
     ({"gating": "none"}, "gating='none'", "silu"),
     ({"weights_per_step": 2}, "weights_per_step=2", "one gated MLP per layer"),

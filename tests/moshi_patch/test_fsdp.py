@@ -8,6 +8,8 @@ import pytest
 from tests.support.fsdp_worker import WORLD
 from tests.support.processes import run_processes
 
+pytestmark = pytest.mark.slow
+
 TARGETS = "target_generator"
 LORA = {"lora": True, "train": ["lora_", TARGETS]}
 CASES = {

@@ -15,7 +15,7 @@ from tests.support.model_kinds import build, codes_for, conditions, fused
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.streams import SETTINGS, steps, ttt_model
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 ROWS, BEFORE, AFTER = 3, 12, 14
 poisons = pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 
@@ -55,7 +55,7 @@ def assert_fresh(module, blank, rows) -> None:
 
 
 @poisons
-@pytest.mark.parametrize("name", ["plain", "hidden_states", "clip and decay"])
+@pytest.mark.parametrize("name", ["plain", "hidden_states", "clip and decay", "residual, K=5, decay, gain"])
 def test_a_spoilt_row_is_a_fresh_row_after_its_reset_and_the_others_go_on(name, poison):
     model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, ROWS, BEFORE + AFTER)

@@ -18,7 +18,7 @@ from moshi_patch.memory_file import dtype_shape_checksum
 from tests.support.disks import largest_file
 from tests.support.memories import STEPS, assert_same, hear, snapshot, streaming_model
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 def _cut(size: float):

@@ -18,6 +18,8 @@ from example.tiny_repo import main
 from moshi_patch.repository import local_repositories
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
+pytestmark = pytest.mark.slow
+
 DIALOGUES = ["boat", "sister", "train"]
 CHANNELS = {"SPEAKER_MAIN": 0, "SPEAKER_USER": 1}
 STEPS = 40  # two chunks of 16 and a half one

@@ -17,7 +17,7 @@ from tests.support.disks import largest_file
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 CHUNK = TTT["ttt_chunk_size"]
 
 

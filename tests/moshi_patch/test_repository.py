@@ -98,6 +98,14 @@ def test_a_repository_on_the_hub_names_no_file_of_this_machine(repo, monkeypatch
         load_checkpoint_info("someone/model")
 
 
+@pytest.mark.parametrize("place", ["folder", "Hub"])
+def test_a_configuration_of_no_mimi_is_refused_before_it_is_built(repo, monkeypatch, place):
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda _, name, **__: str(repo / name))
+    (repo / "mimi_config.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(RepositoryError, match=r"mimi_config\.json: not valid JSON"):
+        load_checkpoint_info(repo if place == "folder" else "someone/model")
+
+
 @pytest.mark.usefixtures("patched")
 def test_adapters_that_were_copied_with_their_config_are_served_not_those_they_were_copied_from(repo, tmp_path):
     """A training names its adapters by their path, as stock moshi needs it."""

@@ -37,6 +37,8 @@ def test_one_step_at_a_time_equals_one_pass(name):
         # rope rounds to float32 inside; with float64 around it the two paths still agree far below that
         pytest.param(torch.float64, {"positional_embedding": "rope"}, 1e-5, id="float64 rope"),
         pytest.param(torch.bfloat16, {"norm": "rms_norm_f32"}, 5e-2, id="bfloat16, 2e-2 for each of two TTT layers"),
+        pytest.param(torch.float32, {"ttt_update": "residual"}, 1e-4, id="float32 residual"),
+        pytest.param(torch.bfloat16, {"norm": "rms_norm_f32", "ttt_update": "residual"}, 5e-2, id="bfloat16 residual"),
     ],
 )
 def test_lower_precisions_agree_within_their_rounding(dtype, overrides, tolerance):
@@ -121,8 +123,9 @@ def test_rows_with_random_exec_masks_and_resets_equal_the_same_rows_alone(name):
 
 
 @pytest.mark.parametrize("before", [3, 5, 8, 12])
-def test_a_reset_row_is_a_fresh_row_bit_for_bit(before):
-    model = ttt_model(ttt_delta_clip=0.5, ttt_decay=0.9)
+@pytest.mark.parametrize("name", ["clip and decay", "residual, K=5, decay, gain"])
+def test_a_reset_row_is_a_fresh_row_bit_for_bit(before, name):
+    model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, 2, 40)
     with model.streaming(2):
         steps(model, codes[:, :, :before])
@@ -138,8 +141,9 @@ def test_a_reset_row_is_a_fresh_row_bit_for_bit(before):
     assert not torch.equal(after[1], fresh[1])
 
 
-def test_a_snapshot_continues_twice_with_the_same_result():
-    model = ttt_model()
+@pytest.mark.parametrize("name", ["plain", "residual, K=5, decay, gain"])
+def test_a_snapshot_continues_twice_with_the_same_result(name):
+    model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, B, T)
     expected = one_pass(model, codes)
     with model.streaming(B):

@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import moshi_patch
 from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 B, T = 3, 34
 
 

@@ -17,6 +17,8 @@ from moshi.models import LMModel, loaders
 from tests.support.models import TINY, TTT
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.slow
+
 TEXT = (ROOT / "docs" / "checkpoints.md").read_text()
 NOT_RUN = {
     "hf upload": "needs an account",

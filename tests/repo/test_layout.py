@@ -22,7 +22,8 @@ def test_a_room_uses_only_rooms_that_stand_before_it():
 def test_no_import_runs_in_a_circle():
     # The public face of moshi_patch loads its modules when they are asked for; they do not import it back.
     graph = {name: uses for name, uses in arrows().items() if name != "moshi_patch"}
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    assert len(order) >= len(graph) > 100
 
 
 def test_the_arrows_are_seen_at_all():

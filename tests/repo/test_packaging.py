@@ -14,6 +14,8 @@ from setuptools import find_packages
 import moshi_ttt
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.slow
+
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 OPTIONAL = {"wandb": "imported when `wandb.project` is set, and asked for by name where it is missing"}
 INDIRECT = {"tensorboard"}

@@ -28,6 +28,8 @@ from finetune.training.trainer import train
 from tests.support.tiny_repository import DATA
 from tests.support.training_runs import metrics, settings_for
 
+pytestmark = pytest.mark.slow
+
 DOWN = "transformer.layers.{}.gating.linear_out.weight"
 
 

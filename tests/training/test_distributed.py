@@ -20,6 +20,8 @@ from finetune.training.trainer import train
 from tests.support.processes import run_processes
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
+pytestmark = pytest.mark.slow
+
 WORLD, STEPS = 2, 5
 TTT = {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 1e-2}
 CASES = {

@@ -19,6 +19,8 @@ from tests.support.disks import largest_file
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 from tests.training.test_refused import write_settings
 
+pytestmark = pytest.mark.slow
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())

@@ -21,6 +21,8 @@ from finetune.training.metrics import read_metrics
 from finetune.training.trainer import train
 from tests.support.training_runs import settings_for
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KILLS", "2"))
 STEPS = 4 if KILLS < 10 else 12
 FORGOTTEN = {"time", "steps_per_second", "tokens_per_second", "audio_seconds_per_second", "peak_memory_gib"}

@@ -9,6 +9,8 @@ import pytest
 from tests.support.tiny_repository import DATA, build_repo
 from tests.training.test_distributed import TTT, job, work
 
+pytestmark = pytest.mark.slow
+
 
 def on_two_disks(folder: Path, last: str = "sister") -> dict:
     """Settings for a list of twenty dialogues on two disks, with another `last` one on that of rank 1."""

@@ -15,6 +15,8 @@ from finetune.training.__main__ import main as train
 from tests.support.tiny_repository import DATA, build_repo
 from tests.support.training_runs import metrics, settings_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:

@@ -19,6 +19,8 @@ from finetune.common.locks import FileLock
 from finetune.training.__main__ import main
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
 
+pytestmark = pytest.mark.slow
+
 NEWEST = "checkpoints/checkpoint_000004"
 
 

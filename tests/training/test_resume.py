@@ -19,7 +19,7 @@ from tests.support.loading import KEYS
 from tests.support.models import random_codes
 from tests.support.tiny_repository import DATA, build_repo
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -19,6 +19,8 @@ from finetune.training.trainer import train
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 from tests.support.training_runs import metrics, settings_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _patched(patched):

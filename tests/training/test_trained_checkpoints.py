@@ -9,6 +9,8 @@ import sphn
 
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo, stream_speech
 
+pytestmark = pytest.mark.slow
+
 MODES = {
     "adapters": ["--full_finetuning=false", "--lora.enable", "--lora.rank=4", "--save_adapters"],
     "merged": ["--full_finetuning=false", "--lora.enable", "--lora.rank=4"],

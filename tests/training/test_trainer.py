@@ -25,6 +25,8 @@ from finetune.training.trainer import MAX_BAD_STEPS, Trainer, TrainingDiverged, 
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT
 from tests.support.training_runs import metrics, settings_for
 
+pytestmark = pytest.mark.slow
+
 ONE = Context(0, 1, 0, torch.device("cpu"))
 
 

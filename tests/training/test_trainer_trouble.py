@@ -13,6 +13,8 @@ from finetune.training.trainer import Trainer, TrainingDiverged, train
 from tests.support.tiny_repository import DATA
 from tests.support.training_runs import metrics, settings_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _patched(patched):

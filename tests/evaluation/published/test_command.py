@@ -14,6 +14,8 @@ from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
 from tests.support.tiny_repository import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(made, tmp_path_factory):

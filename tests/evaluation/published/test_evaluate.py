@@ -22,7 +22,7 @@ from tests.support.published import evaluate, load_mimi, model_of, settings
 from tests.support.published_worker import args_for
 from tests.support.tiny_repository import ENVIRONMENT, ROOT, build_repo
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 @pytest.fixture(scope="module")

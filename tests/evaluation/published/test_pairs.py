@@ -23,7 +23,7 @@ PAIRS = 60
 BINOMIAL = 0.5 - 4.5 * math.sqrt(0.25 / PAIRS), 0.5 + 4.5 * math.sqrt(0.25 / PAIRS)
 """Where all but 7 in a million accuracies lie of one who tosses a coin `PAIRS` times: each processor tosses anew."""
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def unharmed(server, usual, said):
     assert all(event["fresh"] and event["position"] == [0, 0] for event in server.events if event["event"] == "reset")
 
 
-pytestmark = pytest.mark.usefixtures("unharmed")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unharmed")]
 
 
 async def farewell(websocket) -> aiohttp.WSMessage:

@@ -11,6 +11,8 @@ import sphn
 from moshi_patch.serving.ogg import HEADER_SIZE, PACKETS_PER_PAGE, OggPages, checksum, page_size
 from tests.support.servers import ANSWERS, RATE, run, speech, user_speech
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> bytes:
@@ -152,6 +154,7 @@ def test_the_status_is_answered_while_a_long_message_is_decoded(server, recordin
         async with server.connect() as websocket:
             await server.say(websocket, [recording])
             await server.answers(websocket, 3)
+            await asyncio.sleep(1.1)  # the status is at most a second old
             status = await asyncio.to_thread(server.status)
             websocket._response.connection.transport.abort()
             return status

@@ -24,7 +24,7 @@ from tests.support.rows import (
 )
 from tests.support.servers import FRAME
 
-pytestmark = pytest.mark.usefixtures("patched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 SAMPLED = Sampling(seed=7, temperature=0.9)
 
 

@@ -32,7 +32,7 @@ from tests.support.servers import (
 )
 from tests.support.tiny_repository import build_repo
 
-pytestmark = pytest.mark.usefixtures("patched_module")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched_module")]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import pytest
 from tests.support.servers import ANSWERS, BUSY, FRAME, run, serve_here
 from tests.support.tiny_repository import build_repo
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 16  # ttt_chunk_size of the repository
 LAYERS = ["transformer.layers.1.gating", "transformer.layers.3.gating"]
 
