@@ -119,7 +119,7 @@ def _local(paths: MoshiPaths) -> bool:
 def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     if name == BASE:
         return Baseline(None, args.moshi_paths)
-    if name == OWN_CONTROL:
+    if name == OWN_CONTROL or (saved.run_dir is not None and Path(name).resolve() == saved.run_dir / CONTROL_FOLDER):
         path = _control_of(saved)
         if path is None:
             where = saved.folder if saved.run_dir is None else saved.run_dir / CONTROL_FOLDER

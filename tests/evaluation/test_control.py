@@ -14,6 +14,8 @@ from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.evaluation.verdict import NO_CONTROL
 from tests.support.evaluations import results
 
+pytestmark = pytest.mark.slow
+
 CONTROL_STEP = "checkpoints/checkpoint_000004/consolidated"
 
 
@@ -64,6 +66,14 @@ def test_a_control_of_another_step_is_taken_with_a_note(made, words, tmp_path):
     found = opened(words, "adapters", f"--checkpoint_dir={run}")
     assert (found.condition, found.checkpoint.step) == (CONTROL, 3)
     assert "The control is of step 3, the checkpoint of step 4" in found.notes[0]
+
+
+def test_the_folder_of_the_own_control_stands_for_its_checkpoint_of_the_same_step(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    folder = run / "control" / "checkpoints"
+    shutil.copytree(folder / "checkpoint_000004", folder / "checkpoint_000009")
+    found = opened(words, "adapters", f"--checkpoint_dir={run}", f"--baseline={run / 'control'}")
+    assert (found.checkpoint.step, found.checkpoint.folder.parent.name) == (4, "checkpoint_000004")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ from finetune.settings.evaluation import EvalArgs
 from tests.support.disks import largest_file
 
 
+pytestmark = pytest.mark.slow
+
+
 def summarised(tmp_path, recordings: int) -> dict:
     """Of streams that never were: two per recording, losses drawn at random, with TTT a little better."""
     store, generator = ResultStore(tmp_path / "items", "a"), np.random.default_rng(0)
