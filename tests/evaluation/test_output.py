@@ -21,7 +21,6 @@ from finetune.model.stream import StepLosses, score_stream
 from finetune.settings.evaluation import EvalArgs
 from tests.support.disks import largest_file
 
-
 pytestmark = pytest.mark.slow
 
 
