@@ -22,7 +22,7 @@ from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
-from .baseline import Baseline, load_baseline, open_baseline
+from .baseline import OWN_CONTROL, Baseline, load_baseline, open_baseline, telling_how_to_leave_it_out
 from .conditions import conditions_of, muting_conditions
 from .loss_tables import settings_table
 from .output import heading, make_out_dir, out_dir, write_results
@@ -55,7 +55,8 @@ def evaluate(settings: Settings) -> str:
     try:
         on_rank_0(ctx, lambda: refuse_broken(settings.checkpoint, "checkpoint_dir"))
         if baseline is not None and baseline.checkpoint is not None:
-            on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
+            with telling_how_to_leave_it_out(args):
+                on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
         if ctx.rank == 0:
             logger.info("Settings that are not the defaults:\n%s", settings_table(settings))
             for message in (*settings.warnings, *(baseline.notes if baseline is not None else ())):
@@ -126,7 +127,8 @@ class Evaluation:
             return load_model(self.checkpoint, self.args.moshi_paths, self.ctx.device, self.dtype)
 
     def _load_baseline(self) -> LMModel:
-        with reading(f"baseline={self.args.baseline!r}: cannot be loaded"):
+        name = self.args.baseline or OWN_CONTROL
+        with telling_how_to_leave_it_out(self.args), reading(f"baseline={name!r}: cannot be loaded"):
             return load_baseline(self.baseline, self.ctx.device, self.dtype)
 
     def _score(self, model: LMModel, streams: Streams, kinds: dict[str, str], store: ResultStore) -> None:

@@ -105,6 +105,23 @@ def test_a_control_that_was_never_trained_is_refused(made, words):
         opened(words, "merged", "--baseline=control")
 
 
+def test_a_broken_control_that_nobody_asked_for_is_refused_with_the_way_out(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    (run / "control" / CONTROL_STEP / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="It is the control of the run; --baseline none leaves it out"):
+        opened(words, "adapters", f"--checkpoint_dir={run}")
+    assert opened(words, "adapters", f"--checkpoint_dir={run}", "--baseline=none") is None
+
+
+def test_an_export_knows_its_control_though_it_does_not_name_its_data(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    record = run / "checkpoints" / "checkpoint_000004" / "consolidated" / "training_config.json"
+    content = json.loads(record.read_text())
+    del content["training"]["data"]
+    record.write_text(json.dumps(content))
+    assert opened(words, "adapters", f"--checkpoint_dir={run}", "--baseline=control").condition == CONTROL
+
+
 def test_the_checkpoint_of_an_export_lies_in_no_run(made):
     assert open_checkpoint(made / "merged").run_dir == made / "merged"
     assert open_checkpoint(made / "merged" / CONTROL_STEP / "consolidated.safetensors").run_dir == made / "merged"

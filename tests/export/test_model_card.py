@@ -3,9 +3,11 @@
 import copy
 from pathlib import Path
 
+import pytest
 import yaml
 
 from finetune.checkpoint.saved import SavedCheckpoint
+from finetune.common.errors import ConfigError
 from finetune.export.model_card import model_card
 
 RESULTS = {
@@ -105,6 +107,13 @@ def test_benchmarks_stand_beside_the_losses_or_alone():
     assert "longform: 1 skipped" in alone
     assert "losses in nats per step" not in alone
     assert both.index("| updates on | 2.5000") < both.index("| swuggy |")
+
+
+def test_losses_that_are_not_finite_make_no_card():
+    broken = copy.deepcopy(RESULTS)
+    broken["standard"]["overall"]["updates off"]["loss"] = None
+    with pytest.raises(ConfigError, match="not finite, which is no result"):
+        card(broken)
 
 
 def test_what_was_not_measured_or_recorded_is_not_made_up():
