@@ -80,10 +80,18 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline | None:
         return None
     if args.baseline is not None:
         return _open(args.baseline, args, saved)
-    if not saved.config.get("ttt_enabled") or _control_of(saved) is None:
+    if not saved.config.get("ttt_enabled") or control_of(saved) is None:
         return None
     with telling_how_to_leave_it_out(args):
         return _open(OWN_CONTROL, args, saved)
+
+
+def control_of(saved: SavedCheckpoint) -> Path | None:
+    """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
+    if saved.run_dir is None:
+        return None
+    there = list_checkpoints(saved.run_dir / CONTROL_FOLDER / "checkpoints")
+    return there.get(saved.step, list(there.values())[-1]) if there else None
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     if name == BASE:
         return Baseline(None, args.moshi_paths)
     if name == OWN_CONTROL or (saved.run_dir is not None and Path(name).resolve() == saved.run_dir / CONTROL_FOLDER):
-        path = _control_of(saved)
+        path = control_of(saved)
         if path is None:
             where = saved.folder if saved.run_dir is None else saved.run_dir / CONTROL_FOLDER
             raise ConfigError(
@@ -158,14 +166,6 @@ def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
         return Baseline(None, MoshiPaths(hf_repo_id=str(path)))
     paths = args.moshi_paths if other.training is None else model_paths(other)
     return Baseline(other, paths, *_compared_with(saved, other))
-
-
-def _control_of(saved: SavedCheckpoint) -> Path | None:
-    """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
-    if saved.run_dir is None:
-        return None
-    there = list_checkpoints(saved.run_dir / CONTROL_FOLDER / "checkpoints")
-    return there.get(saved.step, list(there.values())[-1]) if there else None
 
 
 def _compared_with(saved: SavedCheckpoint, other: SavedCheckpoint) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from finetune.checkpoint.saved import open_checkpoint
+from finetune.common.commands import command
 from finetune.common.errors import ConfigError
 from finetune.evaluation.baseline import Baseline, open_baseline
 from finetune.evaluation.conditions import BASELINE, BENEFIT, CONTROL
@@ -42,12 +43,19 @@ def test_the_control_of_a_run_is_beside_it_unasked_and_the_page_begins_with_who_
     assert results(tmp_path)["standard"] == found
 
 
-def test_without_a_control_the_page_says_so_and_how_to_train_one(made, words, tmp_path):
+def test_a_control_that_was_left_out_is_missed(made, words, tmp_path):
     page = evaluate(parse_command_line(words("adapters", "--baseline=none")))
     assert page.startswith(NO_CONTROL)
     assert "lean on updates" in page.splitlines()[1]
-    assert f"train.py {made / 'adapters' / 'args.yaml'} --resume --control" in page
+    assert "The control of the run was left out" in page
+    assert "--resume --control" not in page
     assert list(results(tmp_path)["standard"]["differences"]) == ["reliance"]
+
+
+def test_without_a_control_the_page_says_so_and_how_to_train_one(made, words):
+    page = evaluate(parse_command_line(words("merged")))
+    assert page.startswith(NO_CONTROL)
+    assert f"No control was trained. Train one: {command('train', made / 'merged' / 'args.yaml')}" in page
 
 
 @pytest.mark.parametrize("how", ["--baseline=control", None, "by its folder"])

@@ -8,6 +8,7 @@ import yaml
 
 from finetune.checkpoint.saved import SavedCheckpoint
 from finetune.common.errors import ConfigError
+from finetune.evaluation.verdict import NO_CONTROL
 from finetune.export.model_card import model_card
 
 RESULTS = {
@@ -51,7 +52,7 @@ def test_results_are_a_table_with_every_condition_and_its_difference():
     assert (
         "12 recordings, 10.0 minutes. In brackets 95 % intervals over recordings. Of differences, negative is" in text
     )
-    assert "What TTT gains is not known: no control was trained, the same run without TTT (control: true)." in text
+    assert NO_CONTROL in text
     assert "updates on - updates off |" not in text
 
 
@@ -67,7 +68,7 @@ def test_a_control_says_who_won_before_the_table():
     assert (
         text.index(said) < text.index("The control is of step 3") < text.index("| with TTT - trained without | -0.0200")
     )
-    assert "no control was trained" not in text
+    assert NO_CONTROL not in text
 
 
 def test_settings_that_the_evaluation_replaced_are_named():
