@@ -1,6 +1,8 @@
 """The other model of a comparison: the control of the run, another checkpoint, or a base model without any training."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,36 @@ def open_baseline(args: EvalArgs, saved: SavedCheckpoint) -> Baseline | None:
     Raises:
         ConfigError: when it is neither a checkpoint nor a base model, is damaged, or is about other codes.
     """
-    name = args.baseline
-    if name is None:
-        name = OWN_CONTROL if saved.config.get("ttt_enabled") and _control_of(saved) is not None else NONE
-    if name == NONE:
+    if args.baseline == NONE:
         return None
+    if args.baseline is not None:
+        return _open(args.baseline, args, saved)
+    if not saved.config.get("ttt_enabled") or control_of(saved) is None:
+        return None
+    with telling_how_to_leave_it_out(args):
+        return _open(OWN_CONTROL, args, saved)
+
+
+def control_of(saved: SavedCheckpoint) -> Path | None:
+    """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
+    if saved.run_dir is None:
+        return None
+    there = list_checkpoints(saved.run_dir / CONTROL_FOLDER / "checkpoints")
+    return there.get(saved.step, list(there.values())[-1]) if there else None
+
+
+@contextlib.contextmanager
+def telling_how_to_leave_it_out(args: EvalArgs) -> Iterator[None]:
+    """Adds to an error over a baseline that nobody asked for how to do without."""
+    try:
+        yield
+    except ConfigError as error:
+        if args.baseline is not None:
+            raise
+        raise ConfigError(f"{error} It is the control of the run; --baseline none leaves it out.") from error
+
+
+def _open(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     baseline = _find(name, args, saved)
     check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.adapters)
     if baseline.checkpoint is not None:
@@ -119,8 +146,8 @@ def _local(paths: MoshiPaths) -> bool:
 def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     if name == BASE:
         return Baseline(None, args.moshi_paths)
-    if name == OWN_CONTROL:
-        path = _control_of(saved)
+    if name == OWN_CONTROL or (saved.run_dir is not None and Path(name).resolve() == saved.run_dir / CONTROL_FOLDER):
+        path = control_of(saved)
         if path is None:
             where = saved.folder if saved.run_dir is None else saved.run_dir / CONTROL_FOLDER
             raise ConfigError(
@@ -141,20 +168,13 @@ def _find(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     return Baseline(other, paths, *_compared_with(saved, other))
 
 
-def _control_of(saved: SavedCheckpoint) -> Path | None:
-    """The checkpoint of the run's control at the same step, or else its newest; None without a control."""
-    if saved.run_dir is None:
-        return None
-    there = list_checkpoints(saved.run_dir / CONTROL_FOLDER / "checkpoints")
-    return there.get(saved.step, list(there.values())[-1]) if there else None
-
-
 def _compared_with(saved: SavedCheckpoint, other: SavedCheckpoint) -> tuple[str, list[str]]:
     """Which condition `other` is beside `saved`, and what stands in the way of calling it the control."""
     ours, theirs = saved.train_args, other.train_args
     if None in (ours, theirs) or theirs.ttt.enabled or not ours.ttt.enabled:
         return BASELINE, []
-    differing = differences(_settings(theirs), _settings(ours), keys=OF_THE_TRAINING)
+    known = [key for key in OF_THE_TRAINING if "" not in (_settings(theirs)[key], _settings(ours)[key])]  # an export's
+    differing = differences(_settings(theirs), _settings(ours), keys=known)
     if not (theirs.ttt.as_control or theirs.full_finetuning):
         differing.append("ttt.as_control=False, so that W_down of the TTT layers was not trained in full")
     if differing:

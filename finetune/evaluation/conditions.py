@@ -18,6 +18,9 @@ RELIANCE = "reliance"
 It is not what TTT gains: weights that were trained with updates come to lean on them. What it gains is `BENEFIT`.
 """
 
+MUTED = "updates on but in layer "
+"""Of the checkpoint's own model, before the index of a TTT layer."""
+
 BENEFIT = "with TTT - trained without"
 MEANINGS = {
     RELIANCE: "updates on - updates off of the same weights, which have come to lean on updates; not what TTT gains",
@@ -31,9 +34,18 @@ def conditions_of(model: LMModel) -> tuple[str, ...]:
     return (ON, OFF) if moshi_patch.ttt_gatings(model) else (PLAIN,)
 
 
+def muting_conditions(model: LMModel) -> tuple[str, ...]:
+    """For each TTT layer the condition in which that layer alone learns nothing."""
+    return tuple(f"{MUTED}{name.split('.')[-2]}" for name in moshi_patch.ttt_gatings(model))
+
+
 def under(condition: str, model: LMModel) -> contextlib.AbstractContextManager:
-    """Inside, `model` is as `condition` says: without updates for `OFF`, as it is for any other."""
-    return moshi_patch.ttt_updates(model) if condition == OFF else contextlib.nullcontext()
+    """Inside, `model` is as `condition` says: without updates for `OFF`, without those of a layer, or as it is."""
+    if condition == OFF:
+        return moshi_patch.ttt_updates(model)
+    if condition.startswith(MUTED):
+        return moshi_patch.ttt_updates(model, layers=[int(condition.removeprefix(MUTED))])
+    return contextlib.nullcontext()
 
 
 def is_difference(name: str) -> bool:

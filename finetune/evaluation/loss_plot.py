@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..settings.schema import STEPS_PER_SECOND
+from .statistics import MIN_RECORDINGS
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green")
 
@@ -33,12 +34,13 @@ def plot(result: dict[str, Any]) -> bytes:
     for colour, name in zip(COLOURS, result["overall"], strict=False):
         _line(top, position, lines[name], colour, name)
     top.set_ylabel("loss (nats)")
-    top.set_title(f"{result['streams']} streams, bands: 95 % of resampled streams", fontsize="medium")
+    bands = ", bands: 95 % intervals over recordings" if result["recordings"] >= MIN_RECORDINGS else ""
+    top.set_title(f"{result['recordings']} recordings{bands}", fontsize="medium")
     for colour, name in zip(COLOURS[1:], differences, strict=False):
         _line(axes[-1, 0], position, lines[name], colour, name)
     if differences:
         axes[-1, 0].axhline(0, color="black", linewidth=0.8)
-        axes[-1, 0].set_ylabel("difference (nats)")
+        axes[-1, 0].set_ylabel("difference (nats)\nnegative is better")
     window = scale * result["context_steps"] / STEPS_PER_SECOND / 60
     inside = window <= 1.5 * position[-1]
     for axis in axes[:, 0]:
@@ -57,5 +59,5 @@ def plot(result: dict[str, Any]) -> bytes:
 
 def _line(axis: Any, position: list[float], line: dict[str, list], colour: str, name: str) -> None:
     axis.plot(position, line["value"], color=colour, label=name, marker="." if len(position) < 50 else None)
-    low, high = (np.array(line[key], dtype=float) for key in ("low", "high"))  # None, for a single stream, is NaN
+    low, high = (np.array(line[key], dtype=float) for key in ("low", "high"))  # None, of too few recordings, is NaN
     axis.fill_between(position, low, high, color=colour, alpha=0.2, linewidth=0)

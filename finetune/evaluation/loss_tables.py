@@ -7,7 +7,7 @@ from typing import Any
 from ..common.tables import columns
 from ..settings.evaluation import EvalArgs
 from ..settings.parsing import flat
-from .conditions import MEANINGS
+from .conditions import MEANINGS, RELIANCE
 from .settings_in_force import Settings
 from .statistics import MIN_RECORDINGS, TOO_FEW
 from .verdict import verdict
@@ -30,6 +30,8 @@ def settings_table(settings: Settings) -> str:
 def standard_page(result: Mapping[str, Any]) -> str:
     """Who won; then losses in nats of all of it, by codebook and by minutes, with their differences."""
     parts = [_overall(result), _by_codebook(result), _by_minutes(result)]
+    if result.get("by_layer"):
+        parts.append(_by_layer(result["by_layer"]))
     return "\n\n".join(["\n".join([*verdict(result), *result.get("notes", [])]), head(result), *parts])
 
 
@@ -85,6 +87,15 @@ def _by_minutes(result: Mapping[str, Any]) -> str:
     for name in result["differences"]:
         rows.append([name, *(difference(stretch["differences"][name]["loss"]) for stretch in stretches)])
     return columns(["loss by minutes", *(stretch["minutes"] for stretch in stretches)], rows)
+
+
+def _by_layer(layers: Mapping[str, Any]) -> str:
+    names = [key.replace("_", " ") for key in LOSSES]
+    rows = [
+        [layer, *(number(row[key]) for key in LOSSES), *(difference(row[RELIANCE][key]) for key in LOSSES)]
+        for layer, row in layers.items()
+    ]
+    return columns(["layer without updates", *names, *(f"{RELIANCE} on it, {name}" for name in names)], rows)
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..common.errors import ConfigError
 from .conditions import OFF, ON, RELIANCE
-from .statistics import MIN_RECORDINGS
+from .statistics import MEASURES, MIN_RECORDINGS
 
 OLD_RELIANCE = f"{ON} - {OFF}"
 """How the reliance was called before 2026-11-25; in pairs it was a difference of accuracies, in which positive is
@@ -12,9 +13,17 @@ better."""
 
 
 def with_todays_names(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of an `eval.json` of any age: today's names and signs, no interval from too few recordings."""
+    """The content of an `eval.json` of any age: today's names and signs, no interval from too few recordings.
+
+    Raises:
+        ConfigError: for losses that are not finite, which are no result.
+    """
     new = dict(results)
     standard, paper = results.get("standard"), results.get("paper")
+    overall = standard.get("overall") if isinstance(standard, Mapping) else None
+    rows = list(overall.values()) if isinstance(overall, Mapping) else []
+    if any(row[key] is None for row in rows for key in MEASURES if key in row):
+        raise ConfigError("the losses in eval.json are not finite, which is no result; evaluate again.")
     if isinstance(standard, Mapping) and isinstance(standard.get("differences"), Mapping):
         differences = _renamed(standard["differences"])
         if standard.get("recordings", standard.get("streams", 0)) < MIN_RECORDINGS:

@@ -15,6 +15,7 @@ from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..common.files import finite_or_none, write_json, write_whole
 from ..common.versions import versions
+from .baseline import control_of
 from .conditions import BENEFIT, ON
 from .loss_plot import plot
 from .loss_tables import standard_page
@@ -86,8 +87,12 @@ def _what_next(content: dict[str, Any], saved: SavedCheckpoint) -> list[str]:
     if run_dir is None:
         return lines
     standard = content.get("standard", {"overall": {}, "differences": {}})
-    if ON in standard["overall"] and BENEFIT not in standard["differences"] and (run_dir / "args.yaml").is_file():
-        lines.append(f"Train the control: {command('train', run_dir / 'args.yaml', '--resume', '--control')}")
+    if ON in standard["overall"] and BENEFIT not in standard["differences"]:
+        train_it = command("train", run_dir / "args.yaml", "--resume", "--control")
+        if control_of(saved) is not None:
+            lines.append("The control of the run was left out; without --baseline it is beside it.")
+        elif (run_dir / "args.yaml").is_file():
+            lines.append(f"No control was trained. Train one: {train_it}")
     best, there = best_beside(saved.folder.parent) or (None, None)
     if best is not None and best.step != saved.step:
         remedy = "it was deleted" if there is None else command("evaluate", "--checkpoint_dir", run_dir, "--best")

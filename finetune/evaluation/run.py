@@ -22,11 +22,11 @@ from ..common.versions import versions
 from ..data.tokenize import load_speech_tokenizer
 from ..settings.schema import ttt_keyword
 from ..settings.validation import check_moshi_paths
-from .baseline import Baseline, load_baseline, open_baseline
-from .conditions import conditions_of
+from .baseline import OWN_CONTROL, Baseline, load_baseline, open_baseline, telling_how_to_leave_it_out
+from .conditions import conditions_of, muting_conditions
 from .loss_tables import settings_table
 from .output import heading, make_out_dir, out_dir, write_results
-from .published.evaluate import evaluate_paper
+from .published.evaluate import score_benchmarks
 from .result_store import ResultStore, file_identity, fingerprint, tree_identity
 from .scoring import score_streams
 from .settings_in_force import CHANGEABLE, COMMAND_LINE, Settings
@@ -55,7 +55,8 @@ def evaluate(settings: Settings) -> str:
     try:
         on_rank_0(ctx, lambda: refuse_broken(settings.checkpoint, "checkpoint_dir"))
         if baseline is not None and baseline.checkpoint is not None:
-            on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
+            with telling_how_to_leave_it_out(args):
+                on_rank_0(ctx, lambda: refuse_broken(baseline.checkpoint, "baseline"))
         if ctx.rank == 0:
             logger.info("Settings that are not the defaults:\n%s", settings_table(settings))
             for message in (*settings.warnings, *(baseline.notes if baseline is not None else ())):
@@ -82,27 +83,41 @@ class Evaluation:
         on_rank_0(ctx, lambda: make_out_dir(self.out))
 
     def run(self) -> str:
-        """Scores under all conditions, writes what was found, and returns the page, on rank 0."""
+        """Scores under all conditions, writes what was found, and returns the page, on rank 0.
+
+        One model is held at a time: first the checkpoint's, then the baseline's.
+        """
         args, ctx, content = self.args, self.ctx, heading(self.settings, self.ctx)
         model, info = on_all_ranks(ctx, self._load)
         logger.info("%s", moshi_patch.fit_threads(model) or f"On {ctx.device}.")
         tokenizer = load_speech_tokenizer(model, info, 60 * args.max_minutes, ctx.device)
-        other, context = None, model.context
+        mimi, context = tokenizer.mimi, model.context
         if args.standard:
             streams = Streams.find(args, tokenizer, ctx)
             store = self._store(info, {"streams": streams.identity()})
-            kinds = {condition: f"standard/{condition}" for condition in conditions_of(model)}
+            conditions = conditions_of(model) + (muting_conditions(model) if args.by_layer else ())
+            kinds = {condition: f"standard/{condition}" for condition in conditions}
             self._score(model, streams, kinds, store)
         if args.paper_style:
-            other = None if self.baseline is None else on_all_ranks(ctx, self._load_baseline)
-            content["paper"] = self._score_benchmarks(model, tokenizer.mimi, info, other)
-        del model  # a baseline may need its room
+            paper_store = self._store(info, self._identity_of_benchmarks())
+            benchmarks = score_benchmarks(model, mimi, args, ctx, paper_store)
+        del model
         release()
+        if self.baseline is not None:
+            condition, model = self.baseline.condition, on_all_ranks(ctx, self._load_baseline)
+            if args.standard:
+                beside = {condition: f"standard/{condition} {fingerprint(baseline=self.baseline.identity())}"}
+                self._score(model, streams, beside, store)
+                kinds |= beside
+            if args.paper_style:
+                other = score_benchmarks(model, mimi, args, ctx, paper_store, (condition,))
+                benchmarks = benchmarks.beside(other)
         if args.standard:
-            kinds |= self._score_baseline(streams, store, other)
             store.refresh()
             content["standard"] = on_rank_0(ctx, lambda: summarise(streams, kinds, store, args, context))
             content["standard"]["notes"] = [] if self.baseline is None else self.baseline.notes
+        if args.paper_style:
+            content["paper"] = benchmarks.results(args)
         page = on_rank_0(ctx, lambda: write_results(self.out, content, self.settings.checkpoint))
         return page if ctx.rank == 0 else ""
 
@@ -112,37 +127,22 @@ class Evaluation:
             return load_model(self.checkpoint, self.args.moshi_paths, self.ctx.device, self.dtype)
 
     def _load_baseline(self) -> LMModel:
-        with reading(f"baseline={self.args.baseline!r}: cannot be loaded"):
+        name = self.args.baseline or OWN_CONTROL
+        with telling_how_to_leave_it_out(self.args), reading(f"baseline={name!r}: cannot be loaded"):
             return load_baseline(self.baseline, self.ctx.device, self.dtype)
-
-    def _score_baseline(self, streams: Streams, store: ResultStore, model: LMModel | None) -> dict[str, str]:
-        """Under which name the results of the baseline, loaded or not, are stored; none without a baseline."""
-        if self.baseline is None:
-            return {}
-        condition = self.baseline.condition
-        kinds = {condition: f"standard/{condition} {fingerprint(baseline=self.baseline.identity())}"}
-        model = on_all_ranks(self.ctx, self._load_baseline) if model is None else model
-        self._score(model, streams, kinds, store)
-        return kinds
 
     def _score(self, model: LMModel, streams: Streams, kinds: dict[str, str], store: ResultStore) -> None:
         """`score_streams` on all ranks: when it returns, what the others found is on the disk."""
         on_all_ranks(self.ctx, lambda: score_streams(model, streams, kinds, self.args, self.ctx, store))
 
-    def _score_benchmarks(
-        self, model: LMModel, mimi: Any, info: CheckpointInfo, other: LMModel | None
-    ) -> dict[str, dict[str, Any]]:
-        args, beside = self.args, self.baseline
-        content = {
+    def _identity_of_benchmarks(self) -> dict[str, Any]:
+        args = self.args
+        return {
             "paper": dataclasses.asdict(args.paper),
             "sets": [tree_identity(Path(getattr(args.paper, name))) for name in args.paper.sets()],
             "seed": args.seed,
-            "baseline": None if beside is None else beside.identity(),
+            "baseline": None if self.baseline is None else self.baseline.identity(),
         }
-        store = self._store(info, content)
-        if beside is None:
-            return evaluate_paper(model, mimi, args, self.ctx, store)
-        return evaluate_paper(model, mimi, args, self.ctx, store, other, beside.condition)
 
     def _store(self, info: CheckpointInfo, data: dict[str, Any]) -> ResultStore:
         """What was found before with everything as it is now, `data` too. Collective."""

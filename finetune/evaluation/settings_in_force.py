@@ -85,6 +85,8 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
                 values[key], sources[key] = layer[key], source
                 break
     args = build(EvalArgs, merge({}, values))
+    if args.by_layer and not saved.config.get("ttt_enabled"):
+        raise ConfigError("by_layer=True: the checkpoint has no TTT layers; leave it out.")
     warnings = _compare_with_training(command, fixed)
     args.validate()
     return Settings(args, sources, saved, warnings)

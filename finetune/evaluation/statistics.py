@@ -16,7 +16,7 @@ MEASURES = ("loss", "text_loss", "audio_loss")
 AT_ONCE = 100
 """Bootstrap samples computed together."""
 
-TOO_FEW = f"too few recordings for an interval (at least {MIN_RECORDINGS})"
+TOO_FEW = f"too few recordings for an interval, which takes {MIN_RECORDINGS}"
 
 Interval = dict[str, float | None]
 """`value`, and the bounds `low` and `high` of its 95 % interval, None from fewer than `MIN_RECORDINGS` items."""

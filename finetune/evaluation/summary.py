@@ -9,7 +9,7 @@ import numpy as np
 from ..data.segments import Segment
 from ..settings.evaluation import EvalArgs
 from ..settings.schema import STEPS_PER_SECOND
-from .conditions import difference_name
+from .conditions import MUTED, RELIANCE, difference_name
 from .result_store import ResultStore
 from .scoring import MINUTES, scored_streams
 from .statistics import MEASURES, Sums, intervals, means, summary
@@ -23,7 +23,8 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
     """Everything that is reported of the streams that were scored under all conditions.
 
     Args:
-        kinds: by condition, under which name it is stored. The first is compared with each of the others.
+        kinds: by condition, under which name it is stored. The first is compared with each of the others; those of
+            `muting_conditions` are reported by layer.
         context: of the checkpoint's attention, in steps.
 
     Raises:
@@ -34,6 +35,7 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
     values = {name: [store.get(kind, item_id(one)) for one in segments] for name, kind in kinds.items()}
     skipped = [str(one) for one in streams.segments if one not in set(segments)]
     steps = [one["steps"] for one in next(iter(values.values()))]
+    muted = {name.removeprefix(MUTED): values.pop(name) for name in kinds if name.startswith(MUTED)}
     overall = {name: Sums.of([one["sums"] for one in rows], recordings) for name, rows in values.items()}
     return {
         "recordings": len(set(recordings)),
@@ -44,6 +46,7 @@ def summarise(streams: Streams, kinds: dict[str, str], store: ResultStore, args:
         "bootstrap_samples": args.bootstrap_samples,
         "overall": {name: summary(sums) for name, sums in overall.items()},
         "differences": _differences(overall, args),
+        "by_layer": _by_layer(next(iter(overall.values())), muted, recordings, args),
         "by_position": _by_position(values, recordings, args),
         "curve": _curve(values, recordings, streams.curve_steps, args),
         "items": [_item(segment, index, values) for index, segment in enumerate(segments)],
@@ -62,6 +65,18 @@ def _differences(sums: dict[str, Sums], args: EvalArgs) -> dict[str, dict[str, A
         difference_name(first, other): intervals(ours, theirs, args.bootstrap_samples, args.seed)
         for other, theirs in others
     }
+
+
+def _by_layer(
+    served: Sums, muted: dict[str, list[dict[str, Any]]], recordings: list[str], args: EvalArgs
+) -> dict[str, dict[str, Any]]:
+    """By TTT layer, the losses when it alone learns nothing, and how far the weights lean on its updates."""
+    result = {}
+    for layer, rows in muted.items():
+        sums = Sums.of([one["sums"] for one in rows], recordings)
+        reliance = intervals(served, sums, args.bootstrap_samples, args.seed)
+        result[layer] = {**summary(sums), RELIANCE: reliance}
+    return result
 
 
 def _by_position(values: Values, recordings: list[str], args: EvalArgs) -> list[dict[str, Any]]:

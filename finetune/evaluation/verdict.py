@@ -6,7 +6,7 @@ from typing import Any
 from .conditions import BASELINE, BENEFIT, ON, RELIANCE, difference_name
 from .statistics import TOO_FEW
 
-NO_CONTROL = "What TTT gains is not known: no control was trained, the same run without TTT (control: true)."
+NO_CONTROL = "What TTT gains is not known: no control is beside it, the same run trained without TTT (control: true)."
 
 
 def verdict(standard: Mapping[str, Any]) -> list[str]:

@@ -117,6 +117,8 @@ class EvalArgs:
     """compare with: `control`, a checkpoint, a base model's folder, `base`, `none`; null: the run's control, if any"""
     best: bool = False
     """of the run in checkpoint_dir, evaluate the step with the lowest held-out loss in place of the newest"""
+    by_layer: bool = False
+    """measure also without the updates of one TTT layer at a time; takes one more pass for each"""
     out_dir: str | None = None
     """folder for the results; null: RUN_DIR/eval/checkpoint_..., or `eval` in the checkpoint's folder"""
     data: EvalData = field(default_factory=EvalData)
@@ -156,6 +158,8 @@ class EvalArgs:
             ConfigError: naming the key, its value and what is allowed.
         """
         check_limits(self)
+        remedy = "layers are told apart by losses alone; eval_type must be standard or both."
+        require(self.standard or not self.by_layer, "by_layer", self.by_layer, remedy)
         if self.standard:
             check_sources("data.eval_data", self.data.eval_data)
         if self.paper_style:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from finetune.checkpoint.saved import open_checkpoint
+from finetune.common.commands import command
 from finetune.common.errors import ConfigError
 from finetune.evaluation.baseline import Baseline, open_baseline
 from finetune.evaluation.conditions import BASELINE, BENEFIT, CONTROL
@@ -13,6 +14,8 @@ from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.evaluation.verdict import NO_CONTROL
 from tests.support.evaluations import results
+
+pytestmark = pytest.mark.slow
 
 CONTROL_STEP = "checkpoints/checkpoint_000004/consolidated"
 
@@ -40,12 +43,19 @@ def test_the_control_of_a_run_is_beside_it_unasked_and_the_page_begins_with_who_
     assert results(tmp_path)["standard"] == found
 
 
-def test_without_a_control_the_page_says_so_and_how_to_train_one(made, words, tmp_path):
+def test_a_control_that_was_left_out_is_missed(made, words, tmp_path):
     page = evaluate(parse_command_line(words("adapters", "--baseline=none")))
     assert page.startswith(NO_CONTROL)
     assert "lean on updates" in page.splitlines()[1]
-    assert f"train.py {made / 'adapters' / 'args.yaml'} --resume --control" in page
+    assert "The control of the run was left out" in page
+    assert "--resume --control" not in page
     assert list(results(tmp_path)["standard"]["differences"]) == ["reliance"]
+
+
+def test_without_a_control_the_page_says_so_and_how_to_train_one(made, words):
+    page = evaluate(parse_command_line(words("merged")))
+    assert page.startswith(NO_CONTROL)
+    assert f"No control was trained. Train one: {command('train', made / 'merged' / 'args.yaml')}" in page
 
 
 @pytest.mark.parametrize("how", ["--baseline=control", None, "by its folder"])
@@ -64,6 +74,14 @@ def test_a_control_of_another_step_is_taken_with_a_note(made, words, tmp_path):
     found = opened(words, "adapters", f"--checkpoint_dir={run}")
     assert (found.condition, found.checkpoint.step) == (CONTROL, 3)
     assert "The control is of step 3, the checkpoint of step 4" in found.notes[0]
+
+
+def test_the_folder_of_the_own_control_stands_for_its_checkpoint_of_the_same_step(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    folder = run / "control" / "checkpoints"
+    shutil.copytree(folder / "checkpoint_000004", folder / "checkpoint_000009")
+    found = opened(words, "adapters", f"--checkpoint_dir={run}", f"--baseline={run / 'control'}")
+    assert (found.checkpoint.step, found.checkpoint.folder.parent.name) == (4, "checkpoint_000004")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +111,23 @@ def test_a_run_of_all_weights_without_ttt_is_a_control_and_one_with_ttt_or_the_b
 def test_a_control_that_was_never_trained_is_refused(made, words):
     with pytest.raises(ConfigError, match=r"baseline='control': .*merged/control is no control"):
         opened(words, "merged", "--baseline=control")
+
+
+def test_a_broken_control_that_nobody_asked_for_is_refused_with_the_way_out(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    (run / "control" / CONTROL_STEP / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="It is the control of the run; --baseline none leaves it out"):
+        opened(words, "adapters", f"--checkpoint_dir={run}")
+    assert opened(words, "adapters", f"--checkpoint_dir={run}", "--baseline=none") is None
+
+
+def test_an_export_knows_its_control_though_it_does_not_name_its_data(made, words, tmp_path):
+    run = copied(made, tmp_path)
+    record = run / "checkpoints" / "checkpoint_000004" / "consolidated" / "training_config.json"
+    content = json.loads(record.read_text())
+    del content["training"]["data"]
+    record.write_text(json.dumps(content))
+    assert opened(words, "adapters", f"--checkpoint_dir={run}", "--baseline=control").condition == CONTROL
 
 
 def test_the_checkpoint_of_an_export_lies_in_no_run(made):

@@ -21,6 +21,8 @@ from finetune.model.stream import StepLosses, score_stream
 from finetune.settings.evaluation import EvalArgs
 from tests.support.disks import largest_file
 
+pytestmark = pytest.mark.slow
+
 
 def summarised(tmp_path, recordings: int) -> dict:
     """Of streams that never were: two per recording, losses drawn at random, with TTT a little better."""

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from finetune.common.errors import ConfigError
 from finetune.data.broken import BrokenData
 from finetune.evaluation import run as run_module
+from finetune.evaluation.__main__ import main
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.export.export import export
 from finetune.settings.commands import ExportArgs
-from tests.support.evaluations import MODES, results, start
+from tests.support.evaluations import MODES, results
 from tests.support.tiny_repository import DATA, build_repo
 
 pytestmark = pytest.mark.slow
@@ -135,10 +136,10 @@ def test_results_that_have_no_place_are_refused_before_a_model_is_loaded(words, 
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_the_program_refuses_in_one_line(words, options, named):
-    process = start(words("merged", *options))
-    out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
+def test_the_program_refuses_in_one_line(words, options, named, capsys):
+    assert main(words("merged", *options), prog="eval_from_checkpoint.py") == 2
+    out, errors = capsys.readouterr()
+    assert out == ""
     assert len(errors.strip().splitlines()) == 1
     assert errors.startswith("eval_from_checkpoint.py: ")
     assert named in errors

@@ -11,8 +11,10 @@ import torch
 import moshi_patch
 from example.make_pairs import make_benchmarks
 from finetune.checkpoint.saved import load_model, open_checkpoint
+from finetune.common.errors import ConfigError
 from finetune.data.manifest import Entry
 from finetune.data.tokenize import SpeechTokenizer
+from finetune.evaluation.__main__ import main
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.model.loss import LossParts, compute_loss
@@ -25,8 +27,8 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 
-def by_hand(made, name: str, updates: bool) -> LossParts:
-    """The loss of all three dialogues from single passes over each of them."""
+def by_hand(made, name: str, updates: bool, but: int | None = None) -> LossParts:
+    """The loss of all three dialogues from single passes, with updates in all layers but one, or in none."""
     saved = open_checkpoint(made / name)
     model, info = load_model(saved, MoshiPaths(hf_repo_id=str(made / "repo")), CPU, torch.float32)
     tokenizer = SpeechTokenizer.for_model(model, info.get_mimi(device=CPU), info.get_text_tokenizer(), 20)
@@ -35,8 +37,8 @@ def by_hand(made, name: str, updates: bool) -> LossParts:
         (segment,) = tokenizer.segments(Entry(DATA / f"{name}.wav", 11.0, Path(), 1))
         codes = tokenizer(segment).codes
         codes = codes[..., : int((codes[0] != -1).any(0).nonzero()[-1]) + 1]
-        for gating in moshi_patch.ttt_gatings(model).values():
-            gating.set_updates(updates)
+        for layer, gating in moshi_patch.ttt_gatings(model).items():
+            gating.set_updates(updates and layer != f"transformer.layers.{but}.gating")
         with torch.no_grad():
             parts = compute_loss(model(codes), codes, dep_q=model.dep_q, first_codebook_weight_multiplier=5.0)
         total = LossParts(total.sums + parts.sums, total.counts + parts.counts) if total else parts
@@ -96,6 +98,29 @@ def test_an_old_checkpoint_with_the_yaml_of_its_training_gives_the_same(made, wo
     evaluate(parse_command_line(words("merged", f"--checkpoint_dir={tmp_path / 'old'}", f"--config={yaml}")))
     assert results(tmp_path)["standard"]["overall"] == expected
     assert results(tmp_path)["settings"]["param_dtype"] == {"value": "float32", "source": str(yaml)}
+
+
+def test_each_layer_is_muted_by_itself_on_request(made, words, tmp_path):
+    page = evaluate(parse_command_line(words("merged", "--by_layer")))
+    found = results(tmp_path)["standard"]
+    served = found["overall"]["updates on"]["loss"]
+    assert list(found["by_layer"]) == ["1", "3"]
+    for layer, row in found["by_layer"].items():
+        expected = by_hand(made, "merged", True, but=int(layer)).loss.item()
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+        assert row["reliance"]["loss"]["value"] == pytest.approx(served - expected, abs=1e-4)
+        assert row["loss"] not in (served, found["overall"]["updates off"]["loss"])
+        assert f"{expected:.4f}" in page.split("layer without updates")[1]
+    assert list(found["overall"]) == ["updates on", "updates off"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "named"),
+    [("stock", "--eval_type=standard", "no TTT layers"), ("merged", "--eval_type=paper", "eval_type must be standard")],
+)
+def test_layers_that_cannot_be_muted_are_refused(words, name, option, named):
+    with pytest.raises(ConfigError, match=f"by_layer=True: .*{named}"):
+        parse_command_line(words(name, "--by_layer", option))
 
 
 def test_a_checkpoint_without_ttt_has_one_line_and_no_control(words, tmp_path):
@@ -183,17 +208,17 @@ def test_two_ranks_find_what_one_finds(words, tmp_path):
     assert {path.name[-11:] for path in (tmp_path / "two" / "items").iterdir()} == {"rank0.jsonl", "rank1.jsonl"}
 
 
+@pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("mode", MODES)
-def test_the_program_prints_its_settings_and_results_and_leaves_them_beside_the_run(made, tmp_path, mode):
+def test_the_program_prints_its_results_and_leaves_them_beside_the_run(made, tmp_path, capsys, caplog, mode):
     shutil.copytree(made / mode, tmp_path / "run")
-    process = start([f"--checkpoint_dir={tmp_path / 'run'}", f"--data.eval_data={made / 'eval.jsonl'}"])
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "training_config.json" in errors
-    assert "text_padding_weight" not in errors, "it is the default"
-    assert "first_codebook_weight_multiplier" in errors
+    caplog.set_level("INFO")
+    assert main([f"--checkpoint_dir={tmp_path / 'run'}", f"--data.eval_data={made / 'eval.jsonl'}"]) == 0
+    assert "training_config.json" in caplog.text
+    assert "first_codebook_weight_multiplier" in caplog.text
+    assert "text_padding_weight" not in caplog.text, "it is the default"
     folder = tmp_path / "run" / "eval" / "checkpoint_000004"
-    assert str(folder) in out
+    assert f"Results are in {folder}" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"eval.json", "eval.png", "items"}
 
 

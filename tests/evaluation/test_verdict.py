@@ -36,7 +36,7 @@ def result(*served: str, **differences) -> dict:
         (
             found(-2.4),
             "Not told from chance: with TTT the loss is 2.4000 nats per step lower than trained without "
-            "(too few recordings for an interval (at least 5)).",
+            "(too few recordings for an interval, which takes 5).",
         ),
         (
             found(0.0, 0.0, 0.0),

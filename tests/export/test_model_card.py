@@ -3,9 +3,12 @@
 import copy
 from pathlib import Path
 
+import pytest
 import yaml
 
 from finetune.checkpoint.saved import SavedCheckpoint
+from finetune.common.errors import ConfigError
+from finetune.evaluation.verdict import NO_CONTROL
 from finetune.export.model_card import model_card
 
 RESULTS = {
@@ -49,7 +52,7 @@ def test_results_are_a_table_with_every_condition_and_its_difference():
     assert (
         "12 recordings, 10.0 minutes. In brackets 95 % intervals over recordings. Of differences, negative is" in text
     )
-    assert "What TTT gains is not known: no control was trained, the same run without TTT (control: true)." in text
+    assert NO_CONTROL in text
     assert "updates on - updates off |" not in text
 
 
@@ -65,7 +68,7 @@ def test_a_control_says_who_won_before_the_table():
     assert (
         text.index(said) < text.index("The control is of step 3") < text.index("| with TTT - trained without | -0.0200")
     )
-    assert "no control was trained" not in text
+    assert NO_CONTROL not in text
 
 
 def test_settings_that_the_evaluation_replaced_are_named():
@@ -82,7 +85,7 @@ def test_settings_that_the_evaluation_replaced_are_named():
 def test_one_recording_has_no_interval():
     alone = copy.deepcopy(RESULTS)
     alone["standard"] |= {"streams": 1, "differences": {}}
-    assert "1 recording, 10.0 minutes. There are too few recordings for an interval (at least 5)." in card(alone)
+    assert "1 recording, 10.0 minutes. There are too few recordings for an interval, which takes 5." in card(alone)
     few = copy.deepcopy(RESULTS)
     few["standard"]["streams"] = 4
     assert "| reliance | -0.2500 | -0.1000 |  |  |" in card(few)
@@ -105,6 +108,13 @@ def test_benchmarks_stand_beside_the_losses_or_alone():
     assert "longform: 1 skipped" in alone
     assert "losses in nats per step" not in alone
     assert both.index("| updates on | 2.5000") < both.index("| swuggy |")
+
+
+def test_losses_that_are_not_finite_make_no_card():
+    broken = copy.deepcopy(RESULTS)
+    broken["standard"]["overall"]["updates off"]["loss"] = None
+    with pytest.raises(ConfigError, match="not finite, which is no result"):
+        card(broken)
 
 
 def test_what_was_not_measured_or_recorded_is_not_made_up():

@@ -8,7 +8,8 @@ from moshi.models import LMModel, MimiModel, loaders
 
 from example.tiny_repo import LM
 from finetune.common.distributed import Context
-from finetune.evaluation.published.evaluate import evaluate_paper
+from finetune.evaluation.conditions import BASELINE
+from finetune.evaluation.published.evaluate import score_benchmarks
 from finetune.evaluation.result_store import ResultStore
 from finetune.settings.evaluation import EvalArgs, PaperArgs
 from tests.support.models import randomise_targets
@@ -41,6 +42,18 @@ def settings(max_minutes: float = 30.0, **paper) -> EvalArgs:
     return EvalArgs(paper=PaperArgs(**paper), max_minutes=max_minutes, bootstrap_samples=200)
 
 
-def evaluate(model: LMModel, mimi: MimiModel, folder: Path, args: EvalArgs, ctx: Context = ALONE, **others) -> dict:
+def evaluate(
+    model: LMModel,
+    mimi: MimiModel,
+    folder: Path,
+    args: EvalArgs,
+    ctx: Context = ALONE,
+    baseline: LMModel | None = None,
+    beside_as: str = BASELINE,
+) -> dict:
     """The results, kept in `folder` on the way."""
-    return evaluate_paper(model, mimi, args, ctx, ResultStore(folder, "0", ctx.rank), **others)
+    store = ResultStore(folder, "0", ctx.rank)
+    scores = score_benchmarks(model, mimi, args, ctx, store)
+    if baseline is not None:
+        scores = scores.beside(score_benchmarks(baseline, mimi, args, ctx, store, (beside_as,)))
+    return scores.results(args)

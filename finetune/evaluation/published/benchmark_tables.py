@@ -6,7 +6,7 @@ from typing import Any
 from ...common.tables import columns
 from ..conditions import BASELINE, BENEFIT, MEANINGS, ON, difference_name, is_difference
 from ..statistics import TOO_FEW
-from ..verdict import NO_CONTROL, is_clear
+from ..verdict import NO_CONTROL, compared, is_clear
 
 Results = Mapping[str, Mapping[str, Any]]
 """By data set, what `PairScores.summary` or `LongScores.summary` returned."""
@@ -18,12 +18,13 @@ def benchmark_page(results: Results) -> str:
 
 
 def benchmark_verdict(results: Results) -> list[str]:
-    """A sentence for each set of pairs, against the control or the baseline; and whether there was a control."""
+    """A sentence for each set, against the control or the baseline; and whether there was a control."""
     sentences, names = [], names_in(next(iter(results.values())))
     for name, result in results.items():
+        place = result["up_to"][-1] if result.get("up_to") else result
         for key, other in ((BENEFIT, "trained without TTT"), (difference_name(names[0], BASELINE), "the baseline")):
-            if key in result:
-                sentences.append(f"{name}: {_judged(result[key], other)}.")
+            if key in place:
+                sentences.append(f"{name}: {_judged(place, key, other)}.")
     if names[0] == ON and BENEFIT not in names:
         sentences.append(NO_CONTROL)
     return sentences
@@ -78,10 +79,13 @@ def _cell(place: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{value:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
 
 
-def _judged(found: Mapping[str, float | None], other: str) -> str:
-    """`won, 3.3 points fewer errors than trained without TTT (95 % interval -5.1 to -1.5)`."""
-    value, low, high = (None if found[key] is None else 100 * found[key] for key in ("value", "low", "high"))
+def _judged(place: Mapping[str, Any], key: str, other: str) -> str:
+    """`won, 3.3 points fewer errors than trained without TTT (95 % interval -5.1 to -1.5)`; or in nats, to a length."""
+    found = place[key]
+    judgement = ("won" if found["value"] < 0 else "lost") if is_clear(found) else "not told from chance"
+    if "seconds" in place:
+        return f"{judgement}, up to {place['seconds']:g} s {compared(found, other)}"
+    value, low, high = (None if found[bound] is None else 100 * found[bound] for bound in ("value", "low", "high"))
     words = f"{abs(value):.1f} points {'fewer' if value < 0 else 'more'} errors than {other}"
     spread = TOO_FEW if low is None else f"95 % interval {low:+.1f} to {high:+.1f}"
-    judgement = ("won" if value < 0 else "lost") if is_clear(found) else "not told from chance"
     return f"{judgement}, {words if value else f'as many errors as {other}'} ({spread})"

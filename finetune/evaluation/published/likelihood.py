@@ -3,6 +3,8 @@
 Shapes: `B` recordings, `K` = 1 + n_q rows, `T` steps.
 """
 
+from dataclasses import dataclass
+
 import torch
 from moshi.models.lm import LMModel
 
@@ -13,6 +15,25 @@ from ...model.conditions import absent_conditions
 from ...model.stream import score_stream
 from ...settings.evaluation import EvalArgs
 from ..conditions import conditions_of
+
+
+@dataclass(frozen=True)
+class Reach:
+    """From where on a model can know more than what it was trained to, and how far it looks back.
+
+    Attributes:
+        chunk_size: the smallest of its TTT layers', in steps; None without TTT.
+        delay: steps by which the last code that counts is predicted later than its own step.
+        context: of its attention, in steps.
+    """
+
+    chunk_size: int | None
+    delay: int
+    context: int
+
+    def learns(self, steps: int) -> bool:
+        """Whether a recording of so many steps reaches beyond TTT's first chunk, in which nothing was learnt yet."""
+        return self.chunk_size is not None and steps + self.delay > self.chunk_size
 
 
 class Likelihood:
@@ -26,21 +47,15 @@ class Likelihood:
     def __init__(self, model: LMModel, args: EvalArgs, conditions: tuple[str, ...] | None = None):
         self.model, self._segment_steps = model, args.segment_steps
         self.conditions = conditions or conditions_of(model)
-        # Updates on and off do not differ in a first chunk, in which nothing was learnt yet.
-        gatings = moshi_patch.ttt_gatings(model).values()
-        self.chunk_size = min((gating.config.chunk_size for gating in gatings), default=None)
         self.weights = torch.ones(model.dep_q, dtype=torch.float64)
         if args.paper.codebooks == "first":
             self.weights[1:] = 0
         else:
             self.weights[0] = args.first_codebook_weight_multiplier
         counted = [row for row in range(model.dep_q) if self.weights[row] > 0]
-        self.delay = max(model.delays[1 + row] for row in counted)
-        """Steps by which the last code that counts is predicted later than its own step."""
-
-    def learns(self, steps: int) -> bool:
-        """Whether a recording of so many steps reaches beyond TTT's first chunk, in which nothing was learnt yet."""
-        return self.chunk_size is not None and steps + self.delay > self.chunk_size
+        delay = max(model.delays[1 + row] for row in counted)
+        chunks = [gating.config.chunk_size for gating in moshi_patch.ttt_gatings(model).values()]
+        self.reach = Reach(min(chunks, default=None), delay, model.context)
 
     def __call__(self, codes: list[torch.Tensor]) -> torch.Tensor:
         """Nats `[B, T]` float64 on the CPU, 0 after the end of a recording.

@@ -21,7 +21,7 @@ from ..conditions import difference_name, under
 from ..result_store import ResultStore
 from ..statistics import mean_interval
 from .audio import MonoTokenizer
-from .likelihood import Likelihood
+from .likelihood import Likelihood, Reach
 from .share import count_skipped, gather, merge, select
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class LongScores:
         """With the conditions of `other`, of the same files, behind one's own."""
         return LongScores(self.files, merge(self.records, other.records), self.edges, self.frame_rate)
 
-    def summary(self, args: EvalArgs, likelihood: Likelihood) -> dict[str, Any]:
+    def summary(self, args: EvalArgs, reach: Reach) -> dict[str, Any]:
         """Nats per step of each bucket, and of all up to its end; ready for JSON.
 
         A bucket has the files that reach into it, and the later it is the fewer: its conditions are compared with each
@@ -132,7 +132,7 @@ class LongScores:
                     name: mean_interval(sums[inside, index], steps[inside, index], **bootstrap)
                     for name, sums in nats.items()
                 }
-                buckets.append(place | {"learns": likelihood.learns(end)} | values)
+                buckets.append(place | {"learns": reach.learns(end)} | values)
             whole = steps[:, : index + 1].sum(1) == end
             if whole.any():
                 totals = {name: sums[whole, : index + 1].sum(1) for name, sums in nats.items()}
@@ -143,7 +143,7 @@ class LongScores:
             "meaning": meaning | {"length_normalisation": "nats per step of a bucket"},
             "files": len(used),
             "skipped": [record["skipped"] for record in self.records.values() if "skipped" in record],
-            "context_seconds": likelihood.model.context / self.frame_rate,
+            "context_seconds": reach.context / self.frame_rate,
             "buckets": buckets,
             "up_to": up_to,
             "per_file": {file: self.records[file] for file in self.files},

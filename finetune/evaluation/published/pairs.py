@@ -18,7 +18,7 @@ from ..conditions import OFF, ON, difference_name, under
 from ..result_store import ResultStore
 from ..statistics import mean_interval
 from .audio import MonoTokenizer
-from .likelihood import Likelihood
+from .likelihood import Likelihood, Reach
 from .sets import Pair, PairSet
 from .share import count_skipped, gather, merge, select
 
@@ -137,12 +137,12 @@ class PairScores:
         """With the conditions of `other`, of the same pairs, behind one's own."""
         return PairScores(self.name, self.pairs, merge(self.records, other.records), self.problems)
 
-    def summary(self, args: EvalArgs, likelihood: Likelihood) -> dict[str, Any]:
+    def summary(self, args: EvalArgs, reach: Reach) -> dict[str, Any]:
         """Accuracies with their intervals, by group too, and what stands behind them; ready for JSON."""
         used = [pair for pair in self.pairs if "steps" in self.records[pair.id]]
         names = [name for name in self.records[used[0].id] if name != "steps"]
         right = {name: np.array([self._right(pair, name, args) for pair in used]) for name in names}
-        learns = np.array([any(map(likelihood.learns, self.records[pair.id]["steps"])) for pair in used])
+        learns = np.array([any(map(reach.learns, self.records[pair.id]["steps"])) for pair in used])
         skipped = [self.records[pair.id]["skipped"] for pair in self.pairs if "skipped" in self.records[pair.id]]
         result: dict[str, Any] = {
             "meaning": args.paper.statement(args.first_codebook_weight_multiplier),

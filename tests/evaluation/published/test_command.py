@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -11,29 +12,16 @@ import moshi_patch
 from example.make_pairs import make_benchmarks
 from finetune.evaluation.run import evaluate
 from finetune.evaluation.settings_in_force import parse_command_line
-from finetune.settings.record import from_dict
-from finetune.training.trainer import train
-from tests.support.tiny_repository import DATA, ROOT, build_repo
+from tests.support.tiny_repository import ROOT
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(made, tmp_path_factory):
     """The folder of a run of a few steps, and beside it the stand-ins of the benchmarks."""
     folder = tmp_path_factory.mktemp("run")
-    settings = {
-        "data": {"train_data": f"{DATA}/train.jsonl"},
-        "run_dir": str(folder / "run"),
-        "moshi_paths": {"hf_repo_id": str(build_repo(folder / "repo"))},
-        "duration_sec": 4,
-        "max_steps": 2,
-        "param_dtype": "float32",
-        "full_finetuning": True,
-        "ttt": {"enabled": True, "layers": [1, 3], "chunk_size": 16, "learning_rate": 0.03},
-    }
-    train(from_dict(settings))
-    moshi_patch.uninstall()
+    shutil.copytree(made / "merged", folder / "run")
     make_benchmarks(folder / "tiny_benchmarks", items=3, longform_seconds=12.0)
     return folder
 
@@ -50,7 +38,7 @@ def words(run, monkeypatch):
 
 
 def test_the_documented_command_evaluates_every_set_beside_a_baseline(run, words):
-    out = run / "run" / "eval" / "checkpoint_000002"
+    out = run / "run" / "eval" / "checkpoint_000004"
     printed = evaluate(parse_command_line([*words, "--baseline=base"]))
     content = json.loads((out / "eval.json").read_text())["paper"]
     assert list(content) == ["swuggy", "sblimp", "sstorycloze", "tstorycloze", "longform"]
