@@ -3,11 +3,8 @@
 Instead of a disk, the largest file that the system lets the process write is small: writing fails as really.
 """
 
+import contextlib
 import re
-import resource
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,8 @@ from finetune.common.errors import DiskError
 from finetune.training.run_dir import RunDir
 from tests.support.checkpoint_runs import MODES, advance, arguments, tiny_run
 from tests.support.disks import largest_file
-from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo
+from tests.support.tiny_repository import DATA
+from tests.support.training_runs import Ended, Program
 from tests.training.test_refused import write_settings
 
 pytestmark = pytest.mark.slow
@@ -49,22 +47,20 @@ def test_a_save_that_fails_at_any_file_leaves_nothing_behind(tmp_path, mode):
     assert names(checkpointer.folder) == ["checkpoint_000002"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(ttt_repo, tmp_path, capsys, caplog, monkeypatch, patched):
     """`train.py run.yaml WORDS`, in a folder with a base model and data, where no file may be larger than `largest`."""
-    folder = tmp_path_factory.mktemp("place")
-    build_repo(folder / "repo")
-    shutil.copytree(DATA, folder / "data")
-    write_settings(folder)
+    (tmp_path / "repo").symlink_to(ttt_repo)
+    (tmp_path / "data").symlink_to(DATA)
+    write_settings(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    program = Program(capsys, caplog)
 
-    def start(*words: str, largest: int | None = None) -> subprocess.CompletedProcess:
-        limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))) if largest else None
-        command = [sys.executable, ROOT / "train.py", "run.yaml", *words]
-        return subprocess.run(
-            command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, preexec_fn=limit
-        )
+    def start(*words: str, largest: int | None = None) -> Ended:
+        with contextlib.nullcontext() if largest is None else largest_file(largest):
+            return program("run.yaml", *words)
 
-    start.folder = folder
+    start.folder = tmp_path
     return start
 
 

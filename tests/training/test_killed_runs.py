@@ -62,6 +62,18 @@ def start(settings: dict) -> int:
     return child
 
 
+def wait_or_kill(child: int, seconds: float | None) -> int:
+    """The exit status of `child`, which is killed when it still runs after so many seconds; -9 then."""
+    end = time.monotonic() + (seconds or 1e9)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
 def logged(run: Path) -> dict[str, list[dict]]:
     return {
         kind: [
@@ -90,10 +102,8 @@ def test_runs_that_are_killed_again_and_again_lose_nothing(stock_repo, tmp_path)
         status = -signal.SIGKILL
         while status == -signal.SIGKILL:
             child = start(run)
-            if len(moments) < KILLS:
-                time.sleep(generator.uniform(0.1, 0.9) * seconds)
-                os.kill(child, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            deadline = generator.uniform(0.1, 0.7) * seconds if len(moments) < KILLS else None
+            status = wait_or_kill(child, deadline)
             if status == -signal.SIGKILL:
                 moments.append(place(Path(run["run_dir"])))
         assert status == 0

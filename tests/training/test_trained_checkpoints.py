@@ -1,13 +1,12 @@
 """From the command line: train, be refused, move aside, and stream what was saved through moshi's own program."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import sphn
 
-from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT, build_repo, stream_speech
+from tests.support.tiny_repository import DATA, ROOT, stream_speech
+from tests.support.training_runs import Program
 
 pytestmark = pytest.mark.slow
 
@@ -18,23 +17,20 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    return build_repo(tmp_path_factory.mktemp("tiny") / "repo", ttt=False)
+@pytest.fixture
+def repo(stock_repo):
+    return stock_repo
 
 
 @pytest.fixture
-def train(repo, tmp_path):
+def train(repo, tmp_path, capsys, caplog, monkeypatch, patched):
     """Runs `train.py example/tiny_ttt.yaml` for three steps in `tmp_path / "run"`."""
+    monkeypatch.chdir(ROOT)
     base = {"moshi": "model.safetensors", "mimi": "mimi.safetensors", "tokenizer": "tokenizer.model"}
     paths = [f"--moshi_paths.{name}_path={repo / file}" for name, file in (base | {"config": "config.json"}).items()]
     fixed = [*paths, f"--run_dir={tmp_path / 'run'}", "--max_steps=3", "--do_eval=false", "--optim.pct_start=0.5"]
-
-    def run(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "train.py", "example/tiny_ttt.yaml", *fixed, *options]
-        return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-
-    return run
+    program = Program(capsys, caplog)
+    return lambda *options: program("example/tiny_ttt.yaml", *fixed, *options)
 
 
 @pytest.mark.parametrize("mode", MODES)
