@@ -18,8 +18,8 @@ from .config import TTTConfig
 if TYPE_CHECKING:
     from .arguments import wrong_file, wrong_repository
     from .cpu import fit_threads, without_compiling
-    from .gating import TTTGating
     from .json_object import parse_json, parse_object, read_object
+    from .kinds.in_place import TTTGating
     from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
@@ -43,7 +43,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "arguments": ("wrong_file", "wrong_repository"),
     "cpu": ("fit_threads", "without_compiling"),
-    "gating": ("TTTGating",),
+    "kinds.in_place": ("TTTGating",),
     "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),

@@ -12,7 +12,7 @@ from moshi.modules.streaming import State
 from moshi.modules.transformer import RingKVCache, StreamingMultiheadAttention
 from torch import nn
 
-from .ops import fill_rows_
+from .kinds.rows import fill_rows_
 
 
 class ForgettingKVCache(RingKVCache):

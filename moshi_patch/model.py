@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .config import TTTConfig
-from .gating import TTTGating
-from .ops import ResidualFastWeight, delta_norm
+from .kinds.in_place import TTTGating
+from .kinds.in_place.ops import ResidualFastWeight, delta_norm
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")

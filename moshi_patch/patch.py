@@ -14,8 +14,8 @@ from moshi.modules.transformer import RingKVCache, StreamingTransformer, Streami
 
 from .call import pass_arguments
 from .config import PREFIX, TTTConfig
-from .gating import TTTGating
 from .healing import forget_on_reset
+from .kinds.in_place import TTTGating
 from .model import prepare_targets
 
 logger = logging.getLogger(__name__)

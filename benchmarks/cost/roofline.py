@@ -26,7 +26,7 @@ from benchmarks.cost.layer import operations, run_once
 from benchmarks.cost.step import COMMON, SIZES, UPDATES, Stream
 from benchmarks.measure import argument_parser, parse_arguments, timed, write_result
 from moshi_patch import TTTConfig, TTTGating
-from moshi_patch.ops.state import rows_per_step
+from moshi_patch.kinds.in_place.ops.state import rows_per_step
 
 logger = logging.getLogger(__name__)
 

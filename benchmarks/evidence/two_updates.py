@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from moshi_patch.ops import naive
+from moshi_patch.kinds.in_place.ops import naive
 
 OUT = Path(__file__).parents[1] / "results" / "two_updates.svg"
 D, H, C, RATE = 16, 64, 16, 1.0

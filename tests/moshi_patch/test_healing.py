@@ -9,8 +9,8 @@ from moshi.models.lm import LMGen
 from moshi.modules.transformer import RingKVCache
 
 import moshi_patch
-from moshi_patch.ops import FastWeight, fill_rows_
-from moshi_patch.ops.rows import _fill_masked_
+from moshi_patch.kinds.in_place.ops import FastWeight
+from moshi_patch.kinds.rows import _fill_masked_, fill_rows_
 from tests.support.model_kinds import build, codes_for, conditions, fused
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 from tests.support.streams import SETTINGS, steps, ttt_model

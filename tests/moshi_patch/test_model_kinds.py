@@ -5,7 +5,7 @@ import torch
 from moshi.modules.gating import ActivationGating
 
 import moshi_patch
-from moshi_patch.ops import naive, naive_target
+from moshi_patch.kinds.in_place.ops import naive, naive_target
 from tests.support.model_kinds import STEPS, build, codes_for, conditions, fused, kinds, precisions, streamed
 from tests.support.models import TTT, relative
 

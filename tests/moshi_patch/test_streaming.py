@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.gating import SEGMENT_STEPS, TTTGating
+from moshi_patch.kinds.in_place.gating import SEGMENT_STEPS, TTTGating
 from tests.support.models import random_codes, relative
 from tests.support.streams import SETTINGS, B, T, call_gating, one_pass, steps, ttt_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.ops import naive, naive_target
+from moshi_patch.kinds.in_place.ops import naive, naive_target
 from tests.support.models import relative
 from tests.support.streams import SETTINGS, call_gating, ttt_model
 

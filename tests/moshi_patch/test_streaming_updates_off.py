@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.gating import SEGMENT_STEPS
-from moshi_patch.ops import naive, naive_target
+from moshi_patch.kinds.in_place.gating import SEGMENT_STEPS
+from moshi_patch.kinds.in_place.ops import naive, naive_target
 from tests.support.models import random_codes, relative, tiny_model
 from tests.support.streams import SETTINGS, B, T, call_gating, one_pass, steps, ttt_model
 

@@ -29,7 +29,7 @@ def test_no_import_runs_in_a_circle():
 def test_the_arrows_are_seen_at_all():
     found = arrows()
     assert "finetune.training.build_model" in found["finetune.training.trainer"]
-    assert "moshi_patch.ops.dual" in found["moshi_patch.ops"]
+    assert "moshi_patch.kinds.in_place.ops.dual" in found["moshi_patch.kinds.in_place.ops"]
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
@@ -42,13 +42,25 @@ def test_moshi_patch_knows_nothing_of_finetune_and_finetune_only_its_public_face
             assert {used for used in uses if used.startswith("moshi_patch")} <= {"moshi_patch"}, name
 
 
-def test_ops_import_torch_alone():
-    for path in (ROOT / "moshi_patch" / "ops").glob("*.py"):
+def test_the_ops_of_every_kind_import_torch_alone():
+    paths = list((ROOT / "moshi_patch" / "kinds").glob("*/ops/*.py"))
+    assert len(paths) > 8
+    for path in [*paths, ROOT / "moshi_patch" / "kinds" / "rows.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 assert node.module.split(".")[0] in ("torch", "dataclasses", "collections", "typing"), path
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= {"torch", "math"}, path
+
+
+def test_no_kind_of_memory_uses_another():
+    kinds = {path.parent.name for path in (ROOT / "moshi_patch" / "kinds").glob("*/ops")}
+    for name, uses in arrows().items():
+        if name.startswith("moshi_patch.kinds.") and name.split(".")[2] in kinds:
+            others = {used for used in uses if used.startswith("moshi_patch.kinds.") and used.split(".")[2] in kinds}
+            assert {used.split(".")[2] for used in others} <= {name.split(".")[2]}, name
+            if ".ops" in name:
+                assert {used for used in uses if ".ops" not in used} <= {"moshi_patch.kinds.rows"}, name
 
 
 def test_every_module_of_finetune_stands_in_a_room():

@@ -30,7 +30,7 @@ def test_every_subpackage_is_in_the_wheel():
     packages = {".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in top.rglob("__init__.py")}
     folders = {".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in top.rglob("*.py")}
     assert found == packages == folders
-    assert {"moshi_patch.ops", "finetune.data"} <= found
+    assert {"moshi_patch.kinds.in_place.ops", "finetune.data"} <= found
 
 
 def test_the_page_is_in_the_wheel(installed):

@@ -7,7 +7,7 @@ import moshi_patch
 from finetune.common.distributed import Context
 from finetune.model.adapters import add_adapters
 from finetune.training.activity import Activity, InactivityWatch
-from moshi_patch.ops import naive
+from moshi_patch.kinds.in_place.ops import naive
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 
 ONE = Context(0, 1, 0, torch.device("cpu"))

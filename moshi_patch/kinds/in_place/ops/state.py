@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from .rows import fill_rows_
+from ...rows import fill_rows_
 from .whiten import whitening_row
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.ops import FastWeight, ResidualFastWeight, dual, naive, segment_, step_
-from moshi_patch.target import TargetGenerator
+from moshi_patch.kinds.in_place.ops import FastWeight, ResidualFastWeight, dual, naive, segment_, step_
+from moshi_patch.kinds.in_place.target import TargetGenerator
 from tests.support.models import random_codes, relative
 from tests.support.streams import steps, ttt_model
 

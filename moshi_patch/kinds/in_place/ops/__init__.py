@@ -4,7 +4,6 @@
 from .dual import dual
 from .naive import naive, naive_target
 from .norm import delta_norm
-from .rows import fill_rows_
 from .segment import segment_
 from .state import FastWeight, ResidualFastWeight
 from .step import step_
@@ -14,7 +13,6 @@ __all__ = [
     "ResidualFastWeight",
     "delta_norm",
     "dual",
-    "fill_rows_",
     "naive",
     "naive_target",
     "segment_",

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from moshi_patch.ops import FastWeight, ResidualFastWeight, segment_, step_
-from moshi_patch.target import TargetGenerator
+from moshi_patch.kinds.in_place.ops import FastWeight, ResidualFastWeight, segment_, step_
+from moshi_patch.kinds.in_place.target import TargetGenerator
 from tests.support.models import relative
 
 B, D, H, RATE = 4, 6, 10, 0.1

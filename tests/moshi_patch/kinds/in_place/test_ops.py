@@ -5,8 +5,8 @@ import importlib
 import pytest
 import torch
 
-from moshi_patch.ops import FastWeight, dual, naive, naive_target, segment_, step_
-from moshi_patch.target import TargetGenerator
+from moshi_patch.kinds.in_place.ops import FastWeight, dual, naive, naive_target, segment_, step_
+from moshi_patch.kinds.in_place.target import TargetGenerator
 from tests.support.models import relative
 
 D, H, C, RATE = 6, 10, 8, 0.1
@@ -104,7 +104,9 @@ def test_query_blocks_of_one_and_of_many_chunks_agree_with_naive(chunk, decay, u
     ids=str,
 )
 def test_long_sequences_are_computed_in_segments_that_carry_a_delta(segment, options, monkeypatch):
-    module = importlib.import_module("moshi_patch.ops.dual")  # the package's attribute of that name is the function
+    module = importlib.import_module(
+        "moshi_patch.kinds.in_place.ops.dual"
+    )  # the package's attribute of that name is the function
     monkeypatch.setattr(module, "SEGMENT_STEPS", segment)
     carried, update = [], module.updated
 

@@ -19,8 +19,8 @@ from moshi.utils.compile import no_compile, torch_compile_lazy
 from moshi.utils.quantize import QLinear
 from torch import nn
 
-from .call import current_call
-from .config import TTTConfig
+from ...call import current_call
+from ...config import TTTConfig
 from .ops import FastWeight, ResidualFastWeight, dual, segment_, step_
 from .target import TargetGenerator
 

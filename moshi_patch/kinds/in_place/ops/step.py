@@ -30,7 +30,7 @@ def step_(
         state: the fast weights of B rows; their class says which update is made.
         z: `[B, H]`.
         taps: `[B, K, D]`, see :func:`write_`.
-        learning_rate, delta_clip, decay, target_gain: as in :func:`moshi_patch.ops.naive`.
+        learning_rate, delta_clip, decay, target_gain: as in :func:`moshi_patch.kinds.in_place.ops.naive`.
         exec_mask: `[B]` bool; a row where it is false stays as it is (its output is what it would have been).
         enabled: bool tensor, `[]` or `[1]`; while false nothing that is heard is ever written, and a chunk heard
             wholly so makes no update. A tensor, so that it also holds inside a replayed CUDA graph.
