@@ -166,12 +166,18 @@ def test_without_https_it_says_why_there_is_no_microphone(context, chat):
     assert chat.connections == []
 
 
+REFUSED = "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('x', '%s') }"
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        ("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }", "allow"),
-        ("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotFoundError') }", "has no"),
-        ("navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('x', 'AbortError') }", "used: x"),
+        (
+            REFUSED % "NotAllowedError",
+            "allow",
+        ),
+        (REFUSED % "NotFoundError", "has no"),
+        (REFUSED % "AbortError", "used: x"),
         ("delete window.AudioEncoder", "cannot record Opus"),
     ],
     ids=["refused", "none", "other", "old browser"],

@@ -16,7 +16,8 @@ CONTRAST = """() => {
         return [...canvas.getImageData(0, 0, 1, 1).data];
     };
     const light = (color) => {
-        const [r, g, b] = color.slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        const linear = (v) => (v <= 0.04 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = color.slice(0, 3).map((v) => linear(v / 255));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const behind = (element) => {

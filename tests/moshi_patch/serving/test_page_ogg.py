@@ -34,8 +34,8 @@ def encoded(data: bytes) -> str:
 READ = """
     const reader = new ogg.OggReader();
     const packets = [];
-    const stream = bytes(given.stream);
-    for (let at = 0; at < stream.length; at += given.step) packets.push(...reader.read(stream.slice(at, at + given.step)));
+    const { step } = given, stream = bytes(given.stream);
+    for (let at = 0; at < stream.length; at += step) packets.push(...reader.read(stream.slice(at, at + step)));
 """
 
 
