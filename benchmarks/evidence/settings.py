@@ -18,7 +18,7 @@ AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sw
 
 ADDED = (
     *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
-    *("stop_below", "targets_first", "then_rate", "ttt"),
+    *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from"),
 )
 """Fields that came after the first committed results. With its default such a field stands neither in a line of the
 results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
@@ -73,6 +73,8 @@ class Settings:
         stop_below: nats beyond the window at which such an evaluation ends the training.
         targets_first, then_rate: in so many steps only the target generators and W_down of the TTT layers train;
             afterwards everything does, with `then_rate` times its learning rate.
+        units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and a
+            batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
 
     Raises:
@@ -134,6 +136,8 @@ class Settings:
     targets_first: int = 0
     then_rate: float = 1.0
     ttt: tuple[tuple[str, Any], ...] = ()
+    units: int = 1
+    units_from: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "pairs", tuple(self.pairs))
@@ -150,8 +154,8 @@ class Settings:
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {names}.")
-        counts = dict.fromkeys(("batch", "part", "gap_min", "window", "chunk", "eval_batch", "length"), 1)
-        zero = ("steps", "base_steps", "echo", "measure_every", "probe_every", "targets_first")
+        counts = dict.fromkeys(("batch", "part", "gap_min", "window", "chunk", "eval_batch", "length", "units"), 1)
+        zero = ("steps", "base_steps", "echo", "measure_every", "probe_every", "targets_first", "units_from")
         for name, least in (counts | dict.fromkeys(zero, 0)).items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -176,6 +180,11 @@ class Settings:
     def _check_task(self) -> None:
         if self.measure_every and self.task != "recall":
             raise ValueError(f"measure_every={self.measure_every}, task={self.task!r}: must be 0 for all but recall.")
+        if self.units > 1 and (self.task != "recall" or self.batch % self.units):
+            raise ValueError(
+                f"units={self.units}, task={self.task!r}, batch={self.batch}: sequences are put in a row for recall, and "
+                "the batch must be a multiple of units."
+            )
         if self.trained == "lora" and not self.base_steps:
             raise ValueError("trained='lora', base_steps=0: adapters need a trained model to start from.")
         if self.stream and self.task != "recall":

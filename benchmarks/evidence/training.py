@@ -87,7 +87,7 @@ def train(model: LMModel, settings: Settings) -> dict[str, Any]:
         if way.stops_at(step):
             break
         clock, cpu_clock = time.perf_counter(), time.process_time()
-        codes = make(settings, settings.batch, generator).codes
+        codes = training_codes(settings, step, generator)
         loss = token_losses(model, codes, settings.task == "speech")[0].mean()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -107,6 +107,12 @@ def train(model: LMModel, settings: Settings) -> dict[str, Any]:
         "peak_bytes": peak_bytes,
         "curve": [round(sum(losses[i : i + every]) / every, 4) for i in range(0, len(losses) - every + 1, every)],
     } | way.found
+
+
+def training_codes(settings: Settings, step: int, generator: torch.Generator) -> torch.Tensor:
+    """`[B, R, T]`: the sequences of a training step, `settings.units` of them in a row from `units_from` on."""
+    units = settings.units if step >= settings.units_from else 1
+    return torch.cat([make(settings, settings.batch // units, generator).codes for _ in range(units)], 2)
 
 
 class _OnTheWay:
@@ -136,7 +142,8 @@ def _peak_bytes(model: LMModel, settings: Settings) -> int:
     """Bytes of the tensors alive in one training step on the longest sequence, beside the model's own."""
     longest = {"gap": settings.gap_max} if settings.task in ("recall", "speech") else {}
     longest |= {"pairs": max(settings.pairs)} if settings.task == "assoc" else {}
-    codes = make(settings, settings.batch, torch.Generator().manual_seed(EVAL_SEED), **longest).codes
+    codes = make(settings, settings.batch // settings.units, torch.Generator().manual_seed(EVAL_SEED), **longest).codes
+    codes = codes.repeat(1, 1, settings.units)
     with PeakMemory(torch.device("cpu")) as memory:
         token_losses(model, codes, settings.task == "speech")[0].mean().backward()
     return memory.bytes

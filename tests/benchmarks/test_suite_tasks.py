@@ -157,3 +157,27 @@ def test_a_stream_reports_a_growing_delta_which_decay_makes_smaller_and_none_wit
     assert norms[1.0][1] > norms[1.0][0] > norms[0.5][0]
     off = stream.run_stream(settings, False)
     assert all(point["relative_delta"] == [0] for point in off)
+
+
+def test_a_row_of_sequences_holds_as_many_tokens_and_only_its_own_parts_return():
+    settings = Settings(units=4, units_from=2, batch=8)
+    before = training.training_codes(settings, 1, torch.Generator().manual_seed(0))
+    codes = training.training_codes(settings, 2, torch.Generator().manual_seed(0))
+    assert (before.shape[0], codes.shape[0]) == (8, 2)
+    text, part = codes[:, 0], settings.part
+    assert 4 * (2 * part + settings.gap_min) <= text.shape[1] <= 4 * (2 * part + settings.gap_max)
+    assert torch.equal(text[0, -part:], text[0, -part - (last := _gap(text[0], part)) - part :][:part])
+    assert settings.gap_min <= last <= settings.gap_max
+
+
+def _gap(text: torch.Tensor, part: int) -> int:
+    """Steps between the last `part` tokens and what they repeat."""
+    starts = [t for t in range(len(text) - 2 * part + 1) if torch.equal(text[t : t + part], text[-part:])]
+    return len(text) - 2 * part - starts[-1]
+
+
+def test_rows_of_sequences_are_for_recall_and_divide_the_batch():
+    with pytest.raises(ValueError, match=r"units=3, .*batch=16"):
+        Settings(units=3)
+    with pytest.raises(ValueError, match="units=2, task='shift'"):
+        Settings(units=2, task="shift")
