@@ -81,7 +81,7 @@ class Pace:
 
 @dataclass(eq=False)
 class Person:
-    """One person, from the first message to the last. All but the first three fields belong to the engine, and its lock.
+    """One person, from the first message to the last. All but three fields belong to the engine, and its lock.
 
     Attributes:
         sampling: how their row draws.

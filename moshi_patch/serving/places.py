@@ -58,6 +58,8 @@ class Places:
             return 0.0
         if self._next_in_queue() is not None and len(self.people) < self.rows.count:
             return 0.0
+        if self._new_places():
+            return 0.0
         times = [person.since + self.policy.read_s for person in self.people if person.stage is Stage.READING]
         times += [person.born + self.policy.name_s for person in self.waiting if self._talks_already(person)]
         if self.memories:
@@ -79,11 +81,9 @@ class Places:
                 break
             self.waiting.remove(person)
             self._let_in(person, now)
-        full = len(self.people) == self.rows.count
-        for place, person in enumerate(self.waiting, 1):
-            if full and person.place != place:
-                person.place = place
-                self.post(person, Place(place))
+        for place, person in self._new_places():
+            person.place = place
+            self.post(person, Place(place))
         for person in self.talking():
             if person.forget:
                 self._start_anew(person)
@@ -92,6 +92,12 @@ class Places:
             person.muted = not person.updates
         self._copy_a_layer(now)
         self._write_one(now)
+
+    def _new_places(self) -> list[tuple[int, Person]]:
+        """Those who wait for a row, where that is not the place that they were told."""
+        if len(self.people) < self.rows.count:
+            return []
+        return [(place, person) for place, person in enumerate(self.waiting, 1) if person.place != place]
 
     def _talks_already(self, person: Person) -> bool:
         return person.name is not None and any(other.name == person.name for other in self.people)

@@ -245,8 +245,7 @@ class Engine:
         self._send()
         if not frames:
             self.rows.forget()
-            if told := self._watch.look(talking, begin):
-                self._notify([told])
+            self._look(talking, begin)
             return
         self._last = begin
         answers = self.rows.step({person.row: frame for person, (frame, _) in frames.items()})
@@ -255,6 +254,11 @@ class Engine:
             self._ticks[self.steps % RECENT_TICKS] = time.monotonic() - begin
             self.steps += 1
         self._send()
+        self._look(talking, begin - self.policy.metadata_s)  # who has waited for long gets it while others are answered
+
+    def _look(self, talking: list[Person], now: float) -> None:
+        if told := self._watch.look(talking, now):
+            self._notify([told])
 
     def _take_frames(self) -> dict[Person, tuple[np.ndarray, float | None]]:
         frames = {}

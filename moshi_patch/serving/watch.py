@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ class Watch:
             seen.append(layer)
             return None
         del self._looking[person]
-        person.told = now
+        person.told = time.monotonic()
         return person, Told(
             {
                 "type": "memory",
