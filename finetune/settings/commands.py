@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from .limits import limited, number
+from .limits import limited, number, whole
 
 POSITIONAL = {"positional": True}
 """Metadata of a field that is an argument without a name on the command line."""
@@ -46,6 +46,18 @@ class ExportArgs:
 
 
 @dataclass
+class ImportArgs:
+    """Makes a checkpoint of ttt_kind "mlp" from that of an ancestor, an older hybrid of Moshi and TTT-MLP."""
+
+    source: str = field(metadata=POSITIONAL)
+    """the ancestor's run (its newest checkpoint), a checkpoint of it, or its file of weights"""
+    out: str = ""
+    """the folder to make; must not exist"""
+    config: str | None = None
+    """YAML file of its training, for a checkpoint without training_config.json"""
+
+
+@dataclass
 class CheckArgs:
     """Checks a dataset for all that training would stumble over. Exits with 1 if there was a problem, else with 0."""
 
@@ -59,3 +71,17 @@ class CheckArgs:
     """seconds of a segment (duration_sec of the training): how are files cut? null: not looked at"""
     json: bool = False
     """print all that was found as JSON"""
+
+
+@dataclass
+class SplitArgs:
+    """Divides the conversations of a data set into lists to train on and to evaluate with; leaves out broken ones."""
+
+    source: str = field(metadata=POSITIONAL)
+    """the list of the data set (.jsonl), or the folder that holds it"""
+    out: str = field(metadata=POSITIONAL)
+    """the folder to make for train.jsonl and eval.jsonl; must not exist"""
+    held_out: float = number(0.05, above=0, below=1)
+    """share of the conversations that are held out, for eval.jsonl"""
+    seed: int = whole(0, 0, 2**63 - 1)
+    """of the choice"""
