@@ -4,6 +4,8 @@ import pytest
 
 import moshi_patch
 from moshi_patch.serving.policy import Policy
+from tests.support.browsers import chromium, write_microphone
+from tests.support.fake_chat import fake_chat
 from tests.support.many import SharedServer
 from tests.support.servers import IDLE_S, serve_here, speech
 
@@ -40,3 +42,23 @@ def many(patched_module, ttt_repo):
     server = SharedServer(ttt_repo, rows=3, policy=Policy(metadata_s=0.1, idle_s=3.0))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One Chromium for the tests of a module. No longer: while it is there, no other event loop runs in its thread."""
+    with chromium(write_microphone(tmp_path_factory.mktemp("microphone") / "boat.wav")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def only_fake_chat():
+    with fake_chat() as chat:
+        yield chat
+
+
+@pytest.fixture
+def chat(only_fake_chat):
+    """A server of the chat's protocol without a model, as new."""
+    only_fake_chat.reset()
+    return only_fake_chat
