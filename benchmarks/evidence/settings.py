@@ -73,8 +73,8 @@ class Settings:
         stop_below: nats beyond the window at which such an evaluation ends the training.
         targets_first, then_rate: in so many steps only the target generators and W_down of the TTT layers train;
             afterwards everything does, with `then_rate` times its learning rate.
-        units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and a
-            batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
+        units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and
+            a batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
 
     Raises:
@@ -182,8 +182,8 @@ class Settings:
             raise ValueError(f"measure_every={self.measure_every}, task={self.task!r}: must be 0 for all but recall.")
         if self.units > 1 and (self.task != "recall" or self.batch % self.units):
             raise ValueError(
-                f"units={self.units}, task={self.task!r}, batch={self.batch}: sequences are put in a row for recall, and "
-                "the batch must be a multiple of units."
+                f"units={self.units}, task={self.task!r}, batch={self.batch}: only sequences of recall are put in a "
+                "row, and the batch must be a multiple of units."
             )
         if self.trained == "lora" and not self.base_steps:
             raise ValueError("trained='lora', base_steps=0: adapters need a trained model to start from.")
