@@ -11,6 +11,7 @@ COMMANDS = {
     "export": ("finetune.export.__main__", "make a folder that is served by its path"),
     "doctor": ("finetune.doctor.__main__", "check this machine, and a checkpoint"),
     "data": ("finetune.data.__main__", "check a dataset"),
+    "serve": ("moshi_patch.server", "talk with many people at once"),
     "run": ("moshi_patch.__main__", "run one of moshi's programs with TTT, such as moshi.server"),
 }
 

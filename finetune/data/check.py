@@ -15,7 +15,7 @@ from ..common.disk import reading
 from ..settings.schema import STEPS_PER_SECOND
 from .audio_check import Add, check_audio, has_audio
 from .conditions import conditions_of
-from .findings import Report, Segments
+from .findings import EMPTY_LIST, LOST_WORDS, Report, Segments
 from .manifest import Entry, read_entries
 from .segments import Cutter
 from .sound import SoundMeter
@@ -58,7 +58,7 @@ def check(files: list[Path], options: Options = Options()) -> Report:
             report.add(file, problem.line, "not a valid line", problem.message)
         if not entries and not problems:
             must = 'an empty list; must hold lines {"path": ..., "duration": seconds}'
-            report.add(file, 1, "empty list", must)
+            report.add(file, 1, EMPTY_LIST, must)
         words = checker.new_count()
         for entry in tqdm(entries, desc=file.name, unit="file", disable=None):
             checker.check(entry, words)
@@ -91,7 +91,7 @@ class _Checker:
             self._report.text[str(file)] = words.summary()
         message = words.refusal() or words.warning()
         if message is not None:
-            self._report.add(file, 1, "words that do not become text", message)
+            self._report.add(file, 1, LOST_WORDS, message)
 
     def check(self, entry: Entry, words: WordCount) -> None:
         """One line, with the files that it names."""

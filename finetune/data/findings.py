@@ -15,6 +15,9 @@ MESSAGES_KEPT = 3
 NUMBERS_SHOWN = 10
 """Of lines that are counted together."""
 
+EMPTY_LIST, LOST_WORDS = "empty list", "words that do not become text"
+"""Kinds that concern a list as a whole; they stand at its first line."""
+
 
 @dataclass
 class Finding:
@@ -97,6 +100,18 @@ class Report:
     @property
     def notes(self) -> int:
         return sum(finding.count for finding in self._findings.values() if finding.note)
+
+    def first_problems(self) -> dict[int, str]:
+        """What is wrong first with each line of a report on one list; without what concerns the list as a whole."""
+        found: dict[int, str] = {}
+        for one in self._findings.values():
+            if not one.note and one.kind not in (EMPTY_LIST, LOST_WORDS):
+                found.setdefault(one.line, one.messages[0])
+        return found
+
+    def remarks(self) -> list[str]:
+        """What is wrong with lists as a whole, a line for each."""
+        return [str(one) for one in self._findings.values() if one.kind in (EMPTY_LIST, LOST_WORDS)]
 
     def to_text(self) -> str:
         """Lines for people: problems, notes, then the counts."""

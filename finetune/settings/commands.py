@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from .limits import limited, number
+from .limits import limited, number, whole
 
 POSITIONAL = {"positional": True}
 """Metadata of a field that is an argument without a name on the command line."""
@@ -59,3 +59,17 @@ class CheckArgs:
     """seconds of a segment (duration_sec of the training): how are files cut? null: not looked at"""
     json: bool = False
     """print all that was found as JSON"""
+
+
+@dataclass
+class SplitArgs:
+    """Divides the conversations of a data set into lists to train on and to evaluate with; leaves out broken ones."""
+
+    source: str = field(metadata=POSITIONAL)
+    """the list of the data set (.jsonl), or the folder that holds it"""
+    out: str = field(metadata=POSITIONAL)
+    """the folder to make for train.jsonl and eval.jsonl; must not exist"""
+    held_out: float = number(0.05, above=0, below=1)
+    """share of the conversations that are held out, for eval.jsonl"""
+    seed: int = whole(0, 0, 2**63 - 1)
+    """of the choice"""

@@ -6,7 +6,7 @@ People join, stall and leave at any step. What a row says is, bit for bit, the s
 never change, no operation mixes rows, and each draws with noise of its own. All states are allocated once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from moshi.models import LMModel, MimiModel
 
 from ..healing import forget_on_reset
-from ..memory import check_memory, copy_memory, restore_memory
+from ..memory import check_memory, copy_memory, fast_weight_tensors, restore_memory
 from .sampler import RowLMGen, Sampling
 
 
@@ -91,6 +91,34 @@ class Rows:
             raise ValueError(f"row={row}: nobody has it.")
         self.forget()  # else it might still be what the person before has learnt
         return copy_memory(self.lm_gen.lm_model, self._rows_of_the_model(row))
+
+    def give_memory(self, row: int, memory: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        """Gives the fast weights of :meth:`copy_memory` to a row that has not spoken, a layer each time it is asked.
+
+        Yields:
+            The name of each layer that has them now.
+
+        Raises:
+            ValueError: when nobody has the row, or the memory does not fit; before anything is changed.
+        """
+        if self._steps[row] is None:
+            raise ValueError(f"row={row}: nobody has it.")
+        places = self._rows_of_the_model(row)
+        check_memory(self.lm_gen.lm_model, memory, places)
+        return self._give_layers(places, memory)
+
+    def _give_layers(self, places: list[int], memory: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        layers: dict[str, list[str]] = {}
+        for key in memory:
+            layers.setdefault(key.rpartition(".")[0], []).append(key)
+        for layer, keys in layers.items():
+            with torch.no_grad():
+                self.forget()  # a row that changed hands is reset before, not after
+                live = fast_weight_tensors(self.lm_gen.lm_model)
+                for key in keys:
+                    for place, saved in zip(places, memory[key], strict=True):
+                        live[key][place].copy_(saved, non_blocking=True)
+            yield layer
 
     def _rows_of_the_model(self, row: int) -> list[int]:
         """With classifier-free guidance each row has a second one, without conditions."""

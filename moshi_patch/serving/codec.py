@@ -1,0 +1,138 @@
+"""Opus in and out, a reader and a writer for each person, away from the event loop and, for many, in other processes.
+
+sphn holds Python's lock while it works: 100 ms for two seconds of sound. Here it never gets more than a second at a
+time, whatever somebody sends: 87 bytes of Opus can hold seconds.
+"""
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import signal
+from collections import deque
+
+import numpy as np
+import sphn
+
+from .ogg import OggPages
+from .policy import FRAME, RATE
+
+PEOPLE_IN_PROCESS = 8
+"""Above so many, Opus is left to other processes."""
+
+PEOPLE_PER_PROCESS = 12
+"""A person's Opus takes 3 to 5 ms of a step of 80."""
+
+
+class NotOpusError(ValueError):
+    """What somebody sent is no Opus in Ogg."""
+
+
+class Codec:
+    """The streams of one person."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = sphn.OpusStreamReader(RATE), sphn.OpusStreamWriter(RATE)
+        self._pages, self._waiting, self._rest = OggPages(), deque(), np.zeros(0, np.float32)
+
+    def decode(self, data: bytes) -> tuple[np.ndarray, bool]:
+        """Whole frames `[N, F]`, float32, of less than a second; and whether what came already holds more.
+
+        Raises:
+            NotOpusError: with the words of the decoder.
+        """
+        self._waiting.extend(self._pages.feed(data))
+        if self._waiting:
+            try:
+                pcm = self._reader.append_bytes(self._waiting.popleft())
+            except BaseException as error:  # a panic in Rust is no Exception
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise NotOpusError(f"the audio is not Opus in Ogg: {error}") from None
+            self._rest = np.concatenate([self._rest, pcm])
+        whole = len(self._rest) // FRAME * FRAME
+        frames, self._rest = self._rest[:whole].reshape(-1, FRAME), self._rest[whole:]
+        return frames, bool(self._waiting)
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        """The next bytes of the stream for `pcm [F]`; none at times."""
+        return self._writer.append_pcm(pcm)
+
+
+_codecs: dict[int, Codec] = {}
+"""In the thread or process that does the work."""
+
+
+def _decode(person: int, data: bytes) -> tuple[np.ndarray, bool]:
+    return (
+        _codecs.setdefault(person, Codec()).decode(data) if data or person in _codecs else (np.zeros((0, FRAME)), False)
+    )
+
+
+def _encode(person: int, pcm: np.ndarray) -> bytes:
+    return _codecs.setdefault(person, Codec()).encode(pcm)
+
+
+def _close(person: int) -> None:
+    _codecs.pop(person, None)
+
+
+def _leave_signals_to_the_server() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Codecs:
+    """The codecs of all people: in a thread for few, in other processes for many. Used by the event loop.
+
+    Args:
+        rows: how many people talk at the same time.
+    """
+
+    def __init__(self, rows: int):
+        count = 0 if rows <= PEOPLE_IN_PROCESS else -(-rows // PEOPLE_PER_PROCESS)
+        self.processes = count
+        self._workers = [self._start() for _ in range(max(1, count))]
+        self._next = 0
+
+    def _start(self) -> concurrent.futures.Executor:
+        if not self.processes:
+            return concurrent.futures.ThreadPoolExecutor(1, "opus")
+        return concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _leave_signals_to_the_server
+        )
+
+    def open(self) -> int:
+        """A new person's number."""
+        self._next += 1
+        return self._next
+
+    async def decode(self, person: int, data: bytes) -> tuple[np.ndarray, bool]:
+        """As :meth:`Codec.decode`."""
+        return await self._do(person, _decode, data)
+
+    async def encode(self, person: int, pcm: np.ndarray) -> bytes:
+        """As :meth:`Codec.encode`."""
+        return await self._do(person, _encode, pcm)
+
+    def close(self, person: int) -> None:
+        """Forgets a person."""
+        index = person % len(self._workers)
+        try:
+            self._workers[index].submit(_close, person)
+        except concurrent.futures.BrokenExecutor:
+            self._workers[index] = self._start()
+
+    async def _do(self, person: int, work, *arguments):
+        index = person % len(self._workers)
+        worker = self._workers[index]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(worker, work, person, *arguments)
+        except concurrent.futures.BrokenExecutor as error:
+            if self._workers[index] is worker:
+                self._workers[index] = self._start()
+            raise RuntimeError("a process for Opus ended") from error
+
+    def shut_down(self) -> None:
+        """Ends the threads or processes."""
+        for worker in self._workers:
+            worker.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,134 @@
+"""The program behind `python -m moshi_patch.server`: loads the model, and serves it until it is told to stop."""
+
+import argparse
+import ssl
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from aiohttp import web
+from moshi.models import loaders
+from moshi.run_inference import get_condition_tensors
+
+from ..errors import in_one_line
+from ..patch import install
+from ..repository import LocalEntryNotFoundError, RepositoryError, local_repositories
+from ..tokenizer import fitting_tokenizers
+from .access import Access, parse_origin
+from .codec import Codecs
+from .front import Front
+from .policy import Policy
+from .rows import Rows
+from .stock_server import address_problem, show_log
+from .tick import Engine
+
+
+class ServerError(Exception):
+    """Why the server cannot start, in one line."""
+
+
+class Model(NamedTuple):
+    """What a checkpoint holds, on its device."""
+
+    info: loaders.CheckpointInfo
+    mimi: Any
+    lm: Any
+    tokenizer: Any
+
+
+def serve(options: argparse.Namespace, prog: str) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Raises:
+        ServerError: why it cannot.
+    """
+    show_log()
+    problem = address_problem(options.host, options.port)
+    if problem:
+        raise ServerError(problem)
+    for origin in options.allow_origin:
+        if parse_origin(origin) is None:
+            raise ServerError(f"--allow-origin {origin}: must be an origin such as https://example.org, without a path")
+    context = ssl_context(options.ssl) if options.ssl else None
+    app = load_app(options, prog)
+    print(f"Serving {options.rows} rows at http{'s' * bool(context)}://{options.host}:{options.port}", flush=True)
+    try:
+        web.run_app(app, host=options.host, port=options.port, ssl_context=context, print=None)
+    except OSError as error:
+        raise ServerError(f"--host {options.host} --port {options.port}: {in_one_line(error)}") from error
+
+
+def load_app(options: argparse.Namespace, prog: str) -> web.Application:
+    """The application that is served, with the model loaded.
+
+    Raises:
+        ServerError: why it cannot be.
+    """
+    install()
+    model = load_model(options, prog)
+    conditions = get_condition_tensors(model.info.model_type, model.lm, options.rows, options.cfg_coef)
+    rows = Rows(model.mimi, model.lm, options.rows, conditions, options.cfg_coef)
+    engine = Engine(rows, Policy(queue=options.queue, idle_s=options.idle_timeout))
+    return make_app(engine, text_of(model.tokenizer), Access(options.host, options.allow_origin))
+
+
+def make_app(engine: Engine, text_of: Any, access: Access | None = None) -> web.Application:
+    """An application that serves `engine`, which begins and ends with it.
+
+    Args:
+        text_of: the text of a token.
+        access: which pages may use it.
+    """
+    app = web.Application()
+    if access:
+        access.attach(app)
+    Front(engine, Codecs(engine.rows.count), text_of).attach(app)
+    return app
+
+
+def load_model(options: argparse.Namespace, prog: str) -> Model:
+    """Loads what the options name, as `moshi.server` does.
+
+    Raises:
+        ServerError: when there is no such model or device.
+    """
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ServerError(f"--device {device}: {in_one_line(error)}") from error
+    try:
+        with local_repositories(), fitting_tokenizers(prog):
+            info = loaders.CheckpointInfo.from_hf_repo(
+                options.hf_repo,
+                options.moshi_weight,
+                options.mimi_weight,
+                options.tokenizer,
+                lora_weights=options.lora_weight,
+                config_path=options.config_path,
+            )
+            mimi = info.get_mimi(device=device)
+            dtype = torch.float16 if options.half else torch.bfloat16
+            lm = info.get_moshi(device=device, dtype=dtype, fuse_lora=options.fuse_lora)
+    except (RepositoryError, LocalEntryNotFoundError) as error:
+        raise ServerError(str(error)) from error
+    return Model(info, mimi, lm, info.get_text_tokenizer())
+
+
+def text_of(tokenizer: Any) -> Any:
+    """From a token to its text, as moshi's server has it."""
+    return lambda token: tokenizer.id_to_piece(token).replace("▁", " ")
+
+
+def ssl_context(folder: str) -> ssl.SSLContext:
+    """For the cert.pem and key.pem of a folder.
+
+    Raises:
+        ServerError: when they cannot be used.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem")
+    except (OSError, ssl.SSLError) as error:
+        raise ServerError(f"--ssl {folder}: its cert.pem and key.pem cannot be used ({in_one_line(error)})") from error
+    return context

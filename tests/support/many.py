@@ -1,0 +1,126 @@
+"""Shared by the tests of the server for many people: one in this process, and clients that speak Opus or are rude."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+import sphn
+import torch
+from aiohttp import web
+
+from moshi_patch.serving.front import CHAT_PATH
+from moshi_patch.serving.policy import Policy
+from moshi_patch.serving.program import make_app, text_of
+from moshi_patch.serving.tick import Engine
+from tests.support.rows import make_rows
+from tests.support.servers import ANSWER_S, RATE, speech
+
+STEPS = 20
+"""Of a short conversation: the codebooks' delays and the codec's own keep some answers back."""
+
+
+@dataclass
+class Server:
+    """A server in this process.
+
+    Attributes:
+        url: of its websocket.
+    """
+
+    engine: Engine
+    app: web.Application
+    session: aiohttp.ClientSession
+    url: str
+
+    @contextlib.asynccontextmanager
+    async def connect(self, query: str = "") -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A websocket that has a row: after the handshake."""
+        async with self.session.ws_connect(f"{self.url}{query}", max_msg_size=0) as socket:
+            assert await receive(socket) == b"\x00"
+            yield socket
+
+
+@dataclass
+class Heard:
+    """What somebody heard: samples, text, metadata, and how it ended."""
+
+    pcm: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    text: str = ""
+    told: list[bytes] = field(default_factory=list)
+    end: tuple[int | None, str] | None = None
+
+
+async def receive(socket: aiohttp.ClientWebSocketResponse) -> bytes:
+    """The next message, which is one of bytes."""
+    message = await asyncio.wait_for(socket.receive(), ANSWER_S)
+    assert message.type is aiohttp.WSMsgType.BINARY, message
+    return message.data
+
+
+async def say(socket: aiohttp.ClientWebSocketResponse, messages: list[bytes], pause: float = 0.0) -> None:
+    for message in messages:
+        await socket.send_bytes(b"\x01" + message)
+        await asyncio.sleep(pause)
+
+
+async def hear(socket: aiohttp.ClientWebSocketResponse, messages: int | None = None) -> Heard:
+    """What comes until so many messages of sound, or until the end."""
+    heard, reader, count = Heard(), sphn.OpusStreamReader(RATE), 0
+    while count != messages:
+        message = await asyncio.wait_for(socket.receive(), ANSWER_S)
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            heard.end = (socket.close_code, message.extra or "")
+            return heard
+        kind, data = message.data[0], message.data[1:]
+        if kind == 1:
+            count += 1
+            heard.pcm = np.concatenate([heard.pcm, reader.append_bytes(data)])
+        elif kind == 2:
+            heard.text += data.decode()
+        else:
+            heard.told.append(message.data)
+    return heard
+
+
+async def talk(server: Server, name: str = "boat", query: str = "", steps: int = STEPS, pause: float = 0.0) -> Heard:
+    """Somebody says a few words, hears the answer and goes."""
+    async with server.connect(query) as socket:
+        saying = asyncio.create_task(say(socket, speech(name, steps + 7), pause))
+        heard = await hear(socket, steps)
+        await saying
+        return heard
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    repo: Any, rows: int = 3, policy: Policy | None = None, dtype: torch.dtype = torch.float32, **options: Any
+) -> AsyncIterator[Server]:
+    """A server with a model of `repo`, until the end of the block. `options`: of `make_app`."""
+    made = await asyncio.to_thread(make_rows, repo, rows, dtype)
+    engine = Engine(made, policy, options.pop("memories", None))
+    tokenizer = sentencepiece_of(repo)
+    app = make_app(engine, text_of(tokenizer), **options)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Server(engine, app, session, f"http://{host}:{port}{CHAT_PATH}")
+    finally:
+        await runner.cleanup()
+
+
+def sentencepiece_of(repo: Any) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(str(repo / "tokenizer.model"))
+
+
+def run(coroutine: Any) -> Any:
+    """What a coroutine returns, before the test takes too long."""
+    return asyncio.run(asyncio.wait_for(coroutine, ANSWER_S))
