@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from .arguments import wrong_file, wrong_repository
     from .cpu import fit_threads, without_compiling
     from .json_object import parse_json, parse_object, read_object
-    from .kinds.in_place import TTTGating
+    from .kinds.in_place import TARGET_KEYS, TTTGating, one_pass_delta_norm
+    from .kinds.memory import TTTMemory
     from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
-        TARGET_KEYS,
         finite_rows,
-        one_pass_delta_norm,
         stock_name,
         target_key,
         ttt_gatings,
+        ttt_memories,
         ttt_parameters,
+        ttt_row_updates,
         ttt_stats,
         ttt_updates,
     )
@@ -43,18 +44,19 @@ __version__ = "0.1.0"
 _MODULES = {
     "arguments": ("wrong_file", "wrong_repository"),
     "cpu": ("fit_threads", "without_compiling"),
-    "kinds.in_place": ("TTTGating",),
+    "kinds.in_place": ("TARGET_KEYS", "TTTGating", "one_pass_delta_norm"),
+    "kinds.memory": ("TTTMemory",),
     "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
-        "TARGET_KEYS",
         "finite_rows",
-        "one_pass_delta_norm",
         "stock_name",
         "target_key",
         "ttt_gatings",
+        "ttt_memories",
         "ttt_parameters",
+        "ttt_row_updates",
         "ttt_stats",
         "ttt_updates",
     ),
@@ -75,6 +77,7 @@ __all__ = [
     "RepositoryError",
     "TTTConfig",
     "TTTGating",
+    "TTTMemory",
     "check_mimi_config",
     "fingerprint",
     "finite_rows",
@@ -94,7 +97,9 @@ __all__ = [
     "stock_name",
     "target_key",
     "ttt_gatings",
+    "ttt_memories",
     "ttt_parameters",
+    "ttt_row_updates",
     "ttt_stats",
     "ttt_updates",
     "uninstall",

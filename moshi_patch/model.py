@@ -1,7 +1,6 @@
 """A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
 
 import contextlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,11 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import TTTConfig
 from .kinds.in_place import TTTGating
-from .kinds.in_place.ops import ResidualFastWeight, delta_norm
+from .kinds.memory import TTTMemory
 
-TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 """What FSDP, activation checkpointing and torch.compile add to names of modules, but not to those of a checkpoint."""
@@ -30,31 +27,36 @@ def target_key(name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match else None
 
 
+def ttt_memories(model: nn.Module) -> dict[str, TTTMemory]:
+    """The memories of `model`, of any kind, by their names in it and in layer order; empty for a model without TTT."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TTTMemory)}
+
+
 def ttt_gatings(model: nn.Module) -> dict[str, TTTGating]:
-    """The TTT gatings of `model`, by their names in it and in layer order; empty for a model without TTT."""
+    """The memories of `model` that are gated MLPs (`ttt_kind="in_place"`), by their names in it and in layer order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TTTGating)}
 
 
 def ttt_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the target generators, by their names in `model`: found by structure, not by name."""
+    """The parameters that TTT adds to a stock model, by their names in `model`: found by structure, not by name."""
     return {
-        f"{name}.target_generator.{key}": parameter
-        for name, gating in ttt_gatings(model).items()
-        for key, parameter in gating.target_generator.named_parameters()
+        f"{name}.{key}": parameter
+        for name, memory in ttt_memories(model).items()
+        for key, parameter in memory.new_parameters().items()
     }
 
 
-def prepare_targets(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """A load hook for `LMModel`: a checkpoint has the weights of every target generator or of none.
+def prepare_weights(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """A load hook for `LMModel`: a checkpoint has all of TTT's weights or none.
 
-    With none, generators that hold values keep them (LoRA adapters are loaded in a second pass), and generators on the
-    meta device get their initial values, on the device of the checkpoint's tensors.
+    With none, weights that hold values keep them (LoRA adapters are loaded in a second pass), and weights on the meta
+    device get their initial values, on the device of the checkpoint's tensors.
 
     Raises:
         ValueError: when the checkpoint has some of the keys and not all of them.
     """
-    gatings = {stock_name(name): gating for name, gating in ttt_gatings(model).items()}
-    wanted = [f"{prefix}{name}.target_generator.{key}" for name in gatings for key in TARGET_KEYS]
+    memories = {stock_name(name): memory for name, memory in ttt_memories(model).items()}
+    wanted = [f"{prefix}{name}.{key}" for name, memory in memories.items() for key in memory.weight_keys]
     missing = [name for name in wanted if name not in state_dict]
     if not missing:
         return
@@ -66,8 +68,8 @@ def prepare_targets(model: nn.Module, state_dict: dict, prefix: str, *_) -> None
             "Were its ttt_layers (ttt_start_layer, ttt_layer_frequency) the same?"
         )
     device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
-    for gating in gatings.values():
-        gating.target_generator.materialise(device)
+    for memory in memories.values():
+        memory.materialise(device)
 
 
 @contextlib.contextmanager
@@ -88,34 +90,60 @@ def ttt_updates(model: nn.Module, enabled: bool = False, layers: Sequence[int | 
         ValueError: when `model` has no TTT layer, as the comparison would show nothing, or `layers` names something
             else than its TTT layers.
     """
-    gatings = _selected(require_gatings(model), layers)
-    before = [gating.updates_enabled for gating in gatings]
-    for gating in gatings:
-        gating.set_updates(enabled)
+    memories = _selected(require_memories(model), layers)
+    before = [memory.updates_enabled for memory in memories]
+    for memory in memories:
+        memory.set_updates(enabled)
     try:
         yield
     finally:
-        for gating, was_enabled in zip(gatings, before, strict=True):
-            gating.set_updates(was_enabled)
+        for memory, was_enabled in zip(memories, before, strict=True):
+            memory.set_updates(was_enabled)
 
 
-def _selected(gatings: dict[str, TTTGating], layers: Sequence[int | str] | None) -> list[TTTGating]:
+def _selected(memories: dict[str, TTTMemory], layers: Sequence[int | str] | None) -> list[TTTMemory]:
     if layers is None:
-        return list(gatings.values())
-    by_name: dict[int | str, TTTGating] = {}
-    for name, gating in gatings.items():
-        layer = stock_name(name).removesuffix(".gating")
-        by_name |= {name: gating, stock_name(name): gating, layer: gating}
+        return list(memories.values())
+    by_name: dict[int | str, TTTMemory] = {}
+    for name, memory in memories.items():
+        layer = stock_name(name).rpartition(".")[0]
+        by_name |= {name: memory, stock_name(name): memory, layer: memory}
         if layer.rpartition(".")[2].isdecimal():
-            by_name[int(layer.rpartition(".")[2])] = gating
+            by_name[int(layer.rpartition(".")[2])] = memory
     indices = [key for key in by_name if isinstance(key, int)]
     chosen = list(layers) if isinstance(layers, (list, tuple, set, frozenset, range)) else []
     if not chosen or not all(type(key) in (int, str) and key in by_name for key in chosen):
         raise ValueError(
             f"layers={layers!r}: must be a list of TTT layers of this model: {indices}, or names such as "
-            f"{next(iter(gatings))!r}."
+            f"{next(iter(memories))!r}."
         )
     return list(dict.fromkeys(by_name[key] for key in chosen))
+
+
+def ttt_row_updates(model: nn.Module, rows: Sequence[int], enabled: bool) -> None:
+    """Switch the updates of some rows of the streaming `model` off or on. A reset of a row switches its updates on.
+
+    For such a row it is as under :func:`ttt_updates`; the other rows are the same bit for bit. Holds inside replayed
+    CUDA graphs, and nothing waits for the device. Where :func:`ttt_updates` switches off, no row learns.
+
+    Args:
+        rows: from 0. With classifier-free guidance those with and without conditions are rows of their own.
+
+    Raises:
+        ValueError: when `model` has no TTT layer, is not streaming or has no such row; nothing is changed then.
+    """
+    states = [memory._streaming_state for memory in require_memories(model).values()]
+    if None in states:
+        raise ValueError(f"{type(model).__name__} is not streaming: there are no rows outside of a stream.")
+    if type(enabled) is not bool:
+        raise ValueError(f"enabled={enabled!r}: must be True or False.")
+    count = states[0].batch_size
+    if not isinstance(rows, (list, tuple, set, frozenset, range)) or not all(
+        type(row) is int and 0 <= row < count for row in rows
+    ):
+        raise ValueError(f"rows={rows!r}: must be a list of rows of the stream, from 0 to {count - 1}.")
+    for state in states:
+        state.set_learning(rows, enabled)
 
 
 def finite_rows(model: nn.Module) -> torch.Tensor:
@@ -127,22 +155,10 @@ def finite_rows(model: nn.Module) -> torch.Tensor:
     Raises:
         ValueError: when `model` has no TTT layer or is not streaming.
     """
-    last = list(require_gatings(model).values())[-1]
+    last = list(require_memories(model).values())[-1]
     if last._streaming_state is None:
         raise ValueError(f"{type(model).__name__} is not streaming: there are no rows outside of a stream.")
     return last._streaming_state.finite.clone()
-
-
-def one_pass_delta_norm(z: torch.Tensor, v: torch.Tensor, config: TTTConfig) -> torch.Tensor:
-    """`[B]`, at least float32: Frobenius norm of what one pass has taught the fast weight when its last chunk begins.
-
-    Args:
-        z: `[B, T, H]`, what enters the down projection.
-        v: `[B, T', D]`, the target generator's output: T' is a multiple of C.
-        config: of the layer.
-    """
-    names = ("chunk_size", "learning_rate", "update", "target_gain", "delta_clip", "decay")
-    return delta_norm(z, v, **{name: getattr(config, name) for name in names})
 
 
 @torch.no_grad()
@@ -150,10 +166,10 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What the fast weights did, read from the streaming state itself. Waits for the device: not for every step.
 
     Returns:
-        For the name of each TTT gating, in layer order:
+        For the name of each memory, in layer order:
         `updates`: list of ints, updates per row since its last reset;
         `delta_norm`: list of floats, Frobenius norm of the fast weight's change per row;
-        `relative_delta`: the same over the norm of W_down;
+        `relative_delta`: the same over the norm of the weights that it began with (W_down);
         `known`: list of floats from 0 to 1, how much of its last full chunk's targets a row knew already, or None for
             a row without; None altogether unless `ttt_update="residual"`;
         `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with the first 0 nothing is
@@ -163,34 +179,29 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    return {name: _layer_stats(gating) for name, gating in require_gatings(model).items()}
+    return {name: _layer_stats(memory) for name, memory in require_memories(model).items()}
 
 
-def _layer_stats(gating: TTTGating) -> dict[str, Any]:
-    generator = gating.target_generator
-    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None, "known": None}
-    state = gating._streaming_state
+def _layer_stats(memory: TTTMemory) -> dict[str, Any]:
+    stats: dict[str, Any] = {"updates": None, "delta_norm": None, "relative_delta": None}
+    state = memory._streaming_state
     if state is not None:
-        norms = gating.delta().flatten(1).norm(dim=1)
+        norms = memory.delta_norm()
         stats["updates"] = state.fast.updates.tolist()
         stats["delta_norm"] = norms.tolist()
-        stats["relative_delta"] = (norms / gating.w_down().norm().to(norms)).tolist()
-        if isinstance(state.fast, ResidualFastWeight):
-            stats["known"] = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
-    stats["conv_norm"] = generator.conv1d.conv.weight.float().norm().item()
-    stats["W_target_norm"] = generator.W_target.weight.float().norm().item()
-    return stats
+        stats["relative_delta"] = (norms / memory.initial_norm().to(norms)).tolist()
+    return stats | memory.stats()
 
 
-def require_gatings(model: nn.Module) -> dict[str, TTTGating]:
-    """`ttt_gatings`, of which there is at least one.
+def require_memories(model: nn.Module) -> dict[str, TTTMemory]:
+    """`ttt_memories`, of which there is at least one.
 
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    gatings = ttt_gatings(model)
-    if not gatings:
+    memories = ttt_memories(model)
+    if not memories:
         raise ValueError(
             f"{type(model).__name__} has no TTT layer: build it with ttt_enabled=True after moshi_patch.install()."
         )
-    return gatings
+    return memories

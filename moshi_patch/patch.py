@@ -16,7 +16,7 @@ from .call import pass_arguments
 from .config import PREFIX, TTTConfig
 from .healing import forget_on_reset
 from .kinds.in_place import TTTGating
-from .model import prepare_targets
+from .model import prepare_weights
 
 logger = logging.getLogger(__name__)
 
@@ -148,5 +148,5 @@ def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
     gatings = [model.transformer.layers[index].gating for index in layers]
     pass_arguments(model.transformer, gatings, with_x0=config.target == "token_embeddings")
     forget_on_reset(model)
-    model._register_load_state_dict_pre_hook(prepare_targets, with_module=True)
+    model._register_load_state_dict_pre_hook(prepare_weights, with_module=True)
     model.ttt_config = config

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from torch import nn
 
-from .model import require_gatings, ttt_stats
+from .model import require_memories, ttt_stats
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Recorder:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r}: must be a positive whole number of steps.")
         self.language_model = getattr(model, "lm_model", model)
-        self.gatings = require_gatings(self.language_model)
+        self.gatings = require_memories(self.language_model)
         self.model, self.path, self.every = model, Path(path), every
         self.steps = 0
         self._last_read = 0

@@ -46,6 +46,18 @@ class ExportArgs:
 
 
 @dataclass
+class ImportArgs:
+    """Makes a checkpoint of ttt_kind "mlp" from that of an ancestor, an older hybrid of Moshi and TTT-MLP."""
+
+    source: str = field(metadata=POSITIONAL)
+    """the ancestor's run (its newest checkpoint), a checkpoint of it, or its file of weights"""
+    out: str = ""
+    """the folder to make; must not exist"""
+    config: str | None = None
+    """YAML file of its training, for a checkpoint without training_config.json"""
+
+
+@dataclass
 class CheckArgs:
     """Checks a dataset for all that training would stumble over. Exits with 1 if there was a problem, else with 0."""
 

@@ -167,8 +167,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     ):
         assert main(["split", str(source), str(out)]) == 2
         assert named in capsys.readouterr().err
-    for option, key in (("--held-out=0", "held_out=0"), ("--held-out=1", "held_out=1"), ("--held-out=nan", "held_out=nan"),
-                        ("--seed=-1", "seed=-1"), ("--heldout=0.1", "did you mean --held-out")):  # fmt: skip
+    for option, key in (
+        ("--held-out=0", "held_out=0"),
+        ("--held-out=1", "held_out=1"),
+        ("--held-out=nan", "held_out=nan"),
+        ("--seed=-1", "seed=-1"),
+        ("--heldout=0.1", "did you mean --held-out"),
+    ):
         assert main(["split", str(folder), str(tmp_path / "out"), option]) == 2
         assert key in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -6,23 +6,25 @@ The projection is called and never read: it may be an `nn.Linear`, a `LoRALinear
 no forward pass ever writes a parameter. What was learnt is an additive term with a state of its own.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from moshi.modules.gating import ActivationGating
 from moshi.modules.lora import LoRALinear
-from moshi.modules.streaming import State, StreamingModule
 from moshi.utils.compile import no_compile, torch_compile_lazy
 from moshi.utils.quantize import QLinear
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ...call import current_call
 from ...config import TTTConfig
-from .ops import FastWeight, ResidualFastWeight, dual, segment_, step_
-from .target import TargetGenerator
+from ..memory import TTTMemory, TTTState
+from .ops import FastWeight, ResidualFastWeight, delta_norm, dual, segment_, step_
+from .target import TARGET_KEYS, TargetGenerator
 
 SEGMENT_STEPS = 16
 """Steps, or C / 4 if that is more, from which a streamed segment is worth its matrix products over whole chunks."""
@@ -39,33 +41,7 @@ def _gate(gu: torch.Tensor, activation) -> torch.Tensor:
     return activation(gu[..., 0, :]) * gu[..., 1, :]
 
 
-@dataclass
-class TTTState(State):
-    """State of one `TTTGating` while streaming; a `moshi.modules.streaming.State` like that of the KV cache.
-
-    It is no part of the module's `state_dict` and untouched by `Module.to()`: the delta stays float32.
-
-    Attributes:
-        fast: the fast weights of `batch_size` rows.
-        finite: `[B]` bool, whether all that the transformer answered since a row's reset was finite. Kept by the last
-            TTT layer of a transformer.
-    """
-
-    fast: FastWeight
-    finite: torch.Tensor
-
-    def reset(self, reset_mask: torch.Tensor) -> None:
-        """Rows where `reset_mask [B]` is true become, bit for bit, those of a fresh stream."""
-        super().reset(reset_mask)
-        self.fast.reset(reset_mask)
-        self.finite |= reset_mask
-
-    def note_finite(self, answer: torch.Tensor) -> None:
-        """Remember which executed rows of `answer [B, T, D]` are not finite. Does not wait for the device."""
-        self.finite &= answer.isfinite().flatten(1).all(1) | ~self.exec_mask
-
-
-class TTTGating(StreamingModule[TTTState]):
+class TTTGating(TTTMemory):
     """Stands in `layer.gating` for a stock `ActivationGating` and takes over its two projections.
 
     Args:
@@ -78,11 +54,10 @@ class TTTGating(StreamingModule[TTTState]):
         target_generator: the only new weights.
     """
 
-    _fsdp_final = True  # as the stock gating: kept whole by moshi's own FSDP wrapping
+    weight_keys = tuple(f"target_generator.{key}" for key in TARGET_KEYS)
 
     def __init__(self, gating: ActivationGating, config: TTTConfig, device=None, dtype=None):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.activation = gating.activation
         self.linear_in = gating.linear_in
         self.linear_out = gating.linear_out
@@ -90,8 +65,6 @@ class TTTGating(StreamingModule[TTTState]):
         self.target_generator = TargetGenerator(
             self.dim, config.conv_kernel_size, config.conv_depthwise, device=device, dtype=dtype
         )
-        self.updates_enabled = True
-        self._enabled: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`: the stock gated MLP plus what the fast weight adds.
@@ -137,7 +110,7 @@ class TTTGating(StreamingModule[TTTState]):
                 return self._stream_segment(state, out, z, x0)
             if state.fast.untouched():
                 return self._skip_segment(state, out)
-        return self._stream_steps(state, out, z, x0)
+        return self._stream_steps(state, out, z, x0, state.exec_mask)
 
     def _skip_segment(self, state: TTTState, out: torch.Tensor) -> torch.Tensor:
         """Nothing was learnt and nothing is written: positions alone move on."""
@@ -146,20 +119,27 @@ class TTTGating(StreamingModule[TTTState]):
 
     def _stream_segment(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         targets = partial(self.target_generator, chunk_size=self.config.chunk_size)
-        return segment_(
-            state.fast, out, z, x0, targets, self.config.learning_rate, state.exec_mask, **self._update_options()
-        )
+        some_muted = bool(state.muted_rows)
+        run = state.exec_mask & state.learning if some_muted else state.exec_mask
+        heard = segment_(state.fast, out, z, x0, targets, self.config.learning_rate, run, **self._update_options())
+        if not some_muted:
+            return heard
+        muted = self._stream_steps(state, out, z, x0, state.exec_mask & ~state.learning)
+        return torch.where(state.learning[:, None, None], heard, muted)
 
-    def _stream_steps(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """The only one that a CUDA graph replays."""
+    def _stream_steps(
+        self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor, run: torch.Tensor
+    ) -> torch.Tensor:
+        """The only one that a CUDA graph replays. Rows where `run [B]` is false stay as they are."""
+        enabled = self._rows_enabled(state)
         deltas = [
             step_(
                 state.fast,
                 z[:, t],
                 self.target_generator.taps(x0[:, t]),
                 self.config.learning_rate,
-                state.exec_mask,
-                enabled=self._enabled,
+                run,
+                enabled=enabled,
                 **self._update_options(),
             )
             for t in range(z.shape[1])
@@ -170,24 +150,60 @@ class TTTGating(StreamingModule[TTTState]):
     def _update_options(self) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in ("delta_clip", "decay", "target_gain")}
 
-    def _init_streaming_state(self, batch_size: int) -> TTTState:
-        device = next(self.target_generator.parameters()).device
-        if self._enabled is None or self._enabled.device != device:
-            with torch.inference_mode(False):  # it outlives this stream and must stay writable
-                self._enabled = torch.tensor(self.updates_enabled, device=device)
+    def _fresh(self, batch_size: int, device: torch.device) -> FastWeight:
         kind = ResidualFastWeight if self.config.update == "residual" else FastWeight
-        fast = kind.allocate(batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device)
-        return TTTState(batch_size, device, fast, torch.ones(batch_size, dtype=torch.bool, device=device))
+        return kind.allocate(batch_size, self.dim, self.hidden, self.config.chunk_size, self._hidden_dtype(), device)
 
-    def set_updates(self, enabled: bool) -> None:
-        """Whether what is heard from now on is written. Reaches replayed CUDA graphs too."""
-        self.updates_enabled = enabled
-        if self._enabled is not None:
-            self._enabled.fill_(enabled)
+    def new_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the target generator."""
+        return {f"target_generator.{key}": weight for key, weight in self.target_generator.named_parameters()}
+
+    def materialise(self, device: torch.device | None) -> None:
+        """Give target weights that are still on the meta device their initial values on `device`."""
+        self.target_generator.materialise(device)
 
     def delta(self) -> torch.Tensor:
         """`[B, D, H]`: what all rows that stream have learnt, the fast weight minus W_0. Allocates it; for reports."""
         return self._streaming_state.fast.full_delta(self.config.learning_rate * self.config.target_gain)
+
+    def delta_norm(self) -> torch.Tensor:
+        """`[B]`: Frobenius norm of :meth:`delta`."""
+        return self.delta().flatten(1).norm(dim=1)
+
+    def initial_norm(self) -> torch.Tensor:
+        """`[]`: Frobenius norm of W_0."""
+        return self.w_down().norm()
+
+    def stats(self) -> dict[str, Any]:
+        """`known`, `conv_norm`, `W_target_norm`: see :func:`moshi_patch.ttt_stats`."""
+        known, state = None, self._streaming_state
+        if state is not None and isinstance(state.fast, ResidualFastWeight):
+            known = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
+        weights = self.target_generator.conv1d.conv.weight, self.target_generator.W_target.weight
+        conv, projection = (weight.float().norm().item() for weight in weights)
+        return {"known": known, "conv_norm": conv, "W_target_norm": projection}
+
+    def reported_weights(self) -> dict[str, list[nn.Parameter]]:
+        """`conv_norm` and `W_target_norm`, of the target generator; `initial_norm`, of W_down."""
+        generator, linear = self.target_generator, self.linear_out
+        base = next((module.frozen_W for module in linear.modules() if isinstance(module, LoRALinear)), linear)
+        modules = {"conv_norm": generator.conv1d, "W_target_norm": generator.W_target, "initial_norm": base}
+        return {name: list(module.parameters()) for name, module in modules.items()}
+
+    def watch_one_pass(self, keep: Callable[[torch.Tensor], None]) -> list[RemovableHandle]:
+        """From Gram matrices: the delta itself is never built."""
+        hidden: list[torch.Tensor] = []
+
+        def keep_hidden(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            hidden[:] = [inputs[0][:1].detach()]
+
+        def keep_norm(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            keep(one_pass_delta_norm(hidden.pop(), output[:1].detach(), self.config)[0])
+
+        return [
+            self.linear_out.register_forward_hook(keep_hidden),
+            self.target_generator.register_forward_hook(keep_norm),
+        ]
 
     def _hidden_dtype(self) -> torch.dtype:
         if isinstance(self.linear_in, QLinear):
@@ -204,3 +220,15 @@ class TTTGating(StreamingModule[TTTState]):
             return linear.weight.float() * (linear.weight_scb.float()[:, None] / 127)
         weight = linear.merge_weight() if isinstance(linear, LoRALinear) else linear.weight
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def one_pass_delta_norm(z: torch.Tensor, v: torch.Tensor, config: TTTConfig) -> torch.Tensor:
+    """`[B]`, at least float32: Frobenius norm of what one pass has taught the fast weight when its last chunk begins.
+
+    Args:
+        z: `[B, T, H]`, what enters the down projection.
+        v: `[B, T', D]`, the target generator's output: T' is a multiple of C.
+        config: of the layer.
+    """
+    names = ("chunk_size", "learning_rate", "update", "target_gain", "delta_clip", "decay")
+    return delta_norm(z, v, **{name: getattr(config, name) for name in names})

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
+"""Names of the two weights of a :class:`TargetGenerator`, below its own."""
+
 
 def _keep_own_weight(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     """A load hook: where the checkpoint has no weight, the module keeps its own.

@@ -32,7 +32,7 @@ def step_(
         taps: `[B, K, D]`, see :func:`write_`.
         learning_rate, delta_clip, decay, target_gain: as in :func:`moshi_patch.kinds.in_place.ops.naive`.
         exec_mask: `[B]` bool; a row where it is false stays as it is (its output is what it would have been).
-        enabled: bool tensor, `[]` or `[1]`; while false nothing that is heard is ever written, and a chunk heard
+        enabled: bool tensor, `[]` or `[B]`; while false nothing that is heard is ever written, and a chunk heard
             wholly so makes no update. A tensor, so that it also holds inside a replayed CUDA graph.
     Returns:
         `[B, D]`: what the fast weight adds to the down projection's output, in the delta's dtype.
@@ -42,8 +42,9 @@ def step_(
     answer = apply_delta(state, z, scores, rate)
     fold_(state, rate, exec_mask)
     if isinstance(state, ResidualFastWeight):
-        key, first = torch.where(enabled, z, 0.0), torch.where(enabled, -decay * answer, 0.0)
-        state.write_whitening_(key, torch.where(enabled, scores, 0.0), learning_rate, exec_mask)
+        heard = enabled[..., None]
+        key, first = torch.where(heard, z, 0.0), torch.where(heard, -decay * answer, 0.0)
+        state.write_whitening_(key, torch.where(heard, scores, 0.0), learning_rate, exec_mask)
         taps = target_gain * taps.to(answer.dtype)
     else:
         first = torch.zeros_like(state.values[:, 0])
@@ -99,8 +100,8 @@ def write_(
     places = (state.position[:, None] - lag) % (2 * size)
     active = exec_mask & enabled
     reach = (lag <= inside[:, None]) & exec_mask[:, None]
-    taps = torch.where((reach & enabled)[:, :, None], taps, 0.0).to(state.values.dtype)
-    key = torch.where(enabled, z, 0.0).to(state.keys.dtype)
+    taps = torch.where((reach & enabled[..., None])[:, :, None], taps, 0.0).to(state.values.dtype)
+    key = torch.where(enabled[..., None], z, 0.0).to(state.keys.dtype)
 
     row = row_numbers(places)
     here, run = (row, places[:, 0]), exec_mask[:, None]
