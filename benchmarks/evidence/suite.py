@@ -135,7 +135,7 @@ def report(results: Results, args: argparse.Namespace) -> list[Path]:
             plt.close(figure)
     own = args.doc != args.page.file
     for file in (args.doc,) if own else args.page.files:
-        template = file if file.exists() else args.page.file
-        file.write_text(render(template.read_text(), results))
+        templates = (file,) if file.exists() else args.page.files
+        file.write_text(render("\n".join(template.read_text() for template in templates), results))
         written.append(file)
     return written

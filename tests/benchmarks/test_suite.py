@@ -240,6 +240,11 @@ def test_a_table_nobody_knows_is_named():
         render("<!-- hedline -->\n<!-- end hedline -->", Results([], {}))
 
 
+def test_a_table_that_would_be_filled_once_of_two_times_is_refused():
+    with pytest.raises(ValueError, match="<!-- headline -->: stands 2 times"):
+        render(2 * "<!-- headline -->\n<!-- end headline -->", Results([], {}))
+
+
 @pytest.mark.parametrize("grid", suite.PAGES)
 def test_the_committed_results_belong_to_the_committed_grid(grid):
     results = committed(grid)
