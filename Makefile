@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= demo_out
 WORKERS ?= 2
 
-.PHONY: setup test test-fast demo evidence lint clean
+.PHONY: setup browsers test test-fast demo evidence lint clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -13,8 +13,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q -e ".[dev]"
 	touch $@
 
+# What pip does not install: Chromium and HAProxy, from Debian. Where that is not possible, their tests are skipped.
+browsers:
+	sh .ci/browsers
+
 # Two processes at least: many tests wait for processes of their own. A file's tests stay together, as they share what they made.
-test: setup
+test: setup browsers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # For work in between: without what starts processes, trains, or takes longer than two seconds.

@@ -42,15 +42,20 @@ def write_memory(state: Mapping[str, torch.Tensor], path: str | Path, owner: Map
         OSError: when the file cannot be written; one line with the path and what the system said.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    if broken := _not_finite(state):
-        raise ValueError(f"{path}: not saved, as {_first_of(broken)} of the fast weights is not finite.")
-    metadata = {
+    if broken := not_finite(state):
+        raise ValueError(f"{path}: not saved, as {first_of(broken)} of the fast weights is not finite.")
+    metadata = header_of(state, owner)
+    with _words_of_the_system(path, "cannot be written"):
+        _write_whole(state, metadata, Path(path).resolve())  # a link stays one
+
+
+def header_of(state: Mapping[str, torch.Tensor], owner: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a memory says: its format, whose it is, and the checksums of its tensors."""
+    return {
         "format": FORMAT,
         "fingerprint": json.dumps(owner),
         "state": json.dumps({key: dtype_shape_checksum(tensor) for key, tensor in state.items()}),
     }
-    with _words_of_the_system(path, "cannot be written"):
-        _write_whole(state, metadata, Path(path).resolve())  # a link stays one
 
 
 def _write_whole(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -90,15 +95,15 @@ def read_memory(path: str | Path, owner: Mapping[str, Any]) -> dict[str, torch.T
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
-            saved_by, checksums = (_object_in_header(path, metadata, name) for name in ("fingerprint", "state"))
-            _require_same_model(path, saved_by, owner)
+            saved_by, checksums = (object_in_header(path, metadata, name) for name in ("fingerprint", "state"))
+            require_same_model(path, saved_by, owner)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
     except SafetensorError as error:
         raise ValueError(f"{path}: the file is damaged or cut off: {in_one_line(error)}") from error
     if {key: dtype_shape_checksum(tensor) for key, tensor in state.items()} != checksums:
         raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
-    if broken := _not_finite(state):
-        raise ValueError(f"{path}: {_first_of(broken)} in the file is not finite.")
+    if broken := not_finite(state):
+        raise ValueError(f"{path}: {first_of(broken)} in the file is not finite.")
     return state
 
 
@@ -116,8 +121,8 @@ def _words_of_the_system(path: str | Path, problem: str) -> Iterator[None]:
         raise OSError(f"{path}: {problem} ({os.strerror(int(number[1]))}).") from error
 
 
-def _object_in_header(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-    """An object in the header of a memory.
+def object_in_header(path: str | Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """An object in the header of the memory that messages call `path`.
 
     Raises:
         ValueError: when there is none, or it is anything else.
@@ -128,7 +133,12 @@ def _object_in_header(path: str | Path, metadata: Mapping[str, str], name: str) 
         raise ValueError(f"{path}: the file is damaged: its {name!r}: {in_one_line(error)}.") from error
 
 
-def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """That two fingerprints are of the same weights and settings.
+
+    Raises:
+        ValueError: when they are not, in one line that begins with `path` and says what differs.
+    """
     here = json.loads(json.dumps(here))  # lists for tuples, as in the file
     for section in here:
         if not isinstance(saved.get(section), dict):
@@ -142,7 +152,7 @@ def _require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mappin
     ]
     if names := _differing(saved["weights"], here["weights"]):
         number = len(saved["weights"].keys() | here["weights"])
-        reasons.append(f"weights differ: {_first_of(names)} of {number}")
+        reasons.append(f"weights differ: {first_of(names)} of {number}")
     if reasons:
         told = in_one_line("; ".join(reasons), 1000)
         raise ValueError(f"{path}: this memory was made with another model or other settings: {told}.")
@@ -156,11 +166,12 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
-def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of those that are not finite everywhere."""
     return [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
-def _first_of(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
     return in_one_line(names[0]) + (f" (and {len(names) - 1} more)" if names[1:] else "")
 
 

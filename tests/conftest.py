@@ -12,8 +12,17 @@ from moshi.models import loaders
 import moshi_patch
 from tests.support.datasets import DEP_Q
 from tests.support.tiny_repository import build_repo
+from tests.support.tools import NOT_SET_UP
 
 torch.set_num_threads(1)  # the tests' tensors are tiny: threads only wait for each other
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says at the end what could not be tested on this machine, and what would have it tested."""
+    reasons = [str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", [])]
+    missing = [reason.removeprefix("Skipped: ") for reason in reasons if NOT_SET_UP in reason]
+    for reason in sorted(set(missing)):
+        terminalreporter.write_line(f"{missing.count(reason)} tests skipped, {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def contradictions(saved: SavedCheckpoint) -> list[str]:
     try:
         with patched():
             model = described_model(saved)
-            layers = [int(name.split(".")[2]) for name in moshi_patch.ttt_gatings(model)]
+            layers = [int(name.split(".")[2]) for name in moshi_patch.ttt_memories(model)]
     except Exception as error:  # whatever moshi's constructors raise: KeyError, TypeError, AssertionError, ...
         return [*found, f"config.json: no model can be built from it: {type(error).__name__}: {in_one_line(error)}."]
     found += _other_adapters(saved, stored)

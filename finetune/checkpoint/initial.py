@@ -83,6 +83,6 @@ def _check_fit(
 
 
 def _warn_of_other_ttt(model: nn.Module, config: dict[str, Any]) -> None:
-    here = model.ttt_config.to_kwargs() if moshi_patch.ttt_gatings(model) else {}
+    here = model.ttt_config.to_kwargs() if moshi_patch.ttt_memories(model) else {}
     for text in differences(here, config, "{key} is {one!r}, was {other!r} in that run.", here.keys() & config.keys()):
         logger.warning("init_from: %s", text)

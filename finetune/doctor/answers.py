@@ -57,7 +57,7 @@ def check_answers(saved: SavedCheckpoint, base: str | None, device: torch.device
         count = sum(parameter.numel() for parameter in model.parameters())
         over = f" over {weights}" if weights is not None else ""
         yield Finding("model", OK, f"loads{over}: {count:,} parameters", details={"parameters": count})
-        if moshi_patch.ttt_gatings(model):
+        if moshi_patch.ttt_memories(model):
             yield _active(model)
 
 

@@ -31,12 +31,12 @@ MEANINGS = {
 
 def conditions_of(model: LMModel) -> tuple[str, ...]:
     """The conditions of a checkpoint's own model, the first being the model as it is served."""
-    return (ON, OFF) if moshi_patch.ttt_gatings(model) else (PLAIN,)
+    return (ON, OFF) if moshi_patch.ttt_memories(model) else (PLAIN,)
 
 
 def muting_conditions(model: LMModel) -> tuple[str, ...]:
     """For each TTT layer the condition in which that layer alone learns nothing."""
-    return tuple(f"{MUTED}{name.split('.')[-2]}" for name in moshi_patch.ttt_gatings(model))
+    return tuple(f"{MUTED}{name.split('.')[-2]}" for name in moshi_patch.ttt_memories(model))
 
 
 def under(condition: str, model: LMModel) -> contextlib.AbstractContextManager:

@@ -7,9 +7,9 @@ one row per rank.
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-from moshi.modules.lora import LoRALinear
 from torch import nn
 
 import moshi_patch
@@ -24,34 +24,24 @@ INACTIVE_BELOW = 1e-6
 
 INACTIVE_STEPS = 100
 
-QUANTITIES = ("conv_norm", "W_target_norm", "delta_norm", "relative_delta")
-
 
 class Activity:
     """Norms per TTT layer of `model`, wrapped by FSDP or not. Empty and free of cost for a model without TTT."""
 
     def __init__(self, model: nn.Module, ctx: Context):
         self._ctx = ctx
-        self._gatings = {stock_name(name): gating for name, gating in moshi_patch.ttt_gatings(model).items()}
+        self._memories = {stock_name(name): memory for name, memory in moshi_patch.ttt_memories(model).items()}
         self._delta: dict[str, torch.Tensor] = {}
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
         """Measures a forward pass inside. The backward pass stays outside: it computes checkpointed layers again."""
-        handles, hidden = [], {}
         self._delta.clear()
-
-        def keep_hidden(name):
-            return lambda module, inputs, output: hidden.__setitem__(name, inputs[0][:1].detach())
-
-        def keep_norm(name, config):
-            return lambda module, inputs, output: self._delta.__setitem__(
-                name, moshi_patch.one_pass_delta_norm(hidden.pop(name), output[:1].detach(), config)[0]
-            )
-
-        for name, gating in self._gatings.items():
-            handles.append(gating.linear_out.register_forward_hook(keep_hidden(name)))
-            handles.append(gating.target_generator.register_forward_hook(keep_norm(name, gating.config)))
+        handles = [
+            handle
+            for name, memory in self._memories.items()
+            for handle in memory.watch_one_pass(partial(self._delta.__setitem__, name))
+        ]
         try:
             yield
         finally:
@@ -60,40 +50,36 @@ class Activity:
 
     @torch.no_grad()
     def values(self) -> dict[str, float]:
-        """Of the last measured pass: `ttt/LAYER/conv_norm`, `W_target_norm`, `delta_norm` and `relative_delta`.
+        """Of the last measured pass: `ttt/LAYER/delta_norm`, `relative_delta`, and norms of weights of its kind.
 
-        `delta_norm` is the mean over ranks of their first rows, `relative_delta` its ratio to the norm of the base
-        W_down. All ranks call it, between steps.
+        `delta_norm` is the mean over ranks of their first rows, `relative_delta` its ratio to the norm of the weights
+        that rows begin with (W_down). All ranks call it, between steps.
         """
-        if not self._gatings:
+        if not self._memories:
             return {}
         zero = torch.zeros((), device=self._ctx.device)
-        rows = []
-        for name, gating in self._gatings.items():
-            generator = gating.target_generator
-            squares = [_square(generator.conv1d), _square(generator.W_target), _square(_base_of(gating.linear_out))]
-            rows.append(torch.stack([*squares, self._delta.get(name, zero)]))
+        rows, names = [], []
+        for name, memory in self._memories.items():
+            weights = memory.reported_weights()
+            names.append([*weights, "delta_norm"])
+            rows.append(torch.stack([*map(_square, weights.values()), self._delta.get(name, zero)]))
         total = sum_over_ranks(torch.stack(rows)) if self._sharded() else torch.stack(rows)
         found = {}
-        for name, (conv, target, down, delta) in zip(self._gatings, total.tolist(), strict=True):
-            delta /= self._ctx.world_size
-            numbers = (conv**0.5, target**0.5, delta, delta / down**0.5 if down else float("nan"))
-            layer = name.removeprefix("transformer.").removesuffix(".gating")
-            found |= {f"ttt/{layer}/{key}": value for key, value in zip(QUANTITIES, numbers, strict=True)}
+        for name, keys, numbers in zip(self._memories, names, total.tolist(), strict=True):
+            norms = {key: number**0.5 for key, number in zip(keys[:-1], numbers, strict=False)}
+            initial, delta = norms.pop("initial_norm"), numbers[-1] / self._ctx.world_size
+            norms |= {"delta_norm": delta, "relative_delta": delta / initial if initial else float("nan")}
+            layer = name.removeprefix("transformer.").rpartition(".")[0]
+            found |= {f"ttt/{layer}/{key}": value for key, value in norms.items()}
         return found
 
     def _sharded(self) -> bool:
         return self._ctx.world_size > 1
 
 
-def _base_of(linear: nn.Module) -> nn.Module:
-    """Without the adapter on it, if there is one."""
-    return next((module.frozen_W for module in linear.modules() if isinstance(module, LoRALinear)), linear)
-
-
-def _square(module: nn.Module) -> torch.Tensor:
-    """Squared norm of this rank's share of a module's weights."""
-    return torch.stack([parameter.detach().float().square().sum() for parameter in module.parameters()]).sum()
+def _square(weights: list[nn.Parameter]) -> torch.Tensor:
+    """Squared norm of this rank's share of some weights."""
+    return torch.stack([weight.detach().float().square().sum() for weight in weights]).sum()
 
 
 class InactivityWatch:

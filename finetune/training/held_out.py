@@ -75,7 +75,7 @@ def evaluate(
             "text_perplexity": perplexity(total.text),
         }
         shares, reliance = _shares(loader, items, total.counts), {}
-        if moshi_patch.ttt_gatings(model):
+        if moshi_patch.ttt_memories(model):
             with moshi_patch.ttt_updates(model, enabled=False):
                 items_off = _items(model, loader, args, ctx, stop)
             if items_off is None:

@@ -4,13 +4,14 @@ Shapes: `B` rows, `T` steps, `D` model width.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from moshi.modules.streaming import State, StreamingModule
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..config import TTTConfig
 
@@ -110,6 +111,20 @@ class TTTMemory(StreamingModule[TTTState]):
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """What :func:`moshi_patch.ttt_stats` says of this kind alone."""
+
+    @abc.abstractmethod
+    def reported_weights(self) -> dict[str, list[nn.Parameter]]:
+        """Weights by what their norm is called in the metrics of a training; under FSDP, this rank's share of them.
+
+        Always there: `initial_norm`, of those that rows begin with, without adapters.
+        """
+
+    @abc.abstractmethod
+    def watch_one_pass(self, keep: Callable[[torch.Tensor], None]) -> list[RemovableHandle]:
+        """Gives `keep` the norm `[]` of what each pass teaches its first row, until the handles are removed.
+
+        A pass that teaches nothing may leave it out.
+        """
 
     @abc.abstractmethod
     def _fresh(self, batch_size: int, device: torch.device) -> Fast:

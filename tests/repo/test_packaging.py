@@ -33,6 +33,12 @@ def test_every_subpackage_is_in_the_wheel():
     assert {"moshi_patch.kinds.in_place.ops", "finetune.data"} <= found
 
 
+def test_the_page_is_in_the_wheel(installed):
+    page = Path("moshi_patch", "serving", "page")
+    names = {path.name for path in (installed / page).iterdir()}
+    assert names == {path.name for path in (ROOT / page).iterdir()} >= {"index.html", "app.js", "style.css"}
+
+
 def test_what_is_imported_is_declared():
     (block,) = re.findall(r"^dependencies = \[\n(.*?)^\]", PYPROJECT, re.M | re.S)
     declared = {_plain(name) for name in re.findall(r'^\s*"([\w-]+)', block, re.M)}

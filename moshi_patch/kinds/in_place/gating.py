@@ -7,6 +7,7 @@ no forward pass ever writes a parameter. What was learnt is an additive term wit
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from moshi.modules.lora import LoRALinear
 from moshi.utils.compile import no_compile, torch_compile_lazy
 from moshi.utils.quantize import QLinear
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ...call import current_call
 from ...config import TTTConfig
@@ -180,6 +182,28 @@ class TTTGating(TTTMemory):
         weights = self.target_generator.conv1d.conv.weight, self.target_generator.W_target.weight
         conv, projection = (weight.float().norm().item() for weight in weights)
         return {"known": known, "conv_norm": conv, "W_target_norm": projection}
+
+    def reported_weights(self) -> dict[str, list[nn.Parameter]]:
+        """`conv_norm` and `W_target_norm`, of the target generator; `initial_norm`, of W_down."""
+        generator, linear = self.target_generator, self.linear_out
+        base = next((module.frozen_W for module in linear.modules() if isinstance(module, LoRALinear)), linear)
+        modules = {"conv_norm": generator.conv1d, "W_target_norm": generator.W_target, "initial_norm": base}
+        return {name: list(module.parameters()) for name, module in modules.items()}
+
+    def watch_one_pass(self, keep: Callable[[torch.Tensor], None]) -> list[RemovableHandle]:
+        """From Gram matrices: the delta itself is never built."""
+        hidden: list[torch.Tensor] = []
+
+        def keep_hidden(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            hidden[:] = [inputs[0][:1].detach()]
+
+        def keep_norm(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            keep(one_pass_delta_norm(hidden.pop(), output[:1].detach(), self.config)[0])
+
+        return [
+            self.linear_out.register_forward_hook(keep_hidden),
+            self.target_generator.register_forward_hook(keep_norm),
+        ]
 
     def _hidden_dtype(self) -> torch.dtype:
         if isinstance(self.linear_in, QLinear):

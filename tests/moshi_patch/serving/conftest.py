@@ -3,6 +3,8 @@
 import pytest
 
 import moshi_patch
+from tests.support.browsers import chromium, write_microphone
+from tests.support.fake_chat import fake_chat
 from tests.support.servers import IDLE_S, serve_here, speech
 
 
@@ -30,3 +32,23 @@ def said() -> list[bytes]:
 def usual(server, said):
     """The answer to the speech before anything bad has happened."""
     return server.talk(said)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One Chromium for the tests of a module. No longer: while it is there, no other event loop runs in its thread."""
+    with chromium(write_microphone(tmp_path_factory.mktemp("microphone") / "boat.wav")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def only_fake_chat():
+    with fake_chat() as chat:
+        yield chat
+
+
+@pytest.fixture
+def chat(only_fake_chat):
+    """A server of the chat's protocol without a model, as new."""
+    only_fake_chat.reset()
+    return only_fake_chat

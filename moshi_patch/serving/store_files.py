@@ -1,0 +1,252 @@
+"""The files of a store: `FOLDER/GENERATION`, each created by one writer alone, whole or not at all.
+
+In a folder on this machine a file is written under another name, synced, and then linked to its own: a link fails where
+there is one already. Elsewhere the service itself refuses to create what is there (S3: `If-None-Match`).
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+EXCLUSIVE = {"memory", "s3", "s3a"}
+"""Protocols whose files can be created such that the second of two writers is told; the local disk aside."""
+
+PARTIAL_KEPT_S = 3600
+"""Seconds after its last change in which an unfinished file is left alone, as its writer may still live."""
+
+_CREATING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One generation of somebody's memory.
+
+    Attributes:
+        folder: of the person.
+        generation: from 1.
+        size: in bytes.
+        saved: when it was written, in seconds since 1970, by the clock of the store.
+    """
+
+    folder: str
+    generation: int
+    size: int
+    saved: float
+
+
+def open_files(url: str) -> "LocalFiles | RemoteFiles":
+    """The files of a store at any URL that `fsspec` knows; a plain path is a folder on this machine.
+
+    Raises:
+        ValueError: in one line, when `fsspec` does not know it, or cannot create files exclusively there.
+    """
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    if "::" in url or protocol not in {"file", "local", *EXCLUSIVE}:
+        allowed = ", ".join(["a folder", *(f"{name}://" for name in sorted(EXCLUSIVE))])
+        raise ValueError(f"{without_secrets(url)}: two servers might write one file there; it must be {allowed}.")
+    if protocol in ("file", "local"):
+        return LocalFiles(Path(url.partition("://")[2] if "://" in url else url))
+    try:
+        system, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=protocol != "memory")
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{without_secrets(url)}: cannot be opened ({error}).") from error
+    if not root.strip("/"):
+        raise ValueError(f"{without_secrets(url)}: must name a folder.")
+    return RemoteFiles(system, root, without_secrets(url))
+
+
+def without_secrets(url: str) -> str:
+    """`url` without a name and password in it."""
+    return re.sub(r"://[^/@]*@", "://", url)
+
+
+def file_name(generation: int) -> str:
+    return f"{generation:010d}"
+
+
+def _generation(name: str) -> int | None:
+    return int(name) if re.fullmatch(r"\d{10,18}", name, re.ASCII) and file_name(int(name)) == name else None
+
+
+class LocalFiles:
+    """In a folder on this machine, or on a disk that it mounts; made when the first file is."""
+
+    def __init__(self, root: Path):
+        self.root, self.name = root.absolute(), str(root)
+
+    def list(self, folder: str | None = None) -> list[StoredFile]:
+        """All whole files, or those of one person, the oldest generation first."""
+        found = []
+        folders = [folder] if folder else [name for name in _names(self.root) if (self.root / name).is_dir()]
+        for one in folders:
+            for name in _names(self.root / one):
+                generation = _generation(name)
+                if generation is not None:
+                    with contextlib.suppress(FileNotFoundError):  # removed in between
+                        status = (self.root / one / name).stat()
+                        found.append(StoredFile(one, generation, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda file: (file.folder, file.generation))
+
+    def create(
+        self, folder: str, generation: int, size: int, pieces: Iterator[bytes], before: Callable[[], None]
+    ) -> None:
+        """Makes a file out of `pieces`.
+
+        Args:
+            before: called just before the file appears; what it raises keeps it from appearing.
+
+        Raises:
+            FileExistsError: when there is one already.
+        """
+        self._make(self.root / folder)
+        self._remove_partials(folder, PARTIAL_KEPT_S)
+        partial = self.root / folder / f".{file_name(generation)}.{secrets.token_hex(8)}.partial"
+        place = partial.with_name(file_name(generation))
+        try:
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", 0) as file:
+                for piece in pieces:
+                    _write_all(file, piece)
+                os.fsync(file.fileno())
+            before()
+            try:
+                os.link(partial, place)
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise OSError(error.errno, "its disk has no links, by which a file is made by one alone") from error
+                raise
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        _sync_folder(self.root / folder)
+
+    def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
+        """Gives `read(start, length)` of one file."""
+
+        @contextlib.contextmanager
+        def reading() -> Iterator[Callable[[int, int], bytes]]:
+            with open(self.root / folder / file_name(generation), "rb", 0) as file:
+                yield lambda start, length: os.pread(file.fileno(), length, start)
+
+        return reading()
+
+    def remove(self, folder: str, generation: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / folder / file_name(generation)).unlink()
+
+    def remove_rest(self, folder: str) -> None:
+        """Removes a person's folder and unfinished files; generations must be gone."""
+        self._remove_partials(folder, 0)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                (self.root / folder).rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        with contextlib.suppress(FileNotFoundError):
+            _sync_folder(self.root)
+
+    def _remove_partials(self, folder: str, kept_s: float) -> None:
+        for name in _names(self.root / folder):
+            partial = self.root / folder / name
+            if name.startswith(".") and name.endswith(".partial"):
+                with contextlib.suppress(FileNotFoundError):
+                    if not kept_s or time.time() - partial.stat().st_mtime > kept_s:
+                        partial.unlink()
+
+    def _make(self, folder: Path) -> None:
+        if not folder.is_dir():
+            for one in (self.root, folder):
+                try:
+                    one.mkdir(0o700, parents=True, exist_ok=True)
+                except FileExistsError:  # which here would mean another writer
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+                _sync_folder(one.parent)
+
+
+class RemoteFiles:
+    """Where `fsspec` can create a file exclusively."""
+
+    def __init__(self, system: Any, root: str, name: str):
+        self.system, self.root, self.name = system, root.rstrip("/"), name
+
+    def list(self, folder: str | None = None) -> list[StoredFile]:
+        """As :meth:`LocalFiles.list`."""
+        place = f"{self.root}/{folder}" if folder else self.root
+        found = []
+        try:
+            entries = self.system.find(place, detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        for path, entry in entries.items():
+            one, _, name = path.strip("/").removeprefix(self.root.strip("/") + "/").partition("/")
+            generation = _generation(name)
+            if generation is not None:
+                found.append(StoredFile(one, generation, int(entry["size"]), _seconds(entry)))
+        return sorted(found, key=lambda file: (file.folder, file.generation))
+
+    def create(
+        self, folder: str, generation: int, size: int, pieces: Iterator[bytes], before: Callable[[], None]
+    ) -> None:
+        """As :meth:`LocalFiles.create`. Holds the whole file meanwhile, as an upload may have to be sent again."""
+        content, filled = bytearray(size), 0
+        for piece in pieces:
+            content[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        before()
+        local = _CREATING if self.system.protocol == "memory" else contextlib.nullcontext()
+        with local:  # in memory it looks first, and then creates
+            self.system.pipe_file(self._path(folder, generation), bytes(content), mode="create")
+
+    def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
+        """As :meth:`LocalFiles.open`."""
+        path = self._path(folder, generation)
+        return contextlib.nullcontext(lambda start, length: self.system.cat_file(path, start=start, end=start + length))
+
+    def remove(self, folder: str, generation: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm_file(self._path(folder, generation))
+
+    def remove_rest(self, folder: str) -> None:
+        """As :meth:`LocalFiles.remove_rest`; there are no unfinished files, and folders are names alone."""
+        with contextlib.suppress(OSError, NotImplementedError):
+            self.system.rmdir(f"{self.root}/{folder}")
+
+    def _path(self, folder: str, generation: int) -> str:
+        return f"{self.root}/{folder}/{file_name(generation)}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def _write_all(file: Any, piece: bytes) -> None:
+    view = memoryview(piece)
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _seconds(entry: dict[str, Any]) -> float:
+    when = next((entry[key] for key in ("LastModified", "mtime", "created", "updated") if entry.get(key)), 0.0)
+    return when.timestamp() if isinstance(when, datetime) else float(when)
