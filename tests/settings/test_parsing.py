@@ -114,6 +114,7 @@ def test_defaults_are_those_of_the_format_page():
         "gradient_checkpointing": True,
         "wandb": {"project": None, "offline": False, "key": None, "run_name": None},
         "lora": {"enable": False, "rank": 64, "scaling": 2.0, "ft_embed": False},
+        "training_mode": "auto",
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
