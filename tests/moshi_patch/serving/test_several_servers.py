@@ -1,4 +1,4 @@
-"""Two servers over one store behind real HAProxy, with the example's configuration: killed, drained, and nobody is lost."""
+"""Two servers over one store behind real HAProxy, as the example configures it: killed, drained, and nobody is lost."""
 
 import asyncio
 import json
