@@ -1,7 +1,7 @@
 """The words of older files of settings in those of today, and what has no counterpart answered in a line.
 
-Read are settings in sections or flat (`ttt.chunk_size`, `ttt_chunk_size`), `ttt.enable` for `ttt.enabled`, and the keys of
-TTT-MLP, which are another kind of memory than In-Place TTT: none of them ever becomes a setting of the other kind.
+Read are settings in sections or flat (`ttt.chunk_size`, `ttt_chunk_size`), `ttt.enable` for `ttt.enabled`, and the keys
+of TTT-MLP, which is another kind of memory than In-Place TTT: none of them ever becomes a setting of the other kind.
 """
 
 import dataclasses
@@ -19,9 +19,7 @@ OF_MLP = ("base_lr", "mini_batch_size", "initial_gating_alpha", "scan_checkpoint
 """Settings that TTT-MLP alone has."""
 
 OF_BOTH = ("enabled", "kind", "layers", "optim_lr", "text_emb_lr", "first_steps", "stock_lr", "as_control")
-SECTIONS = tuple(
-    name for name, hint in typing.get_type_hints(TrainArgs).items() if dataclasses.is_dataclass(hint)
-)
+SECTIONS = tuple(name for name, hint in typing.get_type_hints(TrainArgs).items() if dataclasses.is_dataclass(hint))
 
 
 def in_our_words(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -30,7 +28,9 @@ def in_our_words(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     Raises:
         ConfigError: when a setting stands there twice, with two values.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in content.items()}
+    result = {
+        key: dict(value) if isinstance(value, Mapping) and key in SECTIONS else value for key, value in content.items()
+    }
     for key in [key for key in content if isinstance(key, str) and _place(key) is not None]:
         result = _moved(result, (key,), _place(key))
     for old, new in RENAMED.items():
@@ -64,7 +64,7 @@ def with_kind_settled(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     if other:
         raise ConfigError(
             f"ttt.{mlp[0]}={shown(ttt[mlp[0]])}: belongs to TTT-MLP (ttt.kind: mlp), and ttt.{other[0]}="
-            f"{shown(ttt[other[0]])} to In-Place TTT (ttt.kind: in_place); keep the keys of one of them, and set ttt.kind."
+            f"{shown(ttt[other[0]])} to In-Place TTT (ttt.kind: in_place); keep the keys of one kind, and set ttt.kind."
         )
     said = ", ".join(f"ttt.{name}" for name in mlp)
     return merge(content, {"ttt.kind": "mlp"}), [f"ttt.kind=mlp: taken from {said}, which TTT-MLP alone has."]
@@ -91,5 +91,7 @@ def _moved(content: dict[str, Any], place: tuple[str, ...], key: str) -> dict[st
     section, _, name = key.partition(".")
     there = content.get(section)
     if isinstance(there, Mapping) and there.get(name, value) != value:
-        raise ConfigError(f"{'.'.join(place)}={shown(value)}: contradicts {key}={shown(there[name])}; keep one of them.")
+        raise ConfigError(
+            f"{'.'.join(place)}={shown(value)}: contradicts {key}={shown(there[name])}; keep one of them."
+        )
     return merge(content, {key: value})
