@@ -24,6 +24,7 @@ from .base_fingerprint import BaseFingerprint, load_over_base, read_base_fingerp
 from .folders import TRAINED, find_weights
 from .training_file import read_training, settings_of_training
 from .ttt_settings import ttt_of_training
+from .weights import ttt_tensors
 
 NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
 """Keys of config.json that say nothing about the weights: they may differ between training and serving."""
@@ -244,7 +245,9 @@ def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch
     """
     moshi_patch.install()
     if saved.trained_alone:
-        return load_over_base(saved.weights, base, saved.lm_kwargs, device, dtype, base_remedy(saved))
+        model = load_over_base(saved.weights, base, saved.lm_kwargs, device, dtype, base_remedy(saved))
+        logger.info("Loaded %s: %s", saved.weights, ttt_tensors(saved.weights, model))
+        return model
     model = loaders.get_moshi_lm(
         saved.weights if base is None else base,
         copy.deepcopy(saved.lm_kwargs),  # moshi writes into nested dictionaries
@@ -254,6 +257,7 @@ def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch
     )
     if base is not None:
         refuse_not_finite(model, f"{base} with the adapters {saved.weights}")
+    logger.info("Loaded %s: %s", saved.weights, ttt_tensors(saved.weights, model))
     return model
 
 

@@ -1,5 +1,7 @@
 """Each `training_mode` moves its own parameters and no other bit, and a frozen run saves nothing."""
 
+import logging
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,8 +134,9 @@ def test_what_contradicts_the_mode_is_one_line(stock_repo, tmp_path, mode, chang
     assert not (tmp_path / "run").exists()
 
 
-def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_repo, tmp_path):
+def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_repo, tmp_path, caplog):
     run = tmp_path / "run"
+    caplog.set_level(logging.INFO)
     train(from_dict(settings_of_mode(stock_repo, run, "lora+ttt", max_steps=2)))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     resumed = {"checkpoint": {"resume": True}}
@@ -143,6 +146,11 @@ def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_re
     assert {path: path.stat().st_mtime_ns for path in before} == before
     train(from_dict(settings_for(stock_repo, run, max_steps=3, **resumed)))  # auto comes to lora+ttt
     assert [row["step"] for row in metrics(run)] == [1, 2, 3]
+    saved, resumed, again = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith(("Saved", "Resumed"))
+    ]
+    assert "4 tensors of TTT" in saved
+    assert {saved.split(": ")[1], resumed.split(": ")[1]} == {again.split(": ")[1]}, "the same count and bytes"
 
 
 def test_ttt_alone_in_auto_is_told_that_the_whole_model_is_saved(stock_repo, tmp_path):
