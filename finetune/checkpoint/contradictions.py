@@ -58,7 +58,7 @@ def base_contradictions(saved: SavedCheckpoint, shapes: dict[str, tuple[int, ...
     differing = [
         name
         for name, tensor in wanted.items()
-        if not moshi_patch.target_key(name) and shapes.get(name) != tuple(tensor.shape)
+        if not moshi_patch.memory_key(name) and shapes.get(name) != tuple(tensor.shape)
     ]
     if not differing:
         return []
@@ -209,4 +209,4 @@ def _dtypes(saved: SavedCheckpoint, stored: dict[str, Stored], tensors: dict[str
 
 def _some(names: list[str]) -> str:
     """The first few of `names`, TTT keys before others."""
-    return some(sorted(names, key=lambda name: (moshi_patch.target_key(name) is None, name)))
+    return some(sorted(names, key=lambda name: (moshi_patch.memory_key(name.partition(" ")[0]) is None, name)))
