@@ -12,6 +12,10 @@ LAYERS = re.compile(r"\d{1,4}|\d{1,4}(\s*,\s*\d{1,4})+|\[\s*\d{1,4}(\s*,\s*\d{1,
 """A number of layers, or a list of them."""
 
 
+def _names_layers(value: str | None) -> bool:
+    return value is None or LAYERS.fullmatch(value) is not None
+
+
 @dataclass
 class DoctorArgs:
     """Checks this machine and, if given, a checkpoint. Exits with 1 if anything failed, else with 0."""
@@ -20,14 +24,12 @@ class DoctorArgs:
     """a run (its newest checkpoint), a checkpoint of it, or an export"""
     base: str | None = None
     """the base model of adapters: a Hub repository, a folder like one, or its .safetensors file; null: as trained"""
-    expect_layers: str | None = limited(
-        None, "layers such as 5,11,17, or their number", lambda value: value is None or LAYERS.fullmatch(value)
-    )
-    """the layers that are to have TTT, or how many; [5] is layer 5 alone; null: not looked at"""
     device: str = limited("cpu", "cpu, cuda, or cuda:0, cuda:1 and so on", re.compile(r"cpu|cuda(:\d{1,3})?").fullmatch)
     """where the model is loaded"""
     json: bool = False
     """print one JSON object instead of lines"""
+    expect_layers: str | None = limited(None, "layers such as 5,11,17, or their number", _names_layers)
+    """the layers that are to have TTT, or how many; [5] is layer 5 alone; null: not looked at"""
 
 
 @dataclass
