@@ -63,8 +63,9 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
             parameter.requires_grad_(True)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     logger.info("Trainable parameters:\n%s", describe(groups, sizes, sum(sizes.values())))
-    if args.ttt.first_steps and any(group.name in FIRST_GROUPS for group in groups):
-        logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(FIRST_GROUPS))
+    first = [group.name for group in groups if group.name in FIRST_GROUPS]
+    if args.ttt.first_steps and first:
+        logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(first))
     if ctx.world_size > 1:
         model = shard(model, ctx, parts=not args.full_finetuning)
     return BuiltModel(model.train(), trained_config(info, args), info)

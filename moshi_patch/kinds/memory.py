@@ -85,6 +85,8 @@ class TTTMemory(StreamingModule[TTTState]):
     _fsdp_final = True  # as the stock gating: kept whole by moshi's own FSDP wrapping
     weight_keys: tuple[str, ...]
     """Names of all new weights, below the module's own name in a checkpoint."""
+    undecayed_keys: tuple[str, ...] = ()
+    """Those of them that weight decay would pull away from where they do nothing: gates, gains and biases."""
 
     def __init__(self, config: TTTConfig):
         super().__init__()
