@@ -1,14 +1,17 @@
 """`python -m finetune.export --import-ancestor`: every tensor of an ancestor's checkpoint, bit for bit, or one line."""
 
+import copy
 import json
+import math
 import os
 
 import pytest
 import torch
+from moshi.models import loaders
 from safetensors.torch import load_file, save_file
 
 from finetune.export.__main__ import main
-from finetune.export.ancestor_names import LAYOUTS, TENSORS
+from finetune.export.ancestor_names import LAYOUTS, TENSORS, tensor_shapes
 from tests.support.ancestors import (
     LAYERS,
     NOTHING_CALLS_IT,
@@ -41,6 +44,15 @@ def assert_same(found, wanted):
 
 def test_a_layer_has_nineteen_tensors():
     assert len(TENSORS) == len(set(TENSORS)) == 19
+
+
+@pytest.mark.slow
+def test_the_count_of_the_plans_is_met_but_for_the_backward_gates():
+    with torch.device("meta"):
+        moshi_7b = loaders.get_moshi_lm(None, copy.deepcopy(loaders._lm_kwargs), device="meta", dtype=torch.bfloat16)
+    layer = sum(math.prod(shape) for shape in tensor_shapes(4096, 32).values())
+    total = sum(parameter.numel() for parameter in moshi_7b.parameters()) + 2 * layer
+    assert total == 7_830_712_384 == 7_830_720_576 - 2 * 4096
 
 
 @pytest.mark.parametrize("twice", [True, False], ids=["stock layers twice", "once"])
