@@ -73,7 +73,8 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     """
     ttt, lr = args.ttt, args.optim.lr
     with_ttt = ttt.enabled or ttt.as_control
-    w_down, idle_adapters = _down_projections(model, ttt) if with_ttt else (set(), set())
+    in_place = with_ttt and ttt.kind == "in_place"
+    w_down, idle_adapters = _down_projections(model, ttt) if in_place else (set(), set())
     text_lr, stock_lr = ttt.text_emb_lr, (ttt.stock_lr if with_ttt else None) or lr
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
