@@ -16,7 +16,7 @@ if sys.version_info[:2] < (3, 10):  # noqa: UP036 one line instead of a syntax e
 from .config import TTTConfig
 
 if TYPE_CHECKING:
-    from .arguments import wrong_file, wrong_repository
+    from .arguments import BASE_KEY, wrong_file, wrong_repository
     from .cpu import fit_threads, without_compiling
     from .json_object import parse_json, parse_object, read_object
     from .kinds.in_place import TARGET_KEYS, TTTGating, one_pass_delta_norm
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "arguments": ("wrong_file", "wrong_repository"),
+    "arguments": ("BASE_KEY", "wrong_file", "wrong_repository"),
     "cpu": ("fit_threads", "without_compiling"),
     "kinds.in_place": ("TARGET_KEYS", "TTTGating", "one_pass_delta_norm"),
     "kinds.memory": ("TTTMemory",),
@@ -67,6 +67,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "BASE_KEY",
     "DEFAULT_NAMES",
     "FILE_KEYS",
     "HUB",

@@ -1,6 +1,7 @@
 """What stands in the arguments of moshi's own programs, looked at before torch and moshi are imported."""
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +11,16 @@ FILES = ("--moshi-weight", "--mimi-weight", "--lora-weight", "--tokenizer", "--c
 
 HUB_FILE = re.compile(r"hf://[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)+")
 """A file of any repository on the Hub, as moshi takes it: `hf://owner/name/file`."""
+
+BASE_KEY = "base_fingerprint"
+"""In the metadata of a file of weights that trained alone: of the base model that they belong to."""
+
+WITHOUT_BASE = (
+    "holds what trained alone (training_mode: ttt), without its base model; make a whole model of it with "
+    "`python -m finetune.export CHECKPOINT OUT`, and give that"
+)
+LONGEST_HEADER = 1 << 27
+"""Bytes; safetensors itself reads no longer one."""
 
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -39,12 +50,28 @@ def wrong_path(arguments: Sequence[str]) -> str | None:
 
 
 def wrong_file(path: str) -> str | None:
-    """Why `path` is neither a file nor names one on the Hub, in words; None when it is one of them."""
+    """Why `path` is neither a file with a whole content nor names one on the Hub, in words; None when it is."""
     if path.startswith("hf://"):
         return None if HUB_FILE.fullmatch(path) else "must be of the form hf://OWNER/NAME/FILE"
     if os.path.isdir(path):
         return "is a folder; give a file in it"
-    return None if os.path.isfile(path.removeprefix("file://")) else "no such file"
+    file = path.removeprefix("file://")
+    if not os.path.isfile(file):
+        return "no such file"
+    return WITHOUT_BASE if needs_a_base(file) else None
+
+
+def needs_a_base(path: str) -> bool:
+    """Whether a safetensors file says in its header that it holds what trained alone, without the base model."""
+    if not path.endswith(".safetensors"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else {}
+        return BASE_KEY in header["__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # another program says what is wrong with it
+        return False
 
 
 def wrong_repository(name: str) -> str | None:

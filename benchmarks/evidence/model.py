@@ -16,6 +16,7 @@ from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 import moshi_patch
 from finetune.model.initial_targets import start_targets
 
+from .forms import give_form
 from .settings import Settings
 from .speech import CODES, SPEECH_VARIATIONS, speech
 from .tasks import MAKE, Batch, variations
@@ -47,7 +48,7 @@ def build_model(settings: Settings) -> LMModel:
     """The small `LMModel` with random weights; its stock weights do not depend on the TTT settings."""
     torch.manual_seed(settings.seed)
     spoken = settings.task == "speech"
-    return LMModel(
+    model = LMModel(
         n_q=settings.audio_rows,
         dep_q=settings.audio_rows if spoken else 0,
         delays=[0] * (settings.audio_rows + 1),
@@ -64,6 +65,8 @@ def build_model(settings: Settings) -> LMModel:
         **(DEPFORMER if spoken else {}),
         **ttt_arguments(settings),
     )
+    give_form(model, dict(settings.form))
+    return model
 
 
 def ttt_arguments(settings: Settings) -> dict[str, Any]:

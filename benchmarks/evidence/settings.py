@@ -8,6 +8,8 @@ from typing import Any
 
 from moshi_patch import TTTConfig
 
+from .forms import check_form
+
 TASKS = ("recall", "assoc", "shift", "speech")
 MODELS = ("none", "ttt")
 TRAINED = ("full", "lora")
@@ -18,7 +20,7 @@ AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sw
 
 ADDED = (
     *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
-    *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from"),
+    *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from", "form"),
 )
 """Fields that came after the first committed results. With its default such a field stands neither in a line of the
 results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
@@ -73,9 +75,10 @@ class Settings:
         stop_below: nats beyond the window at which such an evaluation ends the training.
         targets_first, then_rate: in so many steps only the target generators and W_down of the TTT layers train;
             afterwards everything does, with `then_rate` times its learning rate.
-        units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and a
-            batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
+        units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and
+            a batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
+        form: changes of the update that are tried here alone, such as `{"gate": True}`; see `forms`.
 
     Raises:
         ValueError: for a value that is not allowed, or a task that attention alone could solve.
@@ -136,13 +139,15 @@ class Settings:
     targets_first: int = 0
     then_rate: float = 1.0
     ttt: tuple[tuple[str, Any], ...] = ()
+    form: tuple[tuple[str, Any], ...] = ()
     units: int = 1
     units_from: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "pairs", tuple(self.pairs))
         object.__setattr__(self, "gaps", tuple(self.gaps))
-        object.__setattr__(self, "ttt", tuple(sorted((name, value) for name, value in dict(self.ttt).items())))
+        for name in ("ttt", "form"):
+            object.__setattr__(self, name, tuple(sorted(dict(getattr(self, name)).items())))
         self._check_values()
         self._check_task()
 
@@ -176,14 +181,15 @@ class Settings:
                 meant = f"set {OWN_NAMES[name]!r} instead" if name in OWN_NAMES else f"allowed are {allowed}"
                 raise ValueError(f"ttt: {name!r}: no further argument of TTT; {meant}.")
         TTTConfig(**dict(self.ttt))  # says what is wrong with a value
+        check_form(dict(self.form), self.model == "ttt")
 
     def _check_task(self) -> None:
         if self.measure_every and self.task != "recall":
             raise ValueError(f"measure_every={self.measure_every}, task={self.task!r}: must be 0 for all but recall.")
         if self.units > 1 and (self.task != "recall" or self.batch % self.units):
             raise ValueError(
-                f"units={self.units}, task={self.task!r}, batch={self.batch}: sequences are put in a row for recall, and "
-                "the batch must be a multiple of units."
+                f"units={self.units}, task={self.task!r}, batch={self.batch}: only sequences of recall are put in a "
+                "row, and the batch must be a multiple of units."
             )
         if self.trained == "lora" and not self.base_steps:
             raise ValueError("trained='lora', base_steps=0: adapters need a trained model to start from.")

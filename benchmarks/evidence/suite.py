@@ -25,7 +25,7 @@ from finetune.common.errors import ConfigError
 from finetune.common.program import program
 
 from .grid import read_grid
-from .report import plateau, plots, recall
+from .report import plateau, plots, recall, updates
 from .report.page import render
 from .results import Results
 from .runner import run_all
@@ -39,10 +39,16 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Page:
-    """Where a committed grid is shown: the page, and its figures by the name of their file."""
+    """Where a committed grid is shown: the page, its figures by the name of their file, and its further pages."""
 
     file: Path
     figures: dict[str, Callable[[Results], plt.Figure | None]]
+    appendix: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The page and its appendix."""
+        return (self.file, *self.appendix)
 
 
 PAGES = {
@@ -53,7 +59,9 @@ PAGES = {
             "evidence_settings": plots.draw_settings,
             "evidence_streams": plots.draw_streams,
             "evidence_continued": plots.draw_continued,
+            "evidence_updates": updates.draw_updates,
         },
+        (ROOT / "docs" / "evidence_tables.md",),
     ),
     "recall": Page(ROOT / "docs" / "evidence_recall.md", {"recall": recall.draw}),
     "plateau": Page(ROOT / "docs" / "evidence_plateau.md", {"plateau": plateau.draw}),
@@ -125,6 +133,9 @@ def report(results: Results, args: argparse.Namespace) -> list[Path]:
             written.append(args.plots / f"{name}.png")
             figure.savefig(written[-1], dpi=90, pil_kwargs={"optimize": True})
             plt.close(figure)
-    page = args.doc if args.doc.exists() else args.page.file
-    args.doc.write_text(render(page.read_text(), results))
-    return [*written, args.doc]
+    own = args.doc != args.page.file
+    for file in (args.doc,) if own else args.page.files:
+        templates = (file,) if file.exists() else args.page.files
+        file.write_text(render("\n".join(template.read_text() for template in templates), results))
+        written.append(file)
+    return written

@@ -13,6 +13,7 @@ from moshi.models.lm import LMModel
 import moshi_patch
 from benchmarks.measure import PeakMemory
 
+from .forms import set_progress
 from .model import EVAL_SEED, Diverged, make, start, token_losses
 from .probe import probe
 from .settings import Settings
@@ -20,12 +21,13 @@ from .settings import Settings
 MEASURED = 64
 """Held-out sequences of an evaluation on the way."""
 
-WITH_TARGETS = ("conv", "W_target", "w_down")
+WITH_TARGETS = ("conv", "W_target", "w_down", "form")
 """Groups that train while `Settings.targets_first` lasts."""
 
 
 def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
-    """AdamW without weight decay, one group per learning rate: `stock`, `text`, `conv`, `W_target`, `w_down`."""
+    """AdamW without weight decay, one group per learning rate: `stock`, `text`, `conv`, `W_target`, `w_down`,
+    and `form` for what a form trains, at the rate of the target generators."""
     targets = moshi_patch.ttt_parameters(model)
     groups: dict[str, list] = {name: [] for name in ("stock", "text", *WITH_TARGETS)}
     w_down = {id(p) for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
@@ -33,13 +35,15 @@ def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name in targets:
+        if ".form_weights." in name:
+            group = "form"
+        elif name in targets:
             group = "conv" if "conv1d" in name else "W_target"
         else:
             group = "w_down" if id(parameter) in w_down else "text" if id(parameter) in text else "stock"
         groups[group].append(parameter)
     rates = dict.fromkeys(groups, settings.lr)
-    rates |= {"W_target": settings.target_lr}
+    rates |= {"W_target": settings.target_lr, "form": settings.target_lr}
     rates["conv"] = settings.target_lr if settings.conv_lr is None else settings.conv_lr
     rates["text"] = settings.lr if settings.text_lr is None else settings.text_lr
     entries = [{"name": name, "params": found, "lr": rates[name]} for name, found in groups.items() if found]
@@ -87,6 +91,7 @@ def train(model: LMModel, settings: Settings) -> dict[str, Any]:
         if way.stops_at(step):
             break
         clock, cpu_clock = time.perf_counter(), time.process_time()
+        set_progress(model, step)
         codes = training_codes(settings, step, generator)
         loss = token_losses(model, codes, settings.task == "speech")[0].mean()
         losses.append(loss.item())
@@ -100,6 +105,7 @@ def train(model: LMModel, settings: Settings) -> dict[str, Any]:
         cpu_seconds += time.process_time() - cpu_clock
     else:
         way.stops_at(settings.steps)
+    set_progress(model, math.inf)
     every = max(1, settings.steps // 20)
     return {
         "seconds": round(seconds, 2),

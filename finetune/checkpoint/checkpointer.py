@@ -2,7 +2,8 @@
 
     RUN_DIR/checkpoints/checkpoint_000500/
         SHA256SUMS                                         of all files in training_state
-        consolidated/{lora | consolidated}.safetensors     what is served, with the keys of stock moshi
+        consolidated/{lora | consolidated | ttt}.safetensors
+                                                           what is served, with the keys of stock moshi
         consolidated/config.json                           for moshi's `--config-path`, every `ttt_` setting included
         consolidated/training_config.json                  the training configuration, and versions
         consolidated/SHA256SUMS                            of the weights and of the training configuration
@@ -36,10 +37,12 @@ from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, DiskError
 from ..common.files import sync, write_json
 from ..common.versions import versions
+from ..settings.modes import saves, saves_adapters, saves_trained_alone
 from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
+from .base_fingerprint import BaseFingerprint, fingerprint_of
 from .best import read_best
-from .folders import ADAPTERS, MERGED, checkpoint_name, list_checkpoints, relocate_adapters
+from .folders import ADAPTERS, MERGED, TRAINED, checkpoint_name, list_checkpoints, relocate_adapters
 from .resume import log_changes, open_resumable, refuse_other_model
 from .state_files import STATE, is_resumable, write_state_checksums
 from .training_state import TrainState, load_training_state, save_training_state
@@ -62,7 +65,7 @@ class Checkpointer:
         self.folder = Path(run_dir) / "checkpoints"
         self.args, self.ctx = args, ctx
         self.lm_config = json.loads(json.dumps(lm_config))
-        self.adapters = args.lora.enable and args.save_adapters and not args.full_finetuning
+        self.adapters, self.trained_alone = saves_adapters(args), saves_trained_alone(args)
         self._current: Path | None = None
 
     def save(self, state: TrainState) -> Path | None:
@@ -72,13 +75,13 @@ class Checkpointer:
         earlier one, are renamed to `abandoned-checkpoint_...` and never deleted: the newest is always this run's own.
 
         Returns:
-            None when `do_ckpt` is false.
+            None when `do_ckpt` is false, or nothing trains.
 
         Raises:
             DiskError: on all ranks, when something cannot be written; the checkpoints there are stay as they are, and
                 nothing is left of the new one.
         """
-        if not self.args.do_ckpt:
+        if not saves(self.args):
             return None
         final = self.folder / checkpoint_name(state.step)
         if final == self._current:
@@ -86,10 +89,15 @@ class Checkpointer:
         temporary = self.folder / f".tmp-{final.name}"
         on_rank_0(self.ctx, lambda: self._prepare(temporary))
         with self._writing(temporary):
-            save_training_state(temporary / STATE, state, self.ctx)
+            sums = save_training_state(temporary / STATE, state, self.ctx)
         dtype = getattr(torch, self.args.param_dtype)
-        weights = collect_weights(state.model, self.ctx, adapters=self.adapters, dtype=dtype)
-        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights))
+        weights = collect_weights(
+            state.model, self.ctx, adapters=self.adapters, dtype=dtype, trained_alone=self.trained_alone
+        )
+        header = {"format": "pt"}
+        if self.trained_alone:
+            header |= BaseFingerprint(fingerprint_of(sums), self.args.param_dtype).metadata()
+        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights, header))
         self._current = final
         return final
 
@@ -166,15 +174,19 @@ class Checkpointer:
                 shutil.rmtree(leftover)
             (temporary / "consolidated").mkdir(parents=True)
 
-    def _complete(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+    def _complete(
+        self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor], header: dict[str, str]
+    ) -> None:
         """On rank 0: writes the other files, gives the checkpoint its name, and deletes those that are too many."""
         with self._writing(temporary):
-            self._write_rest(temporary, final, step, weights)
+            self._write_rest(temporary, final, step, weights, header)
 
-    def _write_rest(self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor]) -> None:
+    def _write_rest(
+        self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor], header: dict[str, str]
+    ) -> None:
         folder = temporary / "consolidated"
-        name = ADAPTERS if self.adapters else MERGED
-        save_file(weights, folder / name, {"format": "pt"})
+        name = ADAPTERS if self.adapters else TRAINED if self.trained_alone else MERGED
+        save_file(weights, folder / name, header)
         write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
         write_json(folder / "training_config.json", self._training_config(step))
         write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
@@ -219,7 +231,8 @@ class Checkpointer:
         left_out = (*moshi_patch.LORA_KEYS, "lora_name")
         config = {key: value for key, value in self.lm_config.items() if key not in left_out}
         if not self.adapters:
-            return config | {"lora": False, "moshi_name": file.name}
+            named = {} if self.trained_alone else {"moshi_name": file.name}
+            return config | {"lora": False} | named
         lora = self.args.lora
         settings = {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}
         return config | settings | {"lora_name": f"file://{file.resolve()}"}

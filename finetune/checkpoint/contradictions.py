@@ -15,6 +15,7 @@ from ..common.differences import differences
 from ..common.errors import ConfigError, in_one_line
 from ..model.tensor_file import DTYPES, Stored, main_dtype, read_header, some
 from ..model.trainable import parameter_groups
+from .base_fingerprint import NO_FINGERPRINT
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint
 from .weights import saved_tensors
 
@@ -42,6 +43,8 @@ def contradictions(saved: SavedCheckpoint) -> list[str]:
             layers = [int(name.split(".")[2]) for name in moshi_patch.ttt_memories(model)]
     except Exception as error:  # whatever moshi's constructors raise: KeyError, TypeError, AssertionError, ...
         return [*found, f"config.json: no model can be built from it: {type(error).__name__}: {in_one_line(error)}."]
+    if saved.trained_alone and saved.base_fingerprint is None:
+        found.append(f"{saved.weights.name}: {NO_FINGERPRINT}")
     found += _other_adapters(saved, stored)
     found += _other_targets(saved, stored, layers)
     return found + _other_tensors(saved, stored, model)
@@ -161,9 +164,10 @@ def _selection(config: dict[str, Any]) -> str:
 
 def _other_tensors(saved: SavedCheckpoint, stored: dict[str, Stored], model: LMModel) -> list[str]:
     """Names, shapes and dtypes against those of `model`."""
-    wanted = saved_tensors(model, adapters=saved.adapters)
+    alone = saved.trained_alone
+    wanted = saved_tensors(model, adapters=saved.adapters, trained_alone=alone)
     possible = wanted
-    if saved.adapters and saved.training is None:  # who knows what else was trained
+    if saved.needs_base and saved.training is None:  # who knows what else was trained
         possible = wanted | saved_tensors(model, adapters=False)
     dtypes = _dtypes(saved, stored, possible)
     problems = {
@@ -182,7 +186,7 @@ def _other_tensors(saved: SavedCheckpoint, stored: dict[str, Stored], model: LMM
     }
     layers = {int(match[1]) for name in stored if (match := LAYER.match(name))}
     count, found = saved.config.get("num_layers"), []
-    if layers and len(layers) != count:
+    if layers and len(layers) != count and not alone:
         found = [f"num_layers={count!r} in config.json, and {saved.weights.name} has {len(layers)} layers."]
     return found + [
         f"{saved.weights.name}: {len(names)} tensor{'s' * (len(names) > 1)} {what}: {_some(names)}."

@@ -10,7 +10,9 @@ from ..common.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-ADAPTERS, MERGED = "lora.safetensors", "consolidated.safetensors"
+ADAPTERS, MERGED, TRAINED = "lora.safetensors", "consolidated.safetensors", "ttt.safetensors"
+"""Adapters, the whole model, or what `training_mode: ttt` trained alone; a checkpoint holds one of them."""
+
 CHECKPOINT_NAME = re.compile(r"checkpoint_(\d{6,})")
 """The name of a complete checkpoint in `RUN_DIR/checkpoints`."""
 
@@ -67,12 +69,12 @@ def find_weights(path: Path, key: str = "init_from") -> Path:
     newest = list(list_checkpoints(path / "checkpoints").values())[-1:]
     for folder in [*newest, path]:
         for place in (folder / "consolidated", folder):
-            for name in (ADAPTERS, MERGED):
+            for name in (ADAPTERS, MERGED, TRAINED):
                 if (place / name).is_file():
                     return place / name
     if path.is_file() and path.suffix == ".safetensors":
         return path
     raise ConfigError(
         f"{key}={str(path)!r}: no finished checkpoint; give a run's folder, one of its checkpoints/checkpoint_... "
-        f"or the {ADAPTERS} or {MERGED} in it."
+        f"or the {ADAPTERS}, {MERGED} or {TRAINED} in it."
     )

@@ -1,6 +1,7 @@
 """`init_from`: the weights of a saved checkpoint as the beginning of a new run."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..common.differences import differences
 from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError
 from ..model.adapters import lora_layers, lora_parameters
-from .saved import SavedCheckpoint, open_checkpoint
+from .saved import SavedCheckpoint, base_remedy, open_checkpoint
 from .verify import refuse_broken
 from .weights import renamed
 
@@ -27,7 +28,7 @@ def load_initial_weights(path: str | Path, model: nn.Module, ctx: Context) -> No
     """`init_from`: the weights of a finished run as the beginning of a new one. Collective; rank 0 reads.
 
     Adapters go into a model with adapters of the same rank, over the same base model. A merged model goes into a model
-    without adapters, or becomes the base of a model with new ones.
+    without adapters, or becomes the base of a model with new ones. What trained alone goes into a model over its base.
 
     Args:
         path: a run's folder (its newest checkpoint), a checkpoint's, its `consolidated` or the file in that.
@@ -53,11 +54,12 @@ def _load_initial(path: Path, model: nn.Module) -> None:
     inside, own = renamed(layers), model.state_dict()
     values = {inside.get(name, name): value for name, value in weights.items()}
     _check_fit(path, model, values, own, saved)
+    _check_base(path, saved, own, values.keys(), lora_parameters(model).keys(), inside)
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
     logger.info("init_from: %d tensors of %s", len(values), saved.weights)
-    if not saved.adapters and layers:
+    if not saved.needs_base and layers:
         logger.warning("init_from: the adapters of this run fit the base model %s; serve them with it.", saved.weights)
     _warn_of_other_ttt(model, config)
 
@@ -68,7 +70,7 @@ def _check_fit(
     """Raises a ConfigError when `values`, of `saved`, are not the weights of `model`, named as in it."""
     targets = {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
     added = lora_parameters(model).keys()
-    wanted = added if saved.adapters else own.keys() - added - targets
+    wanted = added if saved.adapters else targets if saved.trained_alone else own.keys() - added - targets
     present = targets & values.keys()
     problems = {
         "missing": (wanted - values.keys()) | (targets - present if present else set()),
@@ -80,6 +82,28 @@ def _check_fit(
     if found:
         there = {key: value for key, value in saved.config.items() if key.startswith(("lora", "ttt_"))}
         raise ConfigError(f"init_from={str(path)!r}: does not fit: {'; '.join(found)}. Its settings: {there}.")
+
+
+def _check_base(
+    path: Path,
+    saved: SavedCheckpoint,
+    own: dict[str, torch.Tensor],
+    held: Collection[str],
+    added: Collection[str],
+    inside: dict[str, str],
+) -> None:
+    """Raises a ConfigError when `own`, the weights of a loaded model, are not of the base of what trained alone.
+
+    Args:
+        held: the names of what trained; `added`: of adapters, which no base has.
+        inside: keys in the base -> in the model.
+    """
+    if saved.base_fingerprint is None:
+        return
+    outside = {name: key for key, name in inside.items()}
+    rest = {outside.get(name, name): value for name, value in own.items() if name not in {*held, *added}}
+    what = f"init_from={str(path)!r}: the base model of this run"
+    saved.base_fingerprint.refuse_other(rest, what, base_remedy(saved))
 
 
 def _warn_of_other_ttt(model: nn.Module, config: dict[str, Any]) -> None:

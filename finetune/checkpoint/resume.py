@@ -8,6 +8,7 @@ from moshi_patch import TTTConfig
 
 from ..common.differences import differences, differing_keys
 from ..common.errors import ConfigError
+from ..settings.modes import mode_of
 from ..settings.parsing import flat
 from ..settings.record import to_dict, with_absolute_paths
 from ..settings.schema import TrainArgs
@@ -18,6 +19,7 @@ from .verify import refuse_broken
 logger = logging.getLogger(__name__)
 
 FIXED_SETTINGS = (
+    "training_mode",
     "full_finetuning",
     "lora.enable",
     "lora.ft_embed",
@@ -37,7 +39,7 @@ SCHEDULE_SETTINGS = (
     "ttt.stock_lr",
     "ttt.first_steps",
 )
-NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from")
+NOT_LOGGED = ("run_dir", "overwrite_run_dir", "checkpoint.", "wandb.", "lora.", "ttt.", "init_from", "training_mode")
 """Settings that are compared otherwise, or do not matter."""
 
 REMEDY = "Resume another step with --resume STEP, or begin a new run from other weights with init_from."
@@ -66,6 +68,7 @@ def open_resumable(checkpoint: Path) -> SavedCheckpoint:
 def refuse_other_model(saved: SavedCheckpoint, args: TrainArgs, lm_config: dict[str, Any]) -> None:
     """Raises a ConfigError when another model was trained in `saved` than that of `args` and `lm_config`."""
     before, now = flat(to_dict(saved.train_args)), flat(to_dict(args))
+    before["training_mode"], now["training_mode"] = mode_of(saved.train_args), mode_of(args)
     there, here = _with_defaults(saved.training["lm_config"]), _with_defaults(lm_config)
     for settings, keys in ((there, before), (here, now)):
         settings |= {key: keys[key] for key in FIXED_SETTINGS}

@@ -1,6 +1,7 @@
 """A saved checkpoint: finds its files, reads its settings, and loads its model."""
 
 import copy
+import functools
 import typing
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from ..model.tensor_file import DTYPES, main_dtype, read_header
 from ..settings.parsing import build
 from ..settings.record import with_paths_found, working_directories
 from ..settings.schema import MoshiPaths, TrainArgs
-from .folders import find_weights
+from .base_fingerprint import BaseFingerprint, load_over_base, read_base_fingerprint
+from .folders import TRAINED, find_weights
 
 NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
 """Keys of config.json that say nothing about the weights: they may differ between training and serving."""
@@ -32,7 +34,7 @@ class SavedCheckpoint:
     """The files of a checkpoint, with its settings read; the weights are not.
 
     Attributes:
-        weights: `lora.safetensors` or `consolidated.safetensors`.
+        weights: `lora.safetensors`, `consolidated.safetensors` or `ttt.safetensors`.
         config: content of `config.json` beside it.
         training: content of `training_config.json` beside it; None for a checkpoint that has none.
     """
@@ -49,6 +51,21 @@ class SavedCheckpoint:
     def adapters(self) -> bool:
         """Whether the weights are adapters, which need their base model."""
         return bool(self.config.get("lora", False))
+
+    @functools.cached_property
+    def base_fingerprint(self) -> BaseFingerprint | None:
+        """Of the base model that `ttt.safetensors` was trained over."""
+        return read_base_fingerprint(self.weights)
+
+    @property
+    def trained_alone(self) -> bool:
+        """Whether the weights are what `training_mode: ttt` trained, without its base model."""
+        return self.weights.name == TRAINED or self.base_fingerprint is not None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the weights are a part of a model, to be loaded over its base."""
+        return self.adapters or self.trained_alone
 
     @property
     def lm_kwargs(self) -> dict[str, Any]:
@@ -204,8 +221,8 @@ def load_model(
     Raises:
         ConfigError: as `find_files`.
     """
-    info = find_files(saved, paths, weights=saved.adapters)
-    return load_language_model(saved, info.moshi_weights if saved.adapters else None, device, dtype), info
+    info = find_files(saved, paths, weights=saved.needs_base)
+    return load_language_model(saved, info.moshi_weights if saved.needs_base else None, device, dtype), info
 
 
 def find_files(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool) -> CheckpointInfo:
@@ -217,7 +234,8 @@ def find_files(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: bool) -> C
     Raises:
         ConfigError: as `find_adapter_base`; or when the tokenizer does not fit the checkpoint's own settings.
     """
-    info = find_adapter_base(saved, paths, weights=weights) if saved.adapters else find_base_files(paths, weights=False)
+    needed = saved.needs_base
+    info = find_adapter_base(saved, paths, weights=weights) if needed else find_base_files(paths, weights=False)
     load_text_tokenizer(info.tokenizer, saved.lm_kwargs)
     return info
 
@@ -240,12 +258,15 @@ def find_adapter_base(saved: SavedCheckpoint, paths: MoshiPaths, *, weights: boo
 
 
 def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch.device, dtype: torch.dtype) -> LMModel:
-    """The model of a checkpoint in eval mode; `base` is the base model's weights for adapters, None otherwise.
+    """The model of a checkpoint in eval mode; `base` is the base model's weights where it needs one, None otherwise.
 
     Raises:
-        ConfigError: when a weight of the base model is not finite; nobody has looked at them yet.
+        ConfigError: when a weight of the base model is not finite; nobody has looked at them yet. Or when it is not the
+            base that weights which trained alone belong to.
     """
     moshi_patch.install()
+    if saved.trained_alone:
+        return load_over_base(saved.weights, base, saved.lm_kwargs, device, dtype, base_remedy(saved))
     model = loaders.get_moshi_lm(
         saved.weights if base is None else base,
         copy.deepcopy(saved.lm_kwargs),  # moshi writes into nested dictionaries
@@ -256,3 +277,10 @@ def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch
     if base is not None:
         refuse_not_finite(model, f"{base} with the adapters {saved.weights}")
     return model
+
+
+def base_remedy(saved: SavedCheckpoint) -> str:
+    """What to do where another base model is there than `saved` was trained over."""
+    trained = saved.train_args
+    began = f", whose base is the model of init_from={trained.init_from!r}" if trained and trained.init_from else ""
+    return f"Give the one that {saved.weights} was trained over{began}, with --base or moshi_paths."

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -38,6 +36,7 @@ from ..common.distributed import Context, on_rank_0
 from ..common.errors import ConfigError, in_one_line
 from ..data.loader import TrainLoader
 from ..model.adapters import lora_parameters
+from .base_fingerprint import bit_sums
 from .folders import step_of
 from .restricted import RestrictedPlanner, RestrictedReader
 from .state_files import INDEX
@@ -52,12 +51,13 @@ class TrainState:
 
     Args:
         step: optimizer steps done.
+        optimizer, scheduler: None where nothing trains; such a run is never saved.
     """
 
     step: int
     model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
+    optimizer: Optimizer | None
+    scheduler: LRScheduler | None
     loader: TrainLoader
 
 
@@ -71,8 +71,12 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def save_training_state(folder: Path, state: TrainState, ctx: Context) -> None:
-    """Writes `folder`, each rank its shards. Collective; every file is on the disk when it returns."""
+def save_training_state(folder: Path, state: TrainState, ctx: Context) -> dict[str, int]:
+    """Writes `folder`, each rank its shards. Collective; every file is on the disk when it returns.
+
+    Returns:
+        The sum of each weight that is the base model's.
+    """
     with quiet():
         weights = get_model_state_dict(state.model)
         own = _not_of_the_base(state.model)
@@ -80,7 +84,7 @@ def save_training_state(folder: Path, state: TrainState, ctx: Context) -> None:
             "step": state.step,
             "scheduler": state.scheduler.state_dict(),
             "loader": state.loader.state_dict(),
-            "base": _checksums({name: value for name, value in weights.items() if name not in own}, ctx),
+            "base": bit_sums({name: value for name, value in weights.items() if name not in own}, ctx),
         }
         content = {
             "model": {name: weights[name] for name in own},
@@ -89,6 +93,7 @@ def save_training_state(folder: Path, state: TrainState, ctx: Context) -> None:
             "rng": {str(ctx.rank): _random_state(ctx)},
         }
         dcp.save(content, checkpoint_id=folder, no_dist=ctx.world_size == 1)
+    return progress["base"]
 
 
 @torch.no_grad()
@@ -112,7 +117,7 @@ def load_training_state(folder: Path, state: TrainState, ctx: Context, *, keep_s
         weights = get_model_state_dict(state.model)
         own = _not_of_the_base(state.model)
         _check_own(folder, {name: weights[name] for name in own}, saved)
-        base = _checksums({name: value for name, value in weights.items() if name not in own}, ctx)
+        base = bit_sums({name: value for name, value in weights.items() if name not in own}, ctx)
         _check_base(folder, base, progress["base"])
         _check_schedule(state.scheduler, progress["scheduler"], keep_schedule)
         _restore_place(folder, state.loader, progress["loader"])
@@ -220,26 +225,6 @@ def _not_of_the_base(model: nn.Module) -> list[str]:
     """Names of what a base model does not give back: what trains, adapters and target generators."""
     added = {*moshi_patch.ttt_parameters(model).values(), *lora_parameters(model).values()}
     return [stock_name(name) for name, p in model.named_parameters() if p.requires_grad or p in added]
-
-
-def _checksums(tensors: dict[str, Any], ctx: Context) -> dict[str, int]:
-    """The sum of each tensor's bits, as integers: exact and the same in any order, hence on any number of ranks."""
-    sums = []
-    for tensor in tensors.values():
-        sharded = isinstance(tensor, ShardedTensor)
-        whole = [tensor] if ctx.rank == 0 else []
-        parts = [shard.tensor for shard in tensor.local_shards()] if sharded else whole
-        zero = torch.zeros((), dtype=torch.int64, device=ctx.device)
-        sums.append(sum((_bits(part).sum().to(ctx.device) for part in parts), zero))
-    total = torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=ctx.device)
-    if ctx.world_size > 1:
-        dist.all_reduce(total)
-    return dict(zip(tensors, total.tolist(), strict=True))
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.detach().contiguous().flatten().view(integers[tensor.element_size()])
 
 
 def _check_own(folder: Path, own: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def check_answers(saved: SavedCheckpoint, base: str | None, device: torch.device
 
 def _base_weights(saved: SavedCheckpoint, base: str | None) -> Path | None:
     """The weights that adapters need; None for a whole model."""
-    if not saved.adapters:
+    if not saved.needs_base:
         return None
     paths = model_paths(saved, base)
     weights = (

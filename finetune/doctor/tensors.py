@@ -46,7 +46,7 @@ def _layers(header: dict[str, Stored], sizes: dict[str, Size]) -> Iterator[Findi
 def _size(saved: SavedCheckpoint, sizes: dict[str, Size]) -> Finding:
     """Adapters without TTT would not have the full W_down of TTT layers either."""
     targets = {name: found[0] for name in sizes if (found := moshi_patch.target_key(name))}
-    w_down = {_w_down(layer) for layer in targets.values() if saved.adapters}
+    w_down = {_w_down(layer) for layer in targets.values() if saved.needs_base}
     ttt = sum(one.bytes for name, one in sizes.items() if name in targets or name in w_down)
     total = saved.weights.stat().st_size
     return Finding(

@@ -58,7 +58,7 @@ class Baseline:
     def identity(self) -> list[Any]:
         """What the results depend on, for a fingerprint."""
         files = [] if self.checkpoint is None else [file_identity(self.checkpoint.weights), self.checkpoint.config]
-        if self.checkpoint is None or self.checkpoint.adapters:
+        if self.checkpoint is None or self.checkpoint.needs_base:
             info = find_base_files(self.paths)
             files += [file_identity(info.moshi_weights), info.lm_config]
         return files
@@ -107,7 +107,7 @@ def telling_how_to_leave_it_out(args: EvalArgs) -> Iterator[None]:
 
 def _open(name: str, args: EvalArgs, saved: SavedCheckpoint) -> Baseline:
     baseline = _find(name, args, saved)
-    check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.adapters)
+    check_moshi_paths(baseline.paths, weights=baseline.checkpoint is None or baseline.checkpoint.needs_base)
     if baseline.checkpoint is not None:
         config = baseline.checkpoint.config
     else:

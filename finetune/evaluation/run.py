@@ -49,7 +49,7 @@ def evaluate(settings: Settings) -> str:
         DiskError: when the disk is full.
     """
     args = settings.args
-    check_moshi_paths(args.moshi_paths, weights=settings.checkpoint.adapters)
+    check_moshi_paths(args.moshi_paths, weights=settings.checkpoint.needs_base)
     baseline = open_baseline(args, settings.checkpoint)
     ctx = setup()
     try:
@@ -122,7 +122,7 @@ class Evaluation:
         return page if ctx.rank == 0 else ""
 
     def _load(self) -> tuple[LMModel, CheckpointInfo]:
-        base = " over its base model in moshi_paths" if self.checkpoint.adapters else ""
+        base = " over its base model in moshi_paths" if self.checkpoint.needs_base else ""
         with reading(f"checkpoint_dir={self.args.checkpoint_dir!r}: cannot be loaded{base}"):
             return load_model(self.checkpoint, self.args.moshi_paths, self.ctx.device, self.dtype)
 
@@ -149,7 +149,7 @@ class Evaluation:
         args = self.args
         content = {
             "weights": file_identity(self.checkpoint.weights),
-            "base": file_identity(info.moshi_weights) if self.checkpoint.adapters else None,
+            "base": file_identity(info.moshi_weights) if self.checkpoint.needs_base else None,
             "files": [file_identity(info.mimi_weights), file_identity(info.tokenizer)],
             "config": self.checkpoint.config,
             "precision": args.param_dtype,

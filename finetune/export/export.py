@@ -124,9 +124,9 @@ def _write_weights(folder: Path, saved: SavedCheckpoint, paths: MoshiPaths, adap
     if adapters:
         shutil.copyfile(saved.weights, folder / ADAPTERS)
         return {"lora_name": ADAPTERS}
-    if saved.adapters:
+    if saved.needs_base:
         base, dtype = find_adapter_base(saved, paths).moshi_weights, saved.dtype
-        with reading(f"{base}: the adapters of {saved.folder} cannot be merged into it"):
+        with reading(f"{base}: what was trained in {saved.folder} cannot be merged into it"):
             model = load_language_model(saved, base, torch.device("cpu"), dtype)
         weights = collect_weights(model, Context(0, 1, 0, torch.device("cpu")), adapters=False, dtype=dtype)
         save_file(weights, folder / MERGED, {"format": "pt"})

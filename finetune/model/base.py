@@ -16,6 +16,7 @@ from ..common.disk import reading
 from ..common.distributed import Context
 from ..common.errors import ConfigError, in_one_line
 from ..data.text_tokenizer import load_text_tokenizer
+from ..settings.modes import saves_trained_alone
 from ..settings.schema import MoshiPaths, TrainArgs, ttt_setting
 from .mimi import mimi_problems
 from .tensor_file import not_finite, read_header
@@ -114,7 +115,7 @@ def check_base(info: CheckpointInfo, args: TrainArgs) -> None:
             f"{', '.join(tensors)}; training data holds text conditions alone."
         )
     adapters = args.lora.enable and args.save_adapters
-    if adapters and config.get("lora") and info.lora_weights is not None:
+    if (adapters or saves_trained_alone(args)) and config.get("lora") and info.lora_weights is not None:
         raise ConfigError(
             f"save_adapters=True: the base model has adapters of its own, {info.lora_weights}, which nobody loads "
             "beneath those of this run. Set save_adapters to false, which saves the whole model, or train on an export "

@@ -64,8 +64,7 @@ def start_targets(model: nn.Module, kind: str) -> None:
     """
     if kind == "identity" or any(parameter.is_meta for parameter in model.parameters()):
         return
-    generators = [gating.target_generator for gating in moshi_patch.ttt_gatings(model).values()]
-    new = [generator for generator in generators if not any(p.any() for p in generator.conv1d.parameters())]
+    new = _new_generators(model)
     if not new:
         return
     device = new[0].W_target.weight.device
@@ -77,6 +76,16 @@ def start_targets(model: nn.Module, kind: str) -> None:
     for generator in new:
         generator.W_target.weight.copy_(found)
     logger.info("W_target of %d TTT layers starts as the readout of the text.", len(new))
+
+
+def new_targets(model: nn.Module) -> int:
+    """How many TTT layers have target generators that were never trained; `model` has its weights."""
+    return len(_new_generators(model))
+
+
+def _new_generators(model: nn.Module) -> list[nn.Module]:
+    generators = [gating.target_generator for gating in moshi_patch.ttt_gatings(model).values()]
+    return [generator for generator in generators if not any(p.any() for p in generator.conv1d.parameters())]
 
 
 def _readout(model: nn.Module) -> torch.Tensor:

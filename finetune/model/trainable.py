@@ -15,6 +15,7 @@ from moshi_patch import stock_name
 
 from ..common.errors import ConfigError
 from ..common.tables import columns
+from ..settings.modes import trains_ttt
 from ..settings.schema import TrainArgs, TTTArgs
 from .adapters import lora_parameters
 
@@ -66,21 +67,25 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     - `base`, the rest, in full fine-tuning. Condition providers never train.
 
     The last three train at `ttt.stock_lr` where that is set. With `ttt.as_control` all of it trains but the target
-    generators, which a model without TTT does not have.
+    generators, which a model without TTT does not have. `training_mode: lora` leaves out the first three, and W_down
+    has its adapters; `frozen` leaves out everything.
 
     Raises:
-        ConfigError: when nothing would train.
+        ConfigError: when nothing would train, in any mode but `frozen`.
     """
+    if args.training_mode == "frozen":
+        return []
     ttt, lr = args.ttt, args.optim.lr
-    with_ttt = ttt.enabled or ttt.as_control
+    with_ttt, own = ttt.enabled or ttt.as_control, trains_ttt(args)
     in_place = with_ttt and ttt.kind == "in_place"
     w_down, idle_adapters = _down_projections(model, ttt) if in_place else (set(), set())
     text_lr, stock_lr = ttt.text_emb_lr, (ttt.stock_lr if with_ttt else None) or lr
+    new_lr, new_train = ttt.optim_lr or TARGET_LR_MULTIPLE * lr, ttt.enabled and own
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
-        *((name, new, ttt.optim_lr or TARGET_LR_MULTIPLE * lr, ttt.enabled) for name, new in _new_weights(model)),
-        ("w_down", w_down, lr, ttt.train_w_down),
-        ("frozen", idle_adapters if ttt.train_w_down else set(), 0.0, False),
+        *((name, new, new_lr, new_train) for name, new in _new_weights(model)),
+        ("w_down", w_down, lr, ttt.train_w_down and own),
+        ("frozen", idle_adapters if ttt.train_w_down and own else set(), 0.0, False),
         ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, with_ttt),
         ("adapters", set(lora_parameters(model).values()), stock_lr, args.lora.enable),
         (

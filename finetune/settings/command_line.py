@@ -21,6 +21,7 @@ from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVa
 from ..common.errors import ConfigError
 from .evaluation import EvalArgs
 from .limits import allowed, check_limits
+from .modes import with_mode_settled
 from .parsing import build, merge, read_text, read_yaml, unknown_key
 from .schema import TrainArgs
 
@@ -59,7 +60,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "train.py") -> TrainArgs
     if len(files) != 1:
         raise ConfigError(f"config={files!r}: exactly one YAML file is needed, as FILE or as `--config FILE`.")
     content = read_yaml(Path(files[0]))
-    return build(TrainArgs, merge(content, _of_its_run(Path(files[0]), given) | given))
+    return build(TrainArgs, with_mode_settled(merge(content, _of_its_run(Path(files[0]), given) | given)))
 
 
 def _of_its_run(file: Path, given: dict[str, Any]) -> dict[str, Any]:

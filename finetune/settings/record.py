@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .modes import with_mode_settled
 from .parsing import build
 from .schema import MoshiPaths, TrainArgs, ttt_names
 
@@ -27,7 +28,7 @@ def to_dict(args: TrainArgs) -> dict[str, Any]:
 
 def from_dict(content: dict[str, Any]) -> TrainArgs:
     """The inverse of `to_dict`, as strict as `load_args`."""
-    return build(TrainArgs, copy.deepcopy(content))
+    return build(TrainArgs, with_mode_settled(copy.deepcopy(content)))
 
 
 def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ PARAM_DTYPES = ("bfloat16", "float32", "float16")
 INITIAL_TARGETS = ("identity", "readout")
 """Where W_target of a new target generator may begin."""
 
+MODES = ("auto", "full", "lora", "ttt", "lora+ttt", "frozen")
+"""What a run may train; see `modes`."""
+
 MANY = 10**9
 """Steps: more than any run has."""
 
@@ -149,7 +152,7 @@ class TrainArgs:
     ckpt_freq: int = whole(0, 0, MANY)
     """steps between two checkpoints; 0: at the end alone"""
     save_adapters: bool = True
-    """with lora.enable, save the adapters; false: the whole model, adapters merged"""
+    """with lora.enable, or training_mode ttt, save what trained alone; false: the whole model, adapters merged"""
     do_ckpt: bool = True
     """save checkpoints"""
     num_ckpt_keep: int | None = whole(3, 1, MANY)
@@ -168,6 +171,8 @@ class TrainArgs:
     """recompute each layer in backward: less memory, more time"""
     wandb: WandbArgs = field(default_factory=WandbArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
+    training_mode: str = choice("auto", MODES)
+    """what trains; auto: as full_finetuning, lora.enable and ttt.enabled say; frozen: nothing, the model is measured"""
     full_finetuning: bool = False
     """train all weights but condition providers; excludes lora.enable; optim.lr 1e-5 for Moshi 7B"""
     param_dtype: str = choice("bfloat16", PARAM_DTYPES)

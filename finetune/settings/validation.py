@@ -6,6 +6,7 @@ import os
 from moshi_patch import wrong_file, wrong_repository
 
 from .limits import check_limits, require
+from .modes import check_mode, mode_of, saves_trained_alone
 from .schema import STEPS_PER_SECOND, MoshiPaths, OptimArgs, TrainArgs
 from .sources import check_sources
 
@@ -20,7 +21,8 @@ def validate(args: TrainArgs) -> None:
         ConfigError: a ValueError that names the key, its value and the remedy.
     """
     check_limits(args)
-    _check_schedule(args.optim, args.max_steps)
+    if args.training_mode != "frozen":
+        _check_schedule(args.optim, args.max_steps)
     _check_modes(args)
     _check_duration(args)
     _check_files(args)
@@ -36,6 +38,13 @@ def unusual_settings(args: TrainArgs) -> list[str]:
         ),
         "save_adapters=False: adapters are merged into the base model at every checkpoint, in memory.": (
             adapters and not args.save_adapters
+        ),
+        "save_adapters=True: the whole model is saved with training_mode=auto, though TTT alone trains; set "
+        "training_mode to ttt to save what trains alone, or save_adapters to false.": (
+            mode_of(args) == "ttt" and args.save_adapters and not saves_trained_alone(args) and not args.ttt.as_control
+        ),
+        "training_mode='frozen': without do_eval the training data alone are measured.": (
+            args.training_mode == "frozen" and not args.do_eval
         ),
         "lora.ft_embed=True: has no effect without lora.enable.": args.lora.ft_embed and not args.lora.enable,
         f"ttt.chunk_size={chunk} of {steps:g} steps (duration_sec={duration:g}): less than half of a sequence is "
@@ -77,12 +86,14 @@ def _check_schedule(optim: OptimArgs, max_steps: int) -> None:
 
 
 def _check_modes(args: TrainArgs) -> None:
+    check_mode(args)
     full, project = args.full_finetuning, args.wandb.project
     remedy = "contradicts lora.enable=True; set one of the two to false."
     require(not (full and args.lora.enable), "full_finetuning", full, remedy)
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
     w_down = args.ttt.as_control and args.ttt.train_w_down and args.ttt.kind == "in_place"
-    require(full or args.lora.enable or args.ttt.enabled or w_down, "full_finetuning", full, remedy)
+    trains = full or args.lora.enable or args.ttt.enabled or w_down or args.training_mode == "frozen"
+    require(trains, "full_finetuning", full, remedy)
     remedy = "contradicts ttt.enabled=True; a control is trained without TTT."
     require(not (args.ttt.enabled and args.ttt.as_control), "ttt.as_control", True, remedy)
     remedy = "there is nothing to control, as ttt.enabled is false; set it to false."

@@ -15,8 +15,9 @@ from ..checkpoint.initial import load_initial_weights
 from ..common.distributed import Context, on_all_ranks
 from ..model.adapters import add_adapters
 from ..model.base import lm_kwargs, load_base
-from ..model.initial_targets import start_targets
+from ..model.initial_targets import new_targets, start_targets
 from ..model.trainable import FIRST_GROUPS, describe, parameter_groups
+from ..settings.modes import trains_ttt
 from ..settings.schema import TrainArgs
 from .sharding import shard
 
@@ -56,13 +57,22 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     if args.init_from is not None:  # also when resuming: frozen weights are saved with no checkpoint
         load_initial_weights(args.init_from, model, ctx)
     start_targets(model, args.ttt.init_target)
+    if ctx.rank == 0 and not trains_ttt(args) and (idle := new_targets(model)):
+        logger.warning(
+            "training_mode=%r: the target generators of %d TTT layers are new and do not train, so their updates do "
+            "nothing; begin from trained ones with init_from.",
+            args.training_mode,
+            idle,
+        )
     groups = parameter_groups(model, args)
     model.requires_grad_(False)
     for group in groups:
         for parameter in group.parameters.values():
             parameter.requires_grad_(True)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    logger.info("Trainable parameters:\n%s", describe(groups, sizes, sum(sizes.values())))
+    logger.info(
+        "training_mode=%s. Trainable parameters:\n%s", args.training_mode, describe(groups, sizes, sum(sizes.values()))
+    )
     first = [group.name for group in groups if group.name in FIRST_GROUPS]
     if args.ttt.first_steps and first:
         logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(first))

@@ -11,6 +11,7 @@ from ..checkpoint.folders import list_checkpoints
 from ..checkpoint.training_state import TrainState
 from ..common.distributed import Context, on_rank_0
 from ..data.loader import EvalLoader
+from ..settings.modes import saves
 from ..settings.schema import TrainArgs
 from .advice import Advice
 from .control import compare_now
@@ -48,7 +49,7 @@ class Evaluations:
         for entry in read_metrics(path) if self._ctx.rank == 0 else ():
             if entry["step"] <= step and isinstance(entry.get("loss"), float):
                 self._advice.remember(entry["step"], entry["loss"])
-        if self._loader is not None and self._args.keep_best and self._args.do_ckpt:
+        if self._loader is not None and self._args.keep_best and saves(self._args):
             on_rank_0(self._ctx, lambda: self._find_best(step))
 
     def is_owed(self, step: int) -> bool:
@@ -80,7 +81,7 @@ class Evaluations:
         self._advice.observe(step, values)
 
     def _keep_if_best(self, state: TrainState, loss: float) -> None:
-        if not (self._args.keep_best and self._args.do_ckpt and math.isfinite(loss)):
+        if not (self._args.keep_best and saves(self._args) and math.isfinite(loss)):
             return
         folder = self._checkpointer.folder
         best = on_rank_0(self._ctx, lambda: read_best(folder))

@@ -52,7 +52,7 @@ def progress_line(step: int, last: int, values: dict[str, float]) -> str:
         "step": f"{step:06d}",
         "done (%)": f"{100 * step / last:.1f}",
         "loss": f"{values['loss']:.3f}",
-        "lr": f"{rates[-1]:.1e}",
+        "lr": f"{rates[-1]:.1e}" if rates else "none",
         "grad_norm": f"{values['grad_norm']:.3g}",
         "peak_memory (GiB)": f"{values['peak_memory_gib']:.1f}",
         "steps_per_second": f"{values['steps_per_second']:.3g}",

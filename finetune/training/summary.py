@@ -19,13 +19,17 @@ from .metrics import read_metrics
 CLEAR_ERRORS = 3.0
 """A difference between two runs counts from so many standard errors, with as few as five recordings."""
 
+MEASURED = (
+    "Nothing was trained and nothing is saved (training_mode: frozen); these are the losses of the model as it is."
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
     """What is known of TTT in a run.
 
     Args:
-        kind: `helped`, `harmed`, `chance`, `dead`, `no control`, `no evaluation`, or `without TTT`.
+        kind: `helped`, `harmed`, `chance`, `dead`, `no control`, `no evaluation`, `without TTT`, or `frozen`.
         sentence: the same in words.
     """
 
@@ -103,14 +107,16 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     rows["curves"] = str(run_dir / "report.png")
     width = max(map(len, rows))
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
-    said = verdict(train, held_out, differences)
+    frozen = args.training_mode == "frozen"
+    said = Verdict("frozen", MEASURED) if frozen else verdict(train, held_out, differences)
     lines += ["", said.sentence]
     if said.kind == "no control":
         lines.append(f"  {resume_command(args, world_size)} --control")
     lines.append("")
     if chosen is not None:
         lines += ["Next:", *(f"  {line}" for line in next_commands(args, chosen[0]))]
-    lines += ["More steps:", f"  {resume_command(args, world_size)} --max_steps {2 * args.max_steps}"]
+    if not frozen:
+        lines += ["More steps:", f"  {resume_command(args, world_size)} --max_steps {2 * args.max_steps}"]
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from ..checkpoint.training_state import TrainState
 from ..common.distributed import Context, cleanup, on_all_ranks, on_rank_0, setup
 from ..common.errors import UserError
 from ..model.trainable import parameter_groups
+from ..settings.modes import trains_ttt
 from ..settings.schema import TrainArgs
 from ..settings.validation import unusual_settings, validate
 from .activity import Activity, InactivityWatch
@@ -119,7 +120,8 @@ class Trainer:
         built = build_model(args, ctx)
         self.model = built.model
         loader, self.eval_loader = open_data(args, ctx, built)
-        optimizer, scheduler = build_optimizer(parameter_groups(self.model, args), args.optim, args.max_steps)
+        groups = parameter_groups(self.model, args)
+        optimizer, scheduler = build_optimizer(groups, args.optim, args.max_steps) if groups else (None, None)
         self.state = TrainState(0, self.model, optimizer, scheduler, loader)
         self.checkpointer = Checkpointer(run_dir.path, args, built.lm_config, ctx)
         torch.manual_seed(args.seed + ctx.rank)
@@ -198,7 +200,8 @@ class Trainer:
         values = self._progress.values(self.state, result) | activity
         on_rank_0(self.ctx, lambda: self.monitor.train(self.state.step, values))  # a full disk ends all ranks
         if self.ctx.rank == 0:
-            self._watch.observe(self.state.step, activity)
+            if trains_ttt(self.args):
+                self._watch.observe(self.state.step, activity)
             if in_lines:
                 logger.info("%s", progress_line(self.state.step, self.args.max_steps, values))
 
@@ -217,7 +220,7 @@ class Trainer:
     def _end(self, signal: int) -> None:
         """Saves, and ends the run in one line."""
         saved = self.checkpointer.save(self.state)
-        what = f"saved as {saved}" if saved is not None else "not saved, as do_ckpt is false"
+        what = f"saved as {saved}" if saved is not None else "not saved, as do_ckpt is false or nothing trains"
         _raise_stopped(signal, f"at step {self.state.step}, {what}", self.args, self.ctx)
 
     def _resume(self) -> None:

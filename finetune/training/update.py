@@ -51,24 +51,29 @@ def update(
     """One update from `num_microbatches` batches per rank; advances `state.step`. Collective.
 
     The loss is that of the global batch: sums over all positions of all ranks and microbatches, over the sums of
-    their counts.
+    their counts. Where nothing trains (no optimizer) it is computed, and that is all.
 
     Args:
         measure: entered around the first forward pass.
         votes: what this rank has to say to the others; asked after the backward passes, and summed with the loss, so
             that it costs no communication of its own.
     """
+    trains = state.optimizer is not None
     batches = [next(state.loader) for _ in range(args.num_microbatches)]
     counts = sum_over_ranks(sum(batch_counts(state.model, batch, args, ctx) for batch in batches))
     sums = torch.zeros_like(counts)
     for index, batch in enumerate(batches):
-        with measure() if index == 0 else contextlib.nullcontext():
+        with measure() if index == 0 else contextlib.nullcontext(), torch.set_grad_enabled(trains):
             parts = forward_loss(state.model, batch, args, ctx)
-        # FSDP takes the mean over ranks, where the sum is wanted.
-        (parts.normalised_by(counts) * ctx.world_size).backward()
+        if trains:  # FSDP takes the mean over ranks, where the sum is wanted.
+            (parts.normalised_by(counts) * ctx.world_size).backward()
         sums += parts.sums.detach()
     total = sum_over_ranks(torch.cat([sums, sums.new_tensor(votes())]))
     loss = LossParts(total[: len(sums)], counts)
+    if not trains:
+        state.step += 1
+        value, text, audio, *voted = torch.stack([loss.loss, loss.text, loss.audio, *total[len(sums) :]]).tolist()
+        return StepResult(value, text, audio, 0.0, {}, math.isfinite(value), voted)
     for parameter in waiting_parameters(state.optimizer, args.ttt, state.step):
         parameter.grad = None
     norm = _clip(state.model, args.max_norm)

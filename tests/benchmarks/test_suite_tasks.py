@@ -181,3 +181,46 @@ def test_rows_of_sequences_are_for_recall_and_divide_the_batch():
         Settings(units=3)
     with pytest.raises(ValueError, match="units=2, task='shift'"):
         Settings(units=2, task="shift")
+
+
+FORMS_TESTED = ({"full": 1e9}, {"gate": True}, {"strength": True}, {"unit_keys": True}, {"full": 0.05})
+
+
+def taught(model):
+    """Gives the target generators and the weights of a form something to do."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv1d" in name or "form_weights" in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model.eval()
+
+
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+@pytest.mark.parametrize("form", FORMS_TESTED, ids=str)
+@torch.no_grad()
+def test_a_form_answers_the_same_in_one_pass_and_step_by_step(form, update):
+    settings = Settings(form=form, ttt={"update": update, "target_gain": 2.0}, rate=0.1, width=16, heads=2, chunk=4)
+    model = taught(models.build_model(settings))
+    codes = models.make(settings, 2, torch.Generator().manual_seed(0)).codes
+    whole = model.forward_text(codes)[1]
+    with model.streaming(2):
+        steps = [model.forward_text(codes[:, :, t : t + 1])[1] for t in range(codes.shape[2])]
+        assert all(max(stats["relative_delta"]) > 0 for stats in moshi_patch.ttt_stats(model).values())
+    torch.testing.assert_close(torch.cat(steps, 2), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+@torch.no_grad()
+def test_a_form_that_changes_nothing_is_the_method(update):
+    settings = {"ttt": {"update": update, "target_gain": 2.0}, "rate": 0.1, "width": 16, "heads": 2, "chunk": 4}
+    codes = models.make(Settings(), 2, torch.Generator().manual_seed(0)).codes
+    plain, formed = (taught(models.build_model(Settings(**settings, form=f))) for f in ({}, {"full": 1e9}))
+    torch.testing.assert_close(formed.forward_text(codes)[1], plain.forward_text(codes)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "named"), [({"gait": True}, "'gait'"), ({"ramp": 0}, "ramp=0"), ({"gate": 2}, "gate=2")]
+)
+def test_a_form_that_there_is_not_is_refused(form, named):
+    with pytest.raises(ValueError, match=named):
+        Settings(form=form)

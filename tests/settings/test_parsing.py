@@ -114,10 +114,11 @@ def test_defaults_are_those_of_the_format_page():
         "gradient_checkpointing": True,
         "wandb": {"project": None, "offline": False, "key": None, "run_name": None},
         "lora": {"enable": False, "rank": 64, "scaling": 2.0, "ft_embed": False},
+        "training_mode": "auto",
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
-        "ttt": dataclasses.asdict(TTTConfig())
+        "ttt": {name: getattr(TTTConfig(), name) for name in TTTConfig().names()}
         | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"}
         | {"first_steps": 0, "stock_lr": None, "as_control": False},
         "checkpoint": {"resume": False, "resume_step": -1},

@@ -16,7 +16,7 @@ from moshi_patch.serving.web_page import add_page
 RATE, FRAME = 24_000, 1920
 START_S = 30
 WORDS = ["▁my", "▁boat", "▁is", "▁Nim", "bus", "."]
-TOKEN = "a secret of Anna's"
+TOKEN = "secret-of-anna-0123456789abcdef"
 TICKET = "one-time"
 
 
@@ -38,6 +38,7 @@ class FakeChat:
         paths: what was asked for.
         asks_token: whether tickets are given for `TOKEN` alone.
         place: in the queue, told to who comes; None: there is room.
+        refusal: status and headers with which tickets are refused; None: they are not.
         close: code and reason with which the next connection is closed at once; None: none is.
     """
 
@@ -48,6 +49,7 @@ class FakeChat:
         self.asks_token = False
         self.place: int | None = None
         self.close: tuple[int, str] | None = None
+        self.refusal: tuple[int, dict[str, str]] | None = None
         self._sockets: set[web.WebSocketResponse] = set()
         self._ready, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
 
@@ -57,7 +59,8 @@ class FakeChat:
 
     def reset(self) -> None:
         """As new, for the next test."""
-        self.connections, self.paths, self.asks_token, self.place, self.close = [], [], False, None, None
+        self.connections, self.paths = [], []
+        self.asks_token, self.place, self.close, self.refusal = False, None, None, None
 
     def hang_up(self, code: int = 1000, reason: str = "", cut: bool = False) -> None:
         """Closes all that talk, or cuts their connections as a killed server does."""
@@ -93,6 +96,9 @@ class FakeChat:
         self.paths.append(request.path)
 
     async def _give_ticket(self, request: web.Request) -> web.Response:
+        if self.refusal:
+            status, headers = self.refusal
+            return web.json_response({"error": "no"}, status=status, headers=headers)
         if self.asks_token and request.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise web.HTTPUnauthorized
         return web.json_response({"ticket": TICKET, "expires_in": 30})

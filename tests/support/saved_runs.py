@@ -21,6 +21,7 @@ MODES = {
     "adapter": {"lora": {"enable": True, "rank": 4}},
     "merged": {"lora": {"enable": True, "rank": 4}, "save_adapters": False},
     "full": {"full_finetuning": True},
+    "ttt": {"training_mode": "ttt"},
 }
 TTT = {"enabled": True, "layers": [1, 3], "chunk_size": 8, "learning_rate": 0.03}
 

@@ -23,6 +23,7 @@ from finetune.data.broken import BrokenData
 from finetune.settings.record import from_dict
 from finetune.training import trainer, update
 from finetune.training.signals import Stopped
+from moshi_patch import stock_name
 
 DIVERGES = "poison_step"
 """In a job: the step whose data makes the loss of rank 1, and of it alone, not finite."""
@@ -39,6 +40,9 @@ LOSES = "loses"
 STOPPED_IN = "stopped_in"
 """In a job: the step in which rank 1, and it alone, receives SIGTERM."""
 
+MOVED = "moved"
+"""In a job: report which parameters moved, those of which this rank holds a part."""
+
 LARGEST_FILE = "largest_file"
 """In a job: the bytes of the largest file that rank 0 can write, as on a disk that is full."""
 
@@ -52,6 +56,8 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
     reports: list[dict] = []
     unreadable: str | None = None
     loses: str | None = None
+    start: dict[str, torch.Tensor] = {}
+    close = trainer.Trainer.close
     build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, update.forward_loss
 
     def watched_build(args, ctx):
@@ -61,6 +67,8 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
         tensors = [*built.model.named_parameters(), *built.model.named_buffers()]
         reports[-1]["meta"] = [name for name, tensor in tensors if tensor.is_meta]
         reports[-1]["wrapped"] = type(built.model).__name__
+        if reports[-1]["moved"] is not None:
+            start.update({name: p.detach().clone() for name, p in built.model.named_parameters()})
         reports[-1]["held"] = sum(parameter.numel() for parameter in built.model.parameters())
         return built
 
@@ -70,14 +78,22 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
             raise SafetensorError("input/output error")
         return load_file(path, *args, **kwargs)
 
+    def watched_close(self):
+        if reports[-1]["moved"] is not None:
+            own = dict(self.model.named_parameters())
+            reports[-1]["moved"] = [stock_name(name) for name, p in start.items() if not torch.equal(own[name], p)]
+        close(self)
+
     def watched_cleanup():
         inside = threads()
         cleanup()
         reports[-1]["threads"] += [inside, threads()]
 
     trainer.build_model, trainer.cleanup, loaders.load_file = watched_build, watched_cleanup, watched_load
+    trainer.Trainer.close = watched_close
     for number, job in enumerate(jobs):
-        reports.append({"read": [], "threads": [threads()]})
+        start.clear()
+        reports.append({"read": [], "threads": [threads()], "moved": [] if job.pop(MOVED, False) else None})
         poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
         loses, disks, largest = job.pop(LOSES, None), job.pop(DISKS, None), job.pop(LARGEST_FILE, None)
         stopped_in, calls = job.pop(STOPPED_IN, None), []

@@ -43,6 +43,7 @@ PROBED = (
 def variant(settings: dict[str, Any]) -> str:
     """What a run of the grid changes of the shipped defaults, in words."""
     lr, default = settings["lr"], Settings()
+    further = dict(settings.get("ttt", ()))
     named = {
         "no TTT": settings["model"] == "none",
         "nothing returns": not settings.get("returns", True),
@@ -52,6 +53,7 @@ def variant(settings: dict[str, Any]) -> str:
         f"filter rate {(settings.get('conv_lr') or lr) / lr:g} ×": settings.get("conv_lr") is not None,
         f"learning rate {lr:g}": lr != 2e-3,
         f"η {settings['rate']:g}": settings["rate"] != default.rate,
+        f"residual, g {further.get('target_gain', 1):g}": further.get("update") == "residual",
         f"layer {settings['ttt_layers']}": settings["ttt_layers"] != default.ttt_layers,
         f"clip {settings['clip']}": settings["clip"] is not None,
         f"batch {settings['batch']}": settings["batch"] != default.batch,

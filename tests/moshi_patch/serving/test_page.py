@@ -4,12 +4,10 @@ import time
 
 import numpy as np
 import pytest
-import sphn
 
 from moshi_patch.serving.web_page import FOLDER
 from tests.support.browsers import INSECURE_NAME, WAIT_MS, heard_level, open_page, shown, talk, wait_for
 from tests.support.fake_chat import RATE, TICKET, TOKEN
-from tests.support.tiny_repository import DATA
 from tests.support.tools import needs_chromium
 
 pytestmark = [pytest.mark.slow, needs_chromium]
@@ -36,18 +34,24 @@ def test_what_is_spoken_is_heard_and_what_is_said_is_shown_and_sounds(page, chat
     before = page.locator("#layers b").all_inner_texts()
     wait_for(page, f"document.querySelector('#layers b').textContent !== '{before[0]}'")
     assert page.locator("[data-part=known-row]:visible").count() == 1  # one layer's kind of update knows it
+    page.wait_for_timeout(2000)  # into the next words
     (connection,) = chat.connections
     assert connection.query == {"metadata": "1", "ticket": TICKET}
-    spoken = loudness(sphn.read(str(DATA / "boat.wav"))[0][1])
     heard = loudness(np.concatenate(connection.pcm))
-    best = max(np.corrcoef(heard, np.roll(spoken, shift)[: len(heard)])[0, 1] for shift in range(-5, 15))
-    assert best > 0.5, (spoken, heard)
+    assert (heard > 0.03).sum() >= 5, heard  # words, through the browser's own gain and filters
+    assert longest_pause(heard) >= 8, heard  # the file has one of 1.6 s; a browser without a file beeps twice a second
 
 
 def loudness(pcm: np.ndarray) -> np.ndarray:
-    """Per 100 ms, of the first three seconds: words, and the pause after them."""
-    pieces = pcm[: 30 * RATE // 10].reshape(30, -1)
+    """Per 100 ms."""
+    pieces = pcm[: len(pcm) // (RATE // 10) * (RATE // 10)].reshape(-1, RATE // 10)
     return np.sqrt((pieces**2).mean(-1))
+
+
+def longest_pause(loudness: np.ndarray) -> int:
+    """The longest run of pieces without sound, between sounds."""
+    loud = np.flatnonzero(loudness > 0.005)
+    return int(np.diff(loud).max()) - 1
 
 
 def test_it_says_how_a_conversation_ended(page, chat):
@@ -128,12 +132,13 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_alone(context, page, chat):
     page.get_by_role("button", name="Start talking").click()
     wait_for(page, "document.activeElement.id === 'token'")
     assert shown(page, "problem") == "This server asks for a token."
-    for token, problem in [("wrong", "The server does not know this token."), (TOKEN, "")]:
+    unknown = "The server does not know this token."
+    for token, problem in [("wrong", unknown), ("wrong too, ☃", unknown), (TOKEN, "")]:
         page.get_by_label("Your token").fill(token)
         page.keyboard.press("Enter")
         end = "idle" if problem else "talking"
         wait_for(page, f"document.body.dataset.phase === '{end}'")
-        assert shown(page, "problem") == problem
+        wait_for(page, f"document.getElementById('problem').textContent === '{problem}'")
     assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
     assert page.evaluate("localStorage.length + document.cookie.length") == 0
     assert not [address for address in addresses if "secret" in address]
@@ -146,6 +151,22 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_alone(context, page, chat):
     other = open_page(context, chat.url)
     other.get_by_role("button", name="Start talking").click()
     wait_for(other, "document.activeElement.id === 'token'")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ((429, {"Retry-After": "7"}), "You tried too often: please wait 7 seconds."),
+        ((503, {}), "The server is about to stop: please try again in a moment."),
+        ((403, {}), 'The server refused (403: {"error": "no"}).'),
+    ],
+)
+def test_a_refused_ticket_is_told_with_its_reason(refusal, sentence, page, chat):
+    chat.refusal = refusal
+    page.get_by_role("button", name="Start talking").click()
+    wait_for(page, "document.getElementById('problem').textContent")
+    assert shown(page, "problem") == sentence
+    assert page.evaluate("document.body.dataset.phase") == "idle"
 
 
 def test_two_tabs_talk_at_once(context, page, chat):

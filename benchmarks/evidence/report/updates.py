@@ -1,0 +1,279 @@
+"""The tables and the figure about the two updates: what was to be reached, the harm, and every form that was tried."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ..results import Line, Results, mean, nats, values
+from ..settings import Settings
+from .blocks import block, table
+from .streams import HEARD
+
+RESIDUAL = {"rate": 0.1, "ttt": {"update": "residual", "target_gain": 16.0}}
+TAUGHT_ON = {"base_steps": 300, "steps": 1200}
+GENTLY = TAUGHT_ON | {"targets_first": 300, "then_rate": 0.25}
+ROWS = {"units": 4}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the tables: its name there, and the settings that train it."""
+
+    name: str
+    settings: dict[str, Any]
+
+    def final(self, results: Results) -> list[Line]:
+        """Its runs, whatever they did after the training."""
+        asked = ({"sweep": True, "stream": "fresh"}, {"stream": "fresh"}, {"sweep": True}, {})
+        return self._first(results, asked)
+
+    def stream(self, results: Results, heard: str) -> list[Line]:
+        """Its runs that streamed without decay."""
+        asked = ({"sweep": True, "stream": heard}, {"stream": heard}, {"stream": heard, "stream_decay": 1.0})
+        return self._first(results, asked)
+
+    def _first(self, results: Results, asked: tuple[dict[str, Any], ...]) -> list[Line]:
+        found = (results.same(Settings(**self.settings | after)) for after in asked)
+        return next((lines for lines in found if lines), [])
+
+    @property
+    def condition(self) -> str:
+        return "none" if self.settings.get("model") == "none" else "on"
+
+
+def plain(numbers: list[float], digits: int = 2) -> str:
+    """The mean, and from the second seed on the lowest and the highest."""
+    if not numbers:
+        return "–"
+    text = f"{mean(numbers):.{digits}f}"
+    return text if len(numbers) == 1 else f"{text} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
+
+
+def streamed(model: Model, results: Results, heard: str, read: Callable[[list[Line]], float], condition: str = ""):
+    """What `read` makes of the points of each seed's stream."""
+    lines = model.stream(results, heard)
+    return values(lines, lambda line: read(line["stream"][condition or model.condition]))
+
+
+def first_unit(points: list[Line]) -> float:
+    return points[0]["beyond"]
+
+
+def last_unit(points: list[Line]) -> float:
+    return points[-1]["beyond"]
+
+
+def drift(points: list[Line]) -> float:
+    """How much more is lost in the last unit than in the first."""
+    return points[-1]["beyond"] - points[0]["beyond"]
+
+
+def new_text(points: list[Line]) -> float:
+    """The first pass of the last unit: nobody can know it, so chance is the best."""
+    return points[-1]["first"]
+
+
+def lowest_entropy(points: list[Line]) -> float:
+    return min(point["entropy"] for point in points)
+
+
+SCRATCH = (
+    Model("from scratch: the paper's, η 1", {}),
+    *(
+        Model(f"from scratch: residual, g {g:g}, η {rate:g}", {"rate": rate, "ttt": residual})
+        for rate in (0.1, 1.0)
+        for g, residual in (
+            (16, {"update": "residual", "target_gain": 16.0}),
+            (4, {"update": "residual", "target_gain": 4.0}),
+            (1, {"update": "residual"}),
+        )
+    ),
+    Model("from scratch, rows of four: the paper's, η 1", ROWS),
+    Model("from scratch, rows of four: the paper's, η 0.1", ROWS | {"rate": 0.1}),
+    Model("from scratch, rows of four: residual, g 16, η 0.1", ROWS | RESIDUAL),
+)
+CONTINUED = (
+    Model("the stock model itself", {"base_steps": 300, "steps": 0, "model": "none"}),
+    Model("full rates: no TTT", TAUGHT_ON | {"model": "none"}),
+    Model("full rates: the paper's, η 1", TAUGHT_ON),
+    Model("full rates: the paper's, η 0.01", TAUGHT_ON | {"rate": 0.01}),
+    Model("gently: no TTT", GENTLY | {"model": "none"}),
+    Model("gently: the paper's, η 1", GENTLY),
+    Model("gently: the paper's, η 0.1", GENTLY | {"rate": 0.1}),
+    Model("gently: residual, g 16, η 0.1", GENTLY | RESIDUAL),
+    Model("gently, rows of four: no TTT", GENTLY | ROWS | {"model": "none"}),
+    Model("gently, rows of four: the paper's, η 0.1", GENTLY | ROWS | {"rate": 0.1}),
+    Model("gently, rows of four: residual, g 16, η 0.1", GENTLY | ROWS | RESIDUAL),
+)
+FORMS = (
+    Model("from scratch: residual, g 16, η 0.01", RESIDUAL | {"rate": 0.01}),
+    Model("from scratch, the second half in rows of four: residual", RESIDUAL | ROWS | {"units_from": 150}),
+    *(
+        Model(f"from scratch: residual, {words}", RESIDUAL | {"form": form})
+        for words, form in (
+            ("read gate", {"gate": True}),
+            ("write strength", {"strength": True}),
+            ("unit-norm keys", {"unit_keys": True}),
+            ("gain rises for 150 steps", {"ramp": 150}),
+            ("delta at most 2 × W_down", {"full": 2.0}),
+        )
+    ),
+)
+
+
+def _streams(model: Model, results: Results) -> list[str]:
+    """First and last unit of each stream, new text, and the lowest entropy."""
+    row = []
+    for heard in HEARD:
+        ends = [plain(streamed(model, results, heard, read)) for read in (first_unit, last_unit)]
+        row.append(" → ".join(ends) if ends[0] != "–" else "–")
+    return [
+        *row,
+        plain(streamed(model, results, "fresh", new_text)),
+        plain(streamed(model, results, "own", lowest_entropy)),
+    ]
+
+
+@block
+def updates_tried(results: Results) -> str:
+    """Every model of both updates, with all that was asked of it."""
+    rows = []
+    for model in (*SCRATCH, *CONTINUED, *FORMS):
+        lines, condition = model.final(results), model.condition
+        if not lines:
+            continue
+        numbers = [
+            plain(values(lines, nats(condition, "within"))),
+            plain(values(lines, nats(condition))),
+            *(plain(values(lines, nats(condition, variation=f"gap {gap}"))) for gap in (4, 8, 16)),
+        ]
+        rows.append([model.name, *numbers, *_streams(model, results), str(len(lines))])
+    header = ["nats", "within", "beyond", "gap 4", "gap 8", "gap 16"]
+    header += [f"52 windows, {heard}" for heard in HEARD]
+    return table([*header, "new text then", "lowest entropy", "seeds"], rows)
+
+
+HARM = ("gently, rows of four: no TTT", "gently, rows of four: the paper's, η 0.1")
+HARM += ("gently, rows of four: residual, g 16, η 0.1",)
+HARM_BEFORE = ("full rates: no TTT", "full rates: the paper's, η 1", "full rates: the paper's, η 0.01")
+HARM_GENTLY = ("gently: no TTT", "gently: the paper's, η 1", "gently: the paper's, η 0.1")
+HARM_GENTLY += ("gently: residual, g 16, η 0.1",)
+
+
+@block
+def harm(results: Results) -> str:
+    """Base, taught on without TTT, updates off and on, for both updates."""
+    named = {model.name: model for model in CONTINUED}
+    rows = []
+    for name in ("the stock model itself", *HARM_BEFORE, *HARM_GENTLY, *HARM):
+        model = named[name]
+        conditions = ("none",) if model.condition == "none" else ("off", "on")
+        for condition in conditions:
+            lines = model.final(results)
+            if not lines:
+                continue
+            numbers = [
+                plain(values(lines, nats(condition, "within"))),
+                plain(values(lines, nats(condition, "first"))),
+                plain(streamed(model, results, "fresh", new_text, condition)),
+                plain(streamed(model, results, "own", lowest_entropy, condition)),
+                plain(values(lines, nats(condition))),
+            ]
+            suffix = "" if condition == "none" else f", updates {condition}"
+            rows.append([name + suffix, *numbers, str(len(lines))])
+    header = ["nats", "within the window", "new text", "new text after 52 windows", "entropy of own samples, lowest"]
+    return table([*header, "beyond the window", "seeds"], rows)
+
+
+REACHED = (
+    ("the paper's update, from scratch", "from scratch: the paper's, η 1"),
+    ("residual, from scratch", "from scratch: residual, g 16, η 0.1"),
+    ("the paper's, taught on gently in rows of four", "gently, rows of four: the paper's, η 0.1"),
+    ("residual, taught on gently in rows of four", "gently, rows of four: residual, g 16, η 0.1"),
+)
+"""Columns of the table below, and the model of each."""
+
+
+@block
+def reached(results: Results) -> str:
+    """What was to be reached, as it was registered, and what came out."""
+    models = [{model.name: model for model in (*SCRATCH, *CONTINUED)}[name] for _, name in REACHED]
+    without = {model.name: model for model in CONTINUED}["gently, rows of four: no TTT"]
+    chance = mean(streamed(without, results, "fresh", new_text))
+    asked: list[tuple[str, str, Callable[[Model], list[float]]]] = [
+        (f"a. {heard}: last unit less the first", "≤ 0.1", lambda m, h=heard: streamed(m, results, h, drift))
+        for heard in HEARD
+    ]
+    asked += [
+        (f"a. {heard}: last unit", "≤ 1.0", lambda m, h=heard: streamed(m, results, h, last_unit)) for heard in HEARD
+    ]
+    asked += [
+        ("b. recall", "≤ 0.7", lambda m: values(m.final(results), nats("on"))),
+        ("b. recall, gap 4 windows", "≤ 0.7", lambda m: values(m.final(results), nats("on", variation="gap 4"))),
+        ("c. recall, gap 16 windows", "≤ 1.5", lambda m: values(m.final(results), nats("on", variation="gap 16"))),
+        ("d. beyond the window", "≤ 0.4", lambda m: _taught(m, results, "beyond")),
+        ("e. within the window, more than without TTT", "≤ 0.1", lambda m: _more_within(m, without, results)),
+        ("h. new text, more than without TTT", "≤ 0.2", lambda m: _more_new(m, chance, results)),
+        ("i. entropy of own samples, lowest", "≥ 3.0", lambda m: streamed(m, results, "own", lowest_entropy)),
+    ]
+    rows = [[name, goal, *(plain(read(model)) for model in models)] for name, goal, read in asked]
+    rows.append(["seeds", "", *(str(len(model.final(results))) for model in models)])
+    return table(["nats", "to reach", *(heading for heading, _ in REACHED)], rows)
+
+
+def _taught(model: Model, results: Results, mark: str) -> list[float]:
+    """A number of a model that was taught on; none for one from scratch."""
+    return values(model.final(results), nats("on", mark)) if model.settings.get("base_steps") else []
+
+
+def _more_within(model: Model, without: Model, results: Results) -> list[float]:
+    """Seed by seed, how much more is lost within the window than by the model taught on without TTT."""
+    stock = {line["settings"]["seed"]: nats("none", "within")(line) for line in without.final(results)}
+    if not model.settings.get("base_steps"):
+        return []
+    lines = [line for line in model.final(results) if line["settings"]["seed"] in stock]
+    return [nats("on", "within")(line) - stock[line["settings"]["seed"]] for line in lines]
+
+
+def _more_new(model: Model, chance: float, results: Results) -> list[float]:
+    return [found - chance for found in streamed(model, results, "fresh", new_text)]
+
+
+CURVES = {
+    "from scratch: the paper's, η 1": ("#d95f02", ":"),
+    "from scratch: residual, g 16, η 0.1": ("#1f77b4", ":"),
+    "gently, rows of four: the paper's, η 0.1": ("#d95f02", "-"),
+    "gently, rows of four: residual, g 16, η 0.1": ("#1f77b4", "-"),
+}
+"""Models of the figure: colour by update, dotted from scratch."""
+
+
+def draw_updates(results: Results) -> plt.Figure | None:
+    """Long streams of both updates: what is still recalled, how sure new text is met, how varied own samples are."""
+    named = {model.name: model for model in (*SCRATCH, *CONTINUED)}
+    if not any(named[name].stream(results, "fresh") for name in CURVES):
+        return None
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained", sharex=True)
+    panels = [(f"recall; between the parts: {heard}", heard, "beyond") for heard in HEARD]
+    panels.append(("its own samples: entropy", "own", "entropy"))
+    for axis, (title, heard, key) in zip(axes, panels, strict=True):
+        for name, (colour, style) in CURVES.items():
+            lines = named[name].stream(results, heard)
+            for number, line in enumerate(lines):
+                points = line["stream"]["on"]
+                x, y = [point["windows"] for point in points], [point[key] for point in points]
+                axis.plot(x, y, style, color=colour, alpha=0.8, label=None if number else name)
+        axis.axhline(math.log(Settings().card), color="black", linestyle=":", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("windows streamed")
+        axis.set_ylim(0, 4.4)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("nats")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
