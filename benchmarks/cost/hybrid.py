@@ -159,7 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=640, help="T of one pass")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--stream-steps", type=int, default=512)
-    parser.add_argument("--memory-steps", type=int, default=1280, help="T of the pass whose memory is measured; 0: none")
+    parser.add_argument(
+        "--memory-steps", type=int, default=1280, help="T of the pass whose memory is measured; 0: none"
+    )
     args = parse_arguments(parser, argv)
     moshi_patch.install()
     transformers = {"stock": make_transformer(args)}
