@@ -86,7 +86,7 @@ def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     config = copy.deepcopy(info.raw_config) if info.raw_config is not None else lm_kwargs(info)
     for key in ("lora_name", *moshi_patch.LORA_KEYS):
         config.pop(key, None)
-    config = moshi_patch.DEFAULT_NAMES | config
+    config = moshi_patch.DEFAULT_NAMES | {key: value for key, value in config.items() if not key.startswith("ttt_")}
     config |= args.ttt.to_kwargs() | {"lora": args.lora.enable}
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}

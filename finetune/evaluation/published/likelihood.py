@@ -22,7 +22,7 @@ class Reach:
     """From where on a model can know more than what it was trained to, and how far it looks back.
 
     Attributes:
-        chunk_size: the smallest of its TTT layers', in steps; None without TTT.
+        chunk_size: the fewest steps of an update of its TTT layers; None without TTT.
         delay: steps by which the last code that counts is predicted later than its own step.
         context: of its attention, in steps.
     """
@@ -54,7 +54,7 @@ class Likelihood:
             self.weights[0] = args.first_codebook_weight_multiplier
         counted = [row for row in range(model.dep_q) if self.weights[row] > 0]
         delay = max(model.delays[1 + row] for row in counted)
-        chunks = [gating.config.chunk_size for gating in moshi_patch.ttt_gatings(model).values()]
+        chunks = [memory.update_steps for memory in moshi_patch.ttt_memories(model).values()]
         self.reach = Reach(min(chunks, default=None), delay, model.context)
 
     def __call__(self, codes: list[torch.Tensor]) -> torch.Tensor:
