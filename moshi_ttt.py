@@ -12,6 +12,7 @@ COMMANDS = {
     "doctor": ("finetune.doctor.__main__", "check this machine, and a checkpoint"),
     "data": ("finetune.data.__main__", "check a dataset"),
     "serve": ("moshi_patch.server", "talk with many people at once"),
+    "memory": ("moshi_patch.memory_store", "list, show, export and forget what people taught the model"),
     "run": ("moshi_patch.__main__", "run one of moshi's programs with TTT, such as moshi.server"),
 }
 

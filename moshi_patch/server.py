@@ -27,6 +27,7 @@ def server_parser(prog: str) -> argparse.ArgumentParser:
     add("--port", type=int, default=8998, help="(default: 8998)")
     add("--queue", type=int, default=8, help="people who may wait for a row (default: 8)")
     add("--idle-timeout", type=float, default=30.0, metavar="SECONDS", help="hang up after silence; 0: never (30)")
+    add("--drain-timeout", type=float, default=60.0, metavar="SECONDS", help="after SIGTERM, who talks may go on (60)")
     add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this site use the server")
     add("--ssl", metavar="FOLDER", help="serve https with the cert.pem and key.pem of this folder")
     add("--memory-dir", metavar="DIR", help="keep what people teach the model in this folder, or fsspec URL")
@@ -72,6 +73,8 @@ def wrong_numbers(options: argparse.Namespace) -> str | None:
         return f"--queue {options.queue}: must be from 0 to 10000"
     if not 0 <= options.idle_timeout < float("inf"):
         return f"--idle-timeout {options.idle_timeout}: must be seconds, 0 or more"
+    if not 0 <= options.drain_timeout < float("inf"):
+        return f"--drain-timeout {options.drain_timeout}: must be seconds, 0 or more"
     if not 0 <= options.port <= 65_535:
         return f"--port {options.port}: must be a number from 0 to 65535"
     if not 0 < options.cfg_coef < float("inf"):

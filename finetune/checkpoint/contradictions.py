@@ -217,4 +217,4 @@ def _dtypes(saved: SavedCheckpoint, stored: dict[str, Stored], tensors: dict[str
 
 def _some(names: list[str]) -> str:
     """The first few of `names`, TTT keys before others."""
-    return some(sorted(names, key=lambda name: (moshi_patch.memory_key(name) is None, name)))
+    return some(sorted(names, key=lambda name: (moshi_patch.memory_key(name.partition(" ")[0]) is None, name)))

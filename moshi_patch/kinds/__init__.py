@@ -1,1 +1,8 @@
-"""The kinds of memory, a folder each: `in_place`, a fast weight in the gated MLP. What stands here holds for all."""
+"""The kinds of memory, a folder each, with one class of `TTTMemory` each. What stands here holds for all."""
+
+from .in_place import TTTGating
+from .memory import TTTMemory
+from .mlp import TTTMLP
+
+CLASSES: dict[str, type[TTTMemory]] = {"in_place": TTTGating, "mlp": TTTMLP}
+"""By `ttt_kind`."""

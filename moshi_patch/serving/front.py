@@ -59,6 +59,7 @@ class Front:
 
     def attach(self, app: web.Application) -> None:
         """Serves :data:`CHAT_PATH` in `app`, which is not yet running. The engine begins and ends with it."""
+        app[FRONT] = self
         app.router.add_get(CHAT_PATH, self.chat)
         app.on_startup.append(self._start)
         app.on_shutdown.append(self._stop)
@@ -128,6 +129,10 @@ async def _tell_and_close(socket: web.WebSocketResponse, code: int, reason: str)
     if reason and not socket.closed:
         await socket.send_bytes(bytes([ERROR]) + reason.encode())
     await socket.close(code=code, message=reason.encode()[:123].decode(errors="ignore").encode())
+
+
+FRONT = web.AppKey("front", Front)
+"""Where an application has it."""
 
 
 class Session:

@@ -81,16 +81,23 @@ class Pace:
 
 @dataclass(eq=False)
 class Person:
-    """One person, from the first message to the last. Fields below the first four belong to the engine, and its lock.
+    """One person, from the first message to the last. All but three fields belong to the engine, and its lock.
 
     Attributes:
         sampling: how their row draws.
         name: under which their memory is kept; None: it is not.
         metadata: whether they asked for messages about themselves.
+        born, since, written, told: when they came, have been in this stage, had their memory written, and were told of
+            it; of a clock that is never set.
+        place: in the queue, as they were told.
         frames: `[F]` float32 each, with the time at which they came in time, or None when they came ahead of it.
         pending: whether :class:`Room` is due when fewer frames wait.
-        dropped: frames that were lost, as the server was slow.
-        heard: frames that the model heard.
+        dropped: frames that were lost, as the model was slow.
+        heard: frames that the model heard since the row began anew.
+        step_ms: how long the last one took.
+        memory, problem: what the store gave, or why it did not.
+        updates, muted: whether they want what they say to be learnt, and whether their row does not.
+        forget: whether they want to be forgotten.
     """
 
     sampling: Sampling
@@ -100,18 +107,18 @@ class Person:
     stage: Stage = Stage.WAITING
     row: int | None = None
     place: int | None = None
+    since: float = 0.0
     frames: deque[tuple[np.ndarray, float | None]] = field(default_factory=deque)
     pending: bool = False
     dropped: int = 0
     heard: int = 0
-    since: float = 0.0
-    written: float = 0.0
-    generation: int = 0
+    step_ms: float = 0.0
     memory: dict[str, Any] | None = None
     problem: str | None = None
+    written: float = 0.0
     updates: bool = True
+    muted: bool = False
     forget: bool = False
-    layers: list[dict[str, Any]] = field(default_factory=list)
     told: float = 0.0
 
     def take(self, frames: Iterable[np.ndarray], ahead: bool, backlog: int, now: float) -> bool:

@@ -23,6 +23,7 @@ class Places:
 
     Attributes:
         joined: people who have had a row.
+        lost: names whose memory another server has written: what is learnt here has no place any more.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Places:
         self.waiting: deque[Person] = deque()
         self.people: list[Person] = []
         self.leaving: list[Person] = []
+        self.lost: set[str] = set()
         self._copying: dict[Person, Iterator[str]] = {}
 
     def talking(self) -> list[Person]:
@@ -50,9 +52,13 @@ class Places:
 
     def due_in(self, now: float) -> float:
         """Seconds until :meth:`move` has something to do; 0: now."""
-        if self.leaving or any(person.stage is Stage.COPYING or person.forget for person in self.people):
+        if self.leaving or self.lost or any(person.stage is Stage.COPYING for person in self.people):
+            return 0.0
+        if any(person.forget or person.muted is person.updates for person in self.talking()):
             return 0.0
         if self._next_in_queue() is not None and len(self.people) < self.rows.count:
+            return 0.0
+        if self._new_places():
             return 0.0
         times = [person.since + self.policy.read_s for person in self.people if person.stage is Stage.READING]
         times += [person.born + self.policy.name_s for person in self.waiting if self._talks_already(person)]
@@ -65,6 +71,9 @@ class Places:
         for person in self.leaving[: self.policy.joins]:
             self.leaving.remove(person)
             self.let_go(person)
+        for person in [person for person in self.people if person.name in self.lost]:
+            self.dismiss(person, POLICY_VIOLATION, "your memory goes on in another conversation")
+        self.lost.clear()
         self._turn_away(now)
         for _ in range(self.policy.joins):
             person = self._next_in_queue()
@@ -72,14 +81,23 @@ class Places:
                 break
             self.waiting.remove(person)
             self._let_in(person, now)
-        for place, person in enumerate(self.waiting, 1):
-            if person.place != place:
-                person.place = place
-                self.post(person, Place(place))
-        for person in [person for person in self.people if person.forget]:
-            self._start_anew(person)
+        for place, person in self._new_places():
+            person.place = place
+            self.post(person, Place(place))
+        for person in self.talking():
+            if person.forget:
+                self._start_anew(person)
+            if person.muted is person.updates and self.rows.learns:
+                self.rows.set_updates(person.row, person.updates)
+            person.muted = not person.updates
         self._copy_a_layer(now)
         self._write_one(now)
+
+    def _new_places(self) -> list[tuple[int, Person]]:
+        """Those who wait for a row, where that is not the place that they were told."""
+        if len(self.people) < self.rows.count:
+            return []
+        return [(place, person) for place, person in enumerate(self.waiting, 1) if person.place != place]
 
     def _talks_already(self, person: Person) -> bool:
         return person.name is not None and any(other.name == person.name for other in self.people)
@@ -143,7 +161,7 @@ class Places:
         """Somebody wants to be forgotten, and talks on."""
         self.rows.leave(person.row)
         self.rows.join(person.row, person.sampling)
-        person.forget, person.heard = False, 0
+        person.forget, person.muted, person.heard = False, False, 0
         if person.name and self.memories:
             self.memories.forget(person.name)
 

@@ -16,11 +16,19 @@ from ..repository import LocalEntryNotFoundError, RepositoryError, local_reposit
 from ..tokenizer import fitting_tokenizers
 from .access import Access, parse_origin
 from .codec import Codecs
-from .front import Front
+from .drain import Drain
+from .front import CHAT_PATH, Front
+from .operators import add_operator_routes
 from .policy import Policy
 from .rows import Rows
 from .stock_server import address_problem, show_log
 from .tick import Engine
+from .tickets import TICKET_PATH
+from .web_page import add_page
+
+DRAIN_S = 60.0
+DRAIN = web.AppKey("drain", Drain)
+"""Where an application has its end."""
 
 
 class ServerError(Exception):
@@ -51,9 +59,10 @@ def serve(options: argparse.Namespace, prog: str) -> None:
             raise ServerError(f"--allow-origin {origin}: must be an origin such as https://example.org, without a path")
     context = ssl_context(options.ssl) if options.ssl else None
     app = load_app(options, prog)
+    app[DRAIN].listen(app)
     print(f"Serving {options.rows} rows at http{'s' * bool(context)}://{options.host}:{options.port}", flush=True)
     try:
-        web.run_app(app, host=options.host, port=options.port, ssl_context=context, print=None)
+        web.run_app(app, host=options.host, port=options.port, ssl_context=context, print=None, access_log=None)
     except OSError as error:
         raise ServerError(f"--host {options.host} --port {options.port}: {in_one_line(error)}") from error
 
@@ -69,20 +78,27 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     conditions = get_condition_tensors(model.info.model_type, model.lm, options.rows, options.cfg_coef)
     rows = Rows(model.mimi, model.lm, options.rows, conditions, options.cfg_coef)
     engine = Engine(rows, Policy(queue=options.queue, idle_s=options.idle_timeout))
-    return make_app(engine, text_of(model.tokenizer), Access(options.host, options.allow_origin))
+    access = Access(options.host, options.allow_origin)
+    return make_app(engine, text_of(model.tokenizer), access, drain_s=options.drain_timeout)
 
 
-def make_app(engine: Engine, text_of: Any, access: Access | None = None) -> web.Application:
-    """An application that serves `engine`, which begins and ends with it.
+def make_app(engine: Engine, text_of: Any, access: Access | None = None, drain_s: float = DRAIN_S) -> web.Application:
+    """An application that serves `engine`, which begins and ends with it, the page, and what operators look at.
 
     Args:
         text_of: the text of a token.
         access: which pages may use it.
+        drain_s: seconds that those who talk may go on when the server is to end.
     """
     app = web.Application()
     if access:
         access.attach(app)
-    Front(engine, Codecs(engine.rows.count), text_of).attach(app)
+    front = Front(engine, Codecs(engine.rows.count), text_of)
+    front.attach(app)
+    app[DRAIN] = Drain(front, drain_s, (CHAT_PATH, TICKET_PATH))
+    app[DRAIN].attach(app)
+    add_page(app)
+    add_operator_routes(app, engine.stats)
     return app
 
 

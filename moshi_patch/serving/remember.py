@@ -1,136 +1,167 @@
 """What people have learnt, between the store and the tick, which never waits for the threads that read and write."""
 
 import logging
+import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from .policy import Policy
-
 logger = logging.getLogger(__name__)
 
-READERS = 16
-"""Threads that read at the same time; more are told that the store does not answer."""
+Tensors = Mapping[str, torch.Tensor]
+READERS = 64
+"""Threads that read at the same time; were there more, the store does not answer."""
+
+CANNOT_BE_READ = "your memory cannot be read; the server's log says why"
 
 
 class Memories:
-    """Reads memories from a store and hands them to its writer, in order for each person.
+    """Reads and writes the memories of people by name. Every method but :meth:`drain` returns at once.
+
+    A person has one row at a time here; that no other server has them is for the store to see.
 
     Args:
-        store: with `read(person) -> (memory, generation)`.
-        writer: with `submit(person, memory, generation, done=...)`, `pending(person)`, `forget(person)` and
-            `drain(seconds)`.
+        writer: of :mod:`.writer`, or what has its `submit`, `read`, `forget`, `oldest_s` and `close`.
+        lost: called, by any thread, with the name of somebody whom another server has written: what they learn here has
+            no place any more.
     """
 
-    def __init__(self, store: Any, writer: Any, policy: Policy):
-        self.store, self.writer, self.policy = store, writer, policy
-        self._lock = threading.Lock()
-        self._reading = 0
+    def __init__(self, writer: Any, lost: Callable[[str], None] = lambda person: None):
+        self.writer, self.lost = writer, lost
+        self._changed = threading.Condition()
+        self._jobs: queue.SimpleQueue[tuple[str, Tensors, Any] | None] = queue.SimpleQueue()
+        self._on_the_way: Counter[str] = Counter()  # copies that the writer has not got yet
+        self._forgetting: Counter[str] = Counter()
+        self._parked: dict[str, Tensors] = {}  # to be written when the rest is forgotten
         self._generations: dict[str, int] = {}
-        self._writing: set[str] = set()
-        self._next: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._lost: set[str] = set()
-        self.last_write = time.monotonic()
+        self._reading = 0
+        self._last_write = time.monotonic()
+        self._thread = threading.Thread(target=self._hand_over, name="memories", daemon=True)
+        self._thread.start()
+
+    def oldest_s(self) -> float:
+        """Seconds that the memory has waited to be written that has waited longest; 0 when none waits."""
+        return self.writer.oldest_s()
+
+    def since_last_write_s(self) -> float:
+        """Seconds since a memory was last written, or since the beginning."""
+        return time.monotonic() - self._last_write
 
     def read(self, person: str, done: Callable[[dict[str, torch.Tensor] | None, str | None], None]) -> None:
-        """Reads a memory in another thread, which calls `done(memory, problem)`: None and None for somebody new."""
-        with self._lock:
-            if self._reading >= READERS:
-                problem = "the store of memories does not answer"
-            else:
-                self._reading, problem = self._reading + 1, None
-        if problem:
-            done(None, problem)
-            return
-        threading.Thread(target=self._read, args=(person, done), name="read memory", daemon=True).start()
+        """Has a thread read a memory and call `done(memory, problem)`: None and None for somebody new."""
+        with self._changed:
+            self._reading += 1
+            too_many = self._reading > READERS
+        if too_many:
+            self._finish_reading(done, None, "the store of memories does not answer")
+        else:
+            threading.Thread(target=self._read, args=(person, done), name="read memory", daemon=True).start()
 
     def _read(self, person: str, done: Callable[[dict[str, torch.Tensor] | None, str | None], None]) -> None:
         try:
-            while self.busy(person):  # what they said last time is on its way
-                time.sleep(0.02)
-            kept = self.store.read(person)
-            with self._lock:
-                self._generations[person] = kept.generation
-                self._lost.discard(person)
+            with self._changed:  # the last visit first
+                self._changed.wait_for(lambda: not (self._on_the_way[person] or self._forgetting[person]))
+            kept = self.writer.read(person)
             memory = kept.memory
             if memory is not None and torch.cuda.is_available():
                 memory = {key: tensor.pin_memory() for key, tensor in memory.items()}
-            done(memory, None)
+            with self._changed:
+                self._generations[person] = kept.generation
+            problem = None
         except Exception as error:
             logger.error("A memory cannot be read: %s", error)
-            done(None, "your memory cannot be read; the server's log says why")
-        finally:
-            with self._lock:
-                self._reading -= 1
+            memory, problem = None, CANNOT_BE_READ
+        self._finish_reading(done, memory, problem)
 
-    def busy(self, person: str) -> bool:
-        """Whether something of this person still is to be written."""
-        with self._lock:
-            mine = person in self._writing or person in self._next
-        return mine or self.writer.pending(person)
+    def _finish_reading(self, done: Any, memory: dict[str, torch.Tensor] | None, problem: str | None) -> None:
+        with self._changed:
+            self._reading -= 1
+        done(memory, problem)
 
-    def write(self, person: str, memory: Mapping[str, torch.Tensor]) -> None:
-        """Has a copy on the device written, after what is being written of this person. Returns at once."""
-        with self._lock:
-            if person in self._lost:
-                return
-            if person in self._writing:
-                self._next[person] = memory
-                return
-            self._writing.add(person)
-        event = torch.cuda.Event() if any(tensor.is_cuda for tensor in memory.values()) else None
-        if event:
-            event.record()
-        threading.Thread(target=self._hand_over, args=(person, memory, event), daemon=True).start()
+    def write(self, person: str, memory: Tensors) -> None:
+        """Has a memory written.
 
-    def _hand_over(self, person: str, memory: Mapping[str, torch.Tensor], event: Any) -> None:
-        """Copies to the host on a stream of its own, so that the next tick does not wait for it."""
-        if event:
-            with torch.cuda.stream(torch.cuda.Stream()) as _:
-                event.wait()
-                memory = {key: tensor.cpu() for key, tensor in memory.items()}
-        with self._lock:
+        Args:
+            memory: copied on the device by this thread, for nobody else.
+        """
+        copied = None
+        if any(tensor.is_cuda for tensor in memory.values()):
+            copied = torch.cuda.Event()
+            copied.record()
+        with self._changed:
+            self._on_the_way[person] += 1
+        self._jobs.put((person, memory, copied))
+
+    def _hand_over(self) -> None:
+        """Copies to the host on a stream of its own: on the tick's, the next step would wait for that."""
+        stream = None
+        while (job := self._jobs.get()) is not None:
+            person, memory, copied = job
+            try:
+                if copied is not None:
+                    stream = stream or torch.cuda.Stream()
+                    with torch.cuda.stream(stream):
+                        stream.wait_event(copied)
+                        memory = {key: tensor.cpu() for key, tensor in memory.items()}
+                with self._changed:
+                    if self._forgetting[person]:
+                        self._parked[person] = memory
+                        continue
+                self._submit(person, memory)
+            except Exception:
+                logger.exception("A memory was not written.")
+            finally:
+                with self._changed:
+                    self._on_the_way[person] -= 1
+                    self._changed.notify_all()
+
+    def _submit(self, person: str, memory: Tensors) -> None:
+        with self._changed:
             generation = self._generations.get(person, 0)
-        self.writer.submit(person, memory, generation, done=lambda *result: self._written(person, *result))
+        self.writer.submit(person, memory, generation, done=partial(self._written, person))
 
-    def _written(self, person: str, generation: int | None = None, error: Exception | None = None) -> None:
-        with self._lock:
-            self._writing.discard(person)
-            following = self._next.pop(person, None)
-            if generation is not None:
-                self._generations[person] = generation
-                self.last_write = time.monotonic()
-            elif type(error).__name__ == "Lost":
-                self._lost.add(person)
-                following = None
-        if error is not None:
-            logger.error("A memory was not written: %s", error)
-        if following is not None:
-            self.write(person, following)
+    def _written(self, person: str, result: Any) -> None:
+        if isinstance(result, int):
+            with self._changed:
+                self._generations[person], self._last_write = result, time.monotonic()
+        elif type(result).__name__ == "Lost":
+            with self._changed:
+                forgotten = self._forgetting[person]
+            if not forgotten:
+                self.lost(person)
 
     def forget(self, person: str) -> None:
-        """Removes all that is kept of a person, also what is to be written. Asks the store: not for the tick."""
-        with self._lock:
-            self._next.pop(person, None)
-        threading.Thread(target=self._forget, args=(person,), daemon=True).start()
+        """Has all removed that is kept of a person, and all that was to be written. What comes later is kept anew."""
+        with self._changed:
+            self._forgetting[person] += 1
+            self._parked.pop(person, None)
+        threading.Thread(target=self._forget, args=(person,), name="forget memory", daemon=True).start()
 
     def _forget(self, person: str) -> None:
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._on_the_way[person])
             self.writer.forget(person)
-            with self._lock:
-                self._generations[person] = self.store.read(person).generation
         except Exception as error:
-            logger.error("A memory was not forgotten: %s", error)
+            logger.error("A memory may not be forgotten: %s", error)
+        with self._changed:
+            self._generations[person] = 0
+            self._forgetting[person] -= 1
+            later = None if self._forgetting[person] else self._parked.pop(person, None)
+            self._changed.notify_all()
+        if later is not None:
+            self._submit(person, later)
 
-    def drain(self, seconds: float) -> None:
-        """Waits until all is written, at most so long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with self._lock:
-                if not self._writing and not self._next:
-                    break
-            time.sleep(0.02)
-        self.writer.drain(max(0.0, deadline - time.monotonic()))
+    def close(self, seconds: float) -> None:
+        """Waits until all is written, at most so long, and ends."""
+        with self._changed:
+            left = lambda: sum(self._on_the_way.values()) + sum(self._forgetting.values())  # noqa: E731
+            self._changed.wait_for(lambda: not left(), seconds)
+        self._jobs.put(None)
+        if unwritten := self.writer.close(seconds):
+            logger.error("%d memories were not written.", len(unwritten))

@@ -16,6 +16,7 @@ from moshi.models import LMModel, MimiModel
 
 from ..healing import forget_on_reset
 from ..memory import check_memory, copy_memory, fast_weight_tensors, restore_memory
+from ..model import ttt_memories, ttt_row_updates
 from .sampler import RowLMGen, Sampling
 
 
@@ -41,12 +42,16 @@ class Rows:
         mimi, lm: of one checkpoint, in eval mode and not streaming; they stream from here on, as long as this lives.
         count: how many people can talk at the same time.
         condition_tensors, cfg_coef: as those of `LMGen`, the conditions for all rows.
+
+    Attributes:
+        learns: whether the model has fast weights.
     """
 
     def __init__(self, mimi: MimiModel, lm: LMModel, count: int, condition_tensors: Any = None, cfg_coef: float = 1.0):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"count={count!r}: must be a positive whole number of rows.")
         self.mimi, self.lm_gen, self.count = mimi, RowLMGen(lm, count, condition_tensors, cfg_coef), count
+        self.learns = bool(ttt_memories(lm))
         self._device = lm.device
         for model in (mimi, lm):
             forget_on_reset(model)
@@ -119,6 +124,18 @@ class Rows:
                     for place, saved in zip(places, memory[key], strict=True):
                         live[key][place].copy_(saved, non_blocking=True)
             yield layer
+
+    @torch.no_grad()
+    def set_updates(self, row: int, enabled: bool) -> None:
+        """Whether what a row hears from now on is learnt, until it changes hands.
+
+        Raises:
+            ValueError: when nobody has the row, or the model has no TTT layer.
+        """
+        if self._steps[row] is None:
+            raise ValueError(f"row={row}: nobody has it.")
+        self.forget()  # a reset switches them on
+        ttt_row_updates(self.lm_gen.lm_model, self._rows_of_the_model(row), enabled)
 
     def _rows_of_the_model(self, row: int) -> list[int]:
         """With classifier-free guidance each row has a second one, without conditions."""

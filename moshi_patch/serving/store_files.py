@@ -6,11 +6,11 @@ there is one already. Elsewhere the service itself refuses to create what is the
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,9 +21,6 @@ import fsspec
 
 EXCLUSIVE = {"memory", "s3", "s3a"}
 """Protocols whose files can be created such that the second of two writers is told; the local disk aside."""
-
-PARTIAL_KEPT_S = 3600
-"""Seconds after its last change in which an unfinished file is left alone, as its writer may still live."""
 
 _CREATING = threading.Lock()
 
@@ -110,11 +107,12 @@ class LocalFiles:
             FileExistsError: when there is one already.
         """
         self._make(self.root / folder)
-        self._remove_partials(folder, PARTIAL_KEPT_S)
+        self._remove_partials(folder, of_the_living=False)
         partial = self.root / folder / f".{file_name(generation)}.{secrets.token_hex(8)}.partial"
         place = partial.with_name(file_name(generation))
         try:
             with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", 0) as file:
+                _lock(file)
                 for piece in pieces:
                     _write_all(file, piece)
                 os.fsync(file.fileno())
@@ -146,7 +144,7 @@ class LocalFiles:
 
     def remove_rest(self, folder: str) -> None:
         """Removes a person's folder and unfinished files; generations must be gone."""
-        self._remove_partials(folder, 0)
+        self._remove_partials(folder, of_the_living=True)
         with contextlib.suppress(FileNotFoundError):
             try:
                 (self.root / folder).rmdir()
@@ -156,13 +154,18 @@ class LocalFiles:
         with contextlib.suppress(FileNotFoundError):
             _sync_folder(self.root)
 
-    def _remove_partials(self, folder: str, kept_s: float) -> None:
+    def _remove_partials(self, folder: str, of_the_living: bool) -> None:
+        """Unfinished files: what killed writers left, or all; who still writes one is told by the link that fails."""
         for name in _names(self.root / folder):
             partial = self.root / folder / name
             if name.startswith(".") and name.endswith(".partial"):
                 with contextlib.suppress(FileNotFoundError):
-                    if not kept_s or time.time() - partial.stat().st_mtime > kept_s:
+                    if of_the_living:
                         partial.unlink()
+                        continue
+                    with partial.open("rb") as file:
+                        if _lock(file):
+                            partial.unlink()
 
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -231,6 +234,15 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
+
+
+def _lock(file: Any) -> bool:
+    """Whether nobody else holds `file`: the system frees it with its process, killed or not."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also a disk without locks
+        return False
+    return True
 
 
 def _write_all(file: Any, piece: bytes) -> None:

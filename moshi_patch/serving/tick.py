@@ -19,6 +19,7 @@ from .policy import STEP_S, Policy
 from .remember import Memories
 from .rows import Answer, Rows
 from .sampler import Sampling
+from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class Engine:
         self.late_frames = self.dropped_frames = self.steps = self.frames = 0
         self._changed = threading.Condition(threading.RLock())
         self._places = Places(rows, self.policy, memories, self._changed, self._post)
+        self._watch = Watch(rows.lm_gen.lm_model, self.policy.metadata_s)
+        if memories:
+            memories.lost = self._lose
         self._notices: Notices = []
         self._notify: Callable[[Notices], None] = lambda notices: None
         self._ending = False
@@ -75,7 +79,7 @@ class Engine:
             self._changed.notify_all()
         self._thread.join(seconds)
         if self.memories:
-            self.memories.drain(seconds)
+            self.memories.close(seconds)
 
     def enter(self, person: Person) -> bool:
         """Somebody wants to talk: they have a row soon or wait for one. False: there are too many."""
@@ -167,10 +171,16 @@ class Engine:
             "steps": self.steps,
             "frames": self.frames,
             "joined": self._places.joined,
-            "since_last_write_s": self.memories and round(time.monotonic() - self.memories.last_write, 3),
+            "oldest_unwritten_s": self.memories and round(self.memories.oldest_s(), 3),
+            "since_last_write_s": self.memories and round(self.memories.since_last_write_s(), 3),
             "draining": self.draining,
             "failure": self.failure,
         }
+
+    def _lose(self, name: str) -> None:
+        with self._changed:
+            self._places.lost.add(name)
+            self._changed.notify_all()
 
     def _post(self, person: Person, notice: Any) -> None:
         self._notices.append((person, notice))
@@ -208,7 +218,8 @@ class Engine:
         with self._changed:
             while True:
                 now = time.monotonic()
-                due = min(self._places.due_in(now), self._step_due_in(now))
+                talking = self._places.talking()
+                due = min(self._places.due_in(now), self._step_due_in(now), self._watch.due_in(talking, now))
                 if self._ending and not self._places.people:
                     return False
                 if due <= 0 or self._notices:
@@ -230,9 +241,11 @@ class Engine:
             self._places.move(begin)
             due = self._step_due_in(begin) <= 0
             frames = self._take_frames() if due else {}
+            talking = self._places.talking()
         self._send()
         if not frames:
             self.rows.forget()
+            self._look(talking, begin)
             return
         self._last = begin
         answers = self.rows.step({person.row: frame for person, (frame, _) in frames.items()})
@@ -241,6 +254,11 @@ class Engine:
             self._ticks[self.steps % RECENT_TICKS] = time.monotonic() - begin
             self.steps += 1
         self._send()
+        self._look(talking, begin - self.policy.metadata_s)  # who has waited for long gets it while others are answered
+
+    def _look(self, talking: list[Person], now: float) -> None:
+        if told := self._watch.look(talking, now):
+            self._notify([told])
 
     def _take_frames(self) -> dict[Person, tuple[np.ndarray, float | None]]:
         frames = {}
@@ -257,6 +275,7 @@ class Engine:
         for person, (_, came) in frames.items():
             answer = answers[person.row]
             person.heard += 1
+            person.step_ms = 1000 * (now - self._last)
             self.frames += 1
             self.late_frames += late(came, now)
             if answer.finite:

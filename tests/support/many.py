@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import sphn
 import torch
 from aiohttp import web
 
-from moshi_patch.serving.front import CHAT_PATH
+from moshi_patch.serving.front import CHAT_PATH, FRONT, Front
 from moshi_patch.serving.policy import Policy
 from moshi_patch.serving.program import make_app, text_of
 from moshi_patch.serving.tick import Engine
@@ -32,7 +33,7 @@ class Server:
     """
 
     engine: Engine
-    app: web.Application
+    front: Front
     session: aiohttp.ClientSession
     url: str
 
@@ -102,20 +103,19 @@ async def serve(
     """A server with a model of `repo`, until the end of the block. `options`: of `make_app`."""
     made = await asyncio.to_thread(make_rows, repo, rows, dtype)
     engine = Engine(made, policy, options.pop("memories", None))
-    tokenizer = sentencepiece_of(repo)
-    app = make_app(engine, text_of(tokenizer), **options)
+    app = make_app(engine, text_of(tokenizer_of(repo)), **options)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
     try:
         async with aiohttp.ClientSession() as session:
-            yield Server(engine, app, session, f"http://{host}:{port}{CHAT_PATH}")
+            yield Server(engine, app[FRONT], session, f"http://{host}:{port}{CHAT_PATH}")
     finally:
         await runner.cleanup()
 
 
-def sentencepiece_of(repo: Any) -> Any:
+def tokenizer_of(repo: Any) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     return SentencePieceProcessor(str(repo / "tokenizer.model"))
@@ -124,3 +124,32 @@ def sentencepiece_of(repo: Any) -> Any:
 def run(coroutine: Any) -> Any:
     """What a coroutine returns, before the test takes too long."""
     return asyncio.run(asyncio.wait_for(coroutine, ANSWER_S))
+
+
+class SharedServer:
+    """One server for many tests, in an event loop and a thread of its own. The patch has to stay installed.
+
+    Args:
+        options: of :func:`serve`.
+    """
+
+    def __init__(self, repo: Any, **options: Any):
+        self._repo, self._options, self._ready = repo, options, threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(ANSWER_S)
+
+    async def _serve(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        async with serve(self._repo, **self._options) as self.server:
+            self._ready.set()
+            await self._end.wait()
+
+    def run(self, client: Callable[..., Any], *arguments: Any) -> Any:
+        """What a coroutine of `client(server, *arguments)` returns, before the test takes too long."""
+        work = asyncio.wait_for(client(self.server, *arguments), ANSWER_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(ANSWER_S)

@@ -168,6 +168,20 @@ def test_microbatches_are_one_large_batch(trainer):
             assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-5)
 
 
+def test_gradients_are_clipped_to_max_norm_and_their_norm_is_reported(trainer):
+    found = []
+    for max_norm in (1e6, 0.01):
+        made = trainer(max_norm=max_norm)
+        beta, _ = made.state.optimizer.param_groups[0]["betas"]  # which OneCycleLR moves
+        reported = made.train_step().grad_norm
+        first_moments = [state["exp_avg"].norm() for state in made.state.optimizer.state.values()]
+        found.append((reported, torch.stack(first_moments).norm().item() / (1 - beta)))
+    (norm, applied), (norm_again, clipped) = found
+    assert norm == norm_again > 0.1
+    assert applied == pytest.approx(norm, rel=1e-4)
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+
+
 def test_recomputed_activations_change_nothing(trainer):
     losses = []
     for checkpointing in (True, False):

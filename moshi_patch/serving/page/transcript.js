@@ -16,7 +16,7 @@ export class Transcript {
     const paragraph = this.paused || !last ? this.newParagraph() : last;
     this.paused = false;
     const atEnd = this.shown.scrollHeight - this.shown.scrollTop - this.shown.clientHeight < 40;
-    paragraph.append(text);
+    paragraph.append(paragraph.hasChildNodes() ? text : text.trimStart());
     if (atEnd) this.shown.scrollTop = this.shown.scrollHeight;
     this.phrase += text;
     clearTimeout(this.timer);

@@ -3,8 +3,10 @@
 import pytest
 
 import moshi_patch
+from moshi_patch.serving.policy import Policy
 from tests.support.browsers import chromium, write_microphone
 from tests.support.fake_chat import fake_chat
+from tests.support.many import SharedServer
 from tests.support.servers import IDLE_S, serve_here, speech
 
 
@@ -32,6 +34,14 @@ def said() -> list[bytes]:
 def usual(server, said):
     """The answer to the speech before anything bad has happened."""
     return server.talk(said)
+
+
+@pytest.fixture(scope="module")
+def many(patched_module, ttt_repo):
+    """A server of three rows for all tests of a module, in a thread of its own."""
+    server = SharedServer(ttt_repo, rows=3, policy=Policy(metadata_s=0.1, idle_s=3.0))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The store of memories: what is read is what was written, by one writer alone, or an error of one line."""
 
+import fcntl
 import os
 import threading
 import time
@@ -258,12 +259,12 @@ def test_files_are_for_their_owner_alone_and_what_a_killed_writer_left_is_remove
     assert file_of(store, "anna", 1).stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "store" / "anna").stat().st_mode & 0o777 == 0o700
     left = tmp_path / "store" / "anna" / ".0000000002.0123.partial"
-    left.write_bytes(b"some of what anna said")
-    store.write("anna", memory, 1)
-    assert left.exists()  # its writer may still live
-    os.utime(left, (0, 0))
+    with left.open("wb") as file:  # its writer still lives
+        fcntl.flock(file, fcntl.LOCK_EX)
+        store.write("anna", memory, 1)
+        assert left.exists()
     store.write("anna", memory, 2)
     assert not left.exists()
-    left.write_bytes(b"")
+    left.write_bytes(b"some of what anna said")
     store.forget("anna")
     assert os.listdir(tmp_path / "store") == []

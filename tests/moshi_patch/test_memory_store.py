@@ -1,0 +1,82 @@
+"""`moshi-ttt memory`: who has a memory, what it says of itself, a file of it, and forgetting it, without a model."""
+
+import json
+
+import pytest
+import torch
+
+import moshi_patch
+import moshi_ttt
+from moshi_patch.memory import fast_weight_tensors
+from moshi_patch.serving.store import MemoryStore
+from tests.support.memories import streaming_model
+from tests.support.memory_stores import key_file, model_and_memory, other_memory
+
+pytestmark = pytest.mark.usefixtures("patched")
+
+
+@pytest.fixture(params=["plain", "sealed"])
+def store(request, tmp_path) -> tuple[MemoryStore, list[str]]:
+    """A store with two people, and the options that open it."""
+    model, memory = model_and_memory()
+    key = key_file(tmp_path) if request.param == "sealed" else None
+    store = MemoryStore(tmp_path / "store", model, key, "bfloat16")
+    for generation in range(3):
+        store.write("Анна", other_memory(memory, generation), generation)
+    store.write("../otto", memory, 0)
+    return store, ["--memory-dir", str(tmp_path / "store")], ["--key-file", str(key)] if key else []
+
+
+def run(capsys, *words) -> str:
+    assert moshi_ttt.main(["memory", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words) -> str:
+    assert moshi_ttt.main(["memory", *map(str, words)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_people_are_listed_shown_exported_and_forgotten(store, capsys, tmp_path):
+    store, place, key = store
+    *people, total = run(capsys, "list", *place).splitlines()
+    assert [line.split("\t")[:2] for line in people] == [["../otto", "generation 1"], ["Анна", "generation 2, 3"]]
+    assert total.startswith("2 people, 0.0")
+    assert json.loads(run(capsys, "list", "--json", *place))[1]["generations"] == [2, 3]
+
+    shown = run(capsys, "show", *place, *key, "Анна")
+    assert "Анна, generation 3, written 20" in shown
+    assert "deltas    bfloat16" in shown
+    assert "ttt_chunk_size            5" in shown
+    assert json.loads(run(capsys, "show", "--json", *place, *key, "Анна", "--generation", 2))["generation"] == 2
+
+    assert run(capsys, "export", *place, *key, "Анна", tmp_path / "file") == f"{tmp_path / 'file'}\n"
+    model = streaming_model(1)
+    moshi_patch.load_memory(model, tmp_path / "file")
+    deltas = [tensor for name, tensor in fast_weight_tensors(model).items() if name.endswith(".delta")]
+    assert all(torch.equal(delta, torch.full_like(delta, 2)) for delta in deltas)
+
+    assert run(capsys, "forget", *place, "Анна", "nobody") == "Анна: 2 generations removed\nnobody: nothing was there\n"
+    assert [person.name for person in store.people()] == ["../otto"]
+
+
+def test_what_cannot_be_shown_is_one_line(store, capsys, tmp_path):
+    _, place, key = store
+    assert "has nothing of this person" in refused(capsys, "show", *place, *key, "nobody")
+    assert "has no generation 1 of this person, only [2, 3]" in refused(
+        capsys, "export", *place, *key, "Анна", tmp_path / "file", "--generation", 1
+    )
+    assert "cannot be a person's name" in refused(capsys, "forget", *place, "a\nb")
+    assert "No such file" in refused(capsys, "export", *place, *key, "Анна", tmp_path / "nosuch" / "file")
+    other = ["--key-file", key_file(tmp_path, "other")]
+    reason = "is not the one that it was encrypted with" if key else "it is not encrypted, but the key in"
+    assert reason in refused(capsys, "show", *place, *other, "Анна")
+    if key:
+        assert "it is encrypted, and can be read with the key" in refused(capsys, "show", *place, "Анна")
+    for words in ([], ["show", "anna"], ["list", *place, "--key-file"], ["forget", *place], ["purge", *place]):
+        with pytest.raises(SystemExit) as wrong:
+            moshi_ttt.main(["memory", *words])
+        assert wrong.value.code == 2
