@@ -6,7 +6,7 @@ The same transformer layer with the memory and without runs in turns in one proc
 time, so that other work on the machine meets both. Ratios are medians of per-round ratios against the layer without.
 Peak memory is that of the tensors of one pass forward and backward of the memory alone.
 
-Shapes: `B` rows, `T` steps, `D` width, `H` hidden width of the gated MLP, `h` heads, `d` head width, `C` mini-batch size.
+Shapes: `T` steps, `D` width, `H` hidden width of the gated MLP, `h` heads, `d` head width, `C` mini-batch size.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def streamed(transformers: dict[str, StreamingTransformer], args: argparse.Names
 
 
 def peak_memory(transformers: dict[str, StreamingTransformer], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bytes of one pass forward and backward of a memory alone, when groups of mini-batches are computed again or not."""
+    """Bytes of one pass forward and backward of a memory alone, with groups of mini-batches computed again or not."""
     rows = []
     for size in args.mini_batch_sizes:
         for group in (0, 8):

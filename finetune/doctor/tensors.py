@@ -36,9 +36,7 @@ def _layers(header: dict[str, Stored], sizes: dict[str, Size]) -> Iterator[Findi
         yield _layer(layer, kinds[layer], keys, header, sizes)
 
 
-def _layer(
-    layer: int, kind: str, keys: dict[str, str], header: dict[str, Stored], sizes: dict[str, Size]
-) -> Finding:
+def _layer(layer: int, kind: str, keys: dict[str, str], header: dict[str, Stored], sizes: dict[str, Size]) -> Finding:
     if kind == "in_place":
         keys["W_down"] = _w_down(layer)
     tensors = {

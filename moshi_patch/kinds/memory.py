@@ -110,6 +110,11 @@ class TTTMemory(StreamingModule[TTTState]):
     def update_steps(self) -> int:
         """C, the steps of an update."""
 
+    @property
+    @abc.abstractmethod
+    def quiet_steps(self) -> int:
+        """Steps at the beginning of a stream that are answered before anything that it taught is read."""
+
     @classmethod
     @abc.abstractmethod
     def needs_x0(cls, config: TTTConfig) -> bool:
