@@ -30,7 +30,9 @@ def memory_parser(prog: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
         command.add_argument("--memory-dir", required=True, metavar="DIR", help="the store, as the server has it")
         if keys:
-            command.add_argument("--key-file", metavar="FILE", help="the key that the store is encrypted with")
+            command.add_argument(
+                "--key-file", "--memory-key-file", metavar="FILE", help="the key that the store is encrypted with"
+            )
         return command
 
     add("list", "who has a memory: generation, size, when it was written", keys=False).add_argument(

@@ -30,7 +30,15 @@ def server_parser(prog: str) -> argparse.ArgumentParser:
     add("--drain-timeout", type=float, default=60.0, metavar="SECONDS", help="after SIGTERM, who talks may go on (60)")
     add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="let pages of this site use the server")
     add("--ssl", metavar="FOLDER", help="serve https with the cert.pem and key.pem of this folder")
-    add("--memory-dir", metavar="DIR", help="keep what people teach the model in this folder, or fsspec URL")
+    people = parser.add_argument_group("who may come in, and what is kept of them")
+    add = people.add_argument
+    add("--token-file", metavar="FILE", help="a name and a token a line; without it only this machine may connect")
+    add("--memory-dir", metavar="DIR", help="keep what each person teaches the model in this folder, or fsspec URL")
+    add("--memory-key-file", metavar="FILE", help="32 bytes: what is kept is encrypted")
+    add("--memory-dtype", choices=["float32", "bfloat16"], default="float32", help="(default: float32, exact)")
+    add("--memory-every", type=float, default=5.0, metavar="MINUTES", help="write it so often, and at the end (5)")
+    add("--per-address", type=int, metavar="N", help="conversations of one address (default: 8 with --token-file)")
+    add("--trusted-proxies", type=int, default=0, metavar="N", help="proxies of one's own before this server (0)")
     files = parser.add_argument_group("the model, as moshi.server takes it")
     for name in ("--moshi-weight", "--mimi-weight", "--tokenizer", "--lora-weight", "--config-path"):
         files.add_argument(name, metavar="FILE")
@@ -71,6 +79,14 @@ def wrong_numbers(options: argparse.Namespace) -> str | None:
         return f"--rows {options.rows}: must be from 1 to 1024"
     if not 0 <= options.queue <= 10_000:
         return f"--queue {options.queue}: must be from 0 to 10000"
+    if not 0 < options.memory_every < float("inf"):
+        return f"--memory-every {options.memory_every}: must be minutes, more than 0"
+    if options.per_address is not None and options.per_address < 1:
+        return f"--per-address {options.per_address}: must be 1 or more"
+    if options.trusted_proxies < 0:
+        return f"--trusted-proxies {options.trusted_proxies}: must be 0 or more"
+    if options.memory_key_file and not options.memory_dir:
+        return f"--memory-key-file {options.memory_key_file}: is of use with --memory-dir alone"
     if not 0 <= options.idle_timeout < float("inf"):
         return f"--idle-timeout {options.idle_timeout}: must be seconds, 0 or more"
     if not 0 <= options.drain_timeout < float("inf"):

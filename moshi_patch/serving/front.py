@@ -1,39 +1,26 @@
-"""`/api/chat` for many people: moshi's protocol over websockets. The event loop moves bytes and nothing else.
-
-A message is a byte that says its kind, and what belongs to it: 0 the conversation begins, 1 sound (Opus in Ogg), 2
-text, 4 metadata (JSON, for who asked with `?metadata=1`), 5 why the conversation ends.
-"""
+"""`/api/chat` for many people: who may come in, and for whom what the model's thread says is."""
 
 import asyncio
 import contextlib
-import json
 import logging
-import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
-from .codec import Codecs, NotOpusError
-from .person import Begin, End, Pace, Person, Place, Room, Told
-from .places import INTERNAL_ERROR, POLICY_VIOLATION, TRY_AGAIN_LATER
-from .policy import STEP_S
-from .rows import Answer
+from .codec import Codecs
+from .limits import Limits, TooManyError
+from .person import End, Person
+from .places import POLICY_VIOLATION, TRY_AGAIN_LATER
+from .session import CLOSE_S, Session, refuse
 from .tick import Engine, Notices
+from .tickets import Tickets
 from .wishes import read_wishes
 
 logger = logging.getLogger(__name__)
 
 CHAT_PATH = "/api/chat"
-HANDSHAKE, SOUND, TEXT, CONTROL, METADATA, ERROR, PING = range(7)
-NO_TEXT = (0, 3)
-"""Tokens that stand for no text."""
-
-CLOSE_S = 5.0
-"""Seconds that somebody has to read why they were sent away."""
-
-UNSUPPORTED_DATA, INVALID_DATA, TOO_BIG = 1003, 1007, 1009
+ONLY_NAME = "local"
+"""Of the one person whose memory is kept where nobody has a name."""
 
 
 class Front:
@@ -41,8 +28,9 @@ class Front:
 
     Args:
         text_of: the text of a token.
-        name_of: the name under which what somebody learns is kept, for a request; raises `PermissionError` for who
-            may not come in. None: nobody has one.
+        tickets: of people who have names; None: nobody has one. If something is kept then, it is kept as one person's,
+            and who comes while that one talks is a guest, of whom nothing is kept.
+        limits: how much one person or address may have; None: everything.
     """
 
     def __init__(
@@ -50,10 +38,10 @@ class Front:
         engine: Engine,
         codecs: Codecs,
         text_of: Callable[[int], str],
-        name_of: Callable[[web.Request], str | None] | None = None,
+        tickets: Tickets | None = None,
+        limits: Limits | None = None,
     ):
-        self.engine, self.codecs, self.text_of = engine, codecs, text_of
-        self.name_of = name_of or (lambda request: None)
+        self.engine, self.codecs, self.text_of, self.tickets, self.limits = engine, codecs, text_of, tickets, limits
         self.sessions: dict[Person, Session] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -91,190 +79,43 @@ class Front:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One person, from the handshake of the websocket to its end."""
-        policy = self.engine.policy
-        socket = web.WebSocketResponse(max_msg_size=policy.message_bytes)
+        socket = web.WebSocketResponse(max_msg_size=self.engine.policy.message_bytes)
         await socket.prepare(request)
         try:
             wishes = read_wishes(request.query)
-            name = self.name_of(request)
-        except (ValueError, PermissionError) as error:
-            await refuse(request, socket, POLICY_VIOLATION, str(error))
-            return socket
-        person = Person(wishes.sampling, name, wishes.metadata)
-        session = self.sessions[person] = Session(self, person, socket)
+            name = self._name(request)
+            with self._counted(request, name):
+                end = await self._converse(socket, Person(wishes.sampling, name, wishes.metadata, not self.tickets))
+        except (ValueError, PermissionError, TooManyError) as error:
+            end = End(POLICY_VIOLATION, str(error))
+        await refuse(request, socket, end.code, end.reason)
+        return socket
+
+    def _name(self, request: web.Request) -> str | None:
+        if self.tickets is None:
+            return ONLY_NAME if self.engine.memories else None
+        name = self.tickets.redeem(request.query.get("ticket", ""))
+        if name is None:
+            raise PermissionError("ticket: is missing, wrong, used or too old; get one with your token")
+        return name
+
+    def _counted(self, request: web.Request, name: str | None) -> contextlib.AbstractContextManager:
+        if self.limits is None:
+            return contextlib.nullcontext()
+        return self.limits.conversation(name if self.tickets else None, self.limits.address(request))
+
+    async def _converse(self, socket: web.WebSocketResponse, person: Person) -> End:
+        if not self.engine.enter(person):
+            why = "this server is about to stop" if self.engine.draining else "all places are taken, come again"
+            return End(TRY_AGAIN_LATER, why)
+        session = self.sessions[person] = Session(self.engine, self.codecs, self.text_of, person, socket)
         try:
-            if not self.engine.enter(person):
-                why = "this server is about to stop" if self.engine.draining else "all places are taken, come again"
-                await refuse(request, socket, TRY_AGAIN_LATER, why)
-                return socket
-            end = await session.run()
+            return await session.run()
         finally:
             self.engine.leave(person)
             del self.sessions[person]
             self.codecs.close(session.codec)
-        await refuse(request, socket, end.code, end.reason)
-        return socket
-
-
-async def refuse(request: web.Request, socket: web.WebSocketResponse, code: int, reason: str) -> None:
-    """Closes a websocket with a reason, also told as a message of moshi's protocol; cuts it if nobody listens."""
-    with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
-        await asyncio.wait_for(_tell_and_close(socket, code, reason), CLOSE_S)
-        return
-    if request.transport is not None:
-        request.transport.abort()
-
-
-async def _tell_and_close(socket: web.WebSocketResponse, code: int, reason: str) -> None:
-    if reason and not socket.closed:
-        await socket.send_bytes(bytes([ERROR]) + reason.encode())
-    await socket.close(code=code, message=reason.encode()[:123].decode(errors="ignore").encode())
 
 
 FRONT = web.AppKey("front", Front)
 """Where an application has it."""
-
-
-class Session:
-    """One websocket: what comes goes to the engine at its pace, what the engine says goes out at the client's."""
-
-    def __init__(self, front: Front, person: Person, socket: web.WebSocketResponse):
-        self.front, self.person, self.socket = front, person, socket
-        self.policy, self.codec = front.engine.policy, front.codecs.open()
-        self._outbox: deque[Any] = deque()
-        self._filled, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._end = End(1000, "")
-        self._begun = False
-        self._pace = Pace(self.policy.backlog * STEP_S / 2)
-        self._last_sound = time.monotonic()
-
-    def hand(self, notice: Any) -> None:
-        """Something for this person, from the engine."""
-        if isinstance(notice, Room):
-            self._room.set()
-        elif isinstance(notice, End):
-            self.end(notice.code, notice.reason)
-        elif len(self._outbox) >= self.policy.outbox:
-            self.end(POLICY_VIOLATION, "you do not read what is said to you")
-        else:
-            self._outbox.append(notice)
-            self._filled.set()
-
-    def end(self, code: int, reason: str) -> None:
-        """The conversation is over, unless it is already."""
-        if not self._over.is_set():
-            self._end = End(code, reason)
-            self._over.set()
-
-    async def run(self) -> End:
-        """Until the end, of which it returns the reason."""
-        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._over.wait())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks[:2]:
-                if task.done() and (error := task.exception()):
-                    self._fail(error)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return self._end
-
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, ConnectionError):
-            self.end(1000, "")  # they vanished
-        elif isinstance(error, NotOpusError):
-            self.end(INVALID_DATA, str(error))
-        else:
-            logger.error("A conversation ended with an error.", exc_info=error)
-            self.end(INTERNAL_ERROR, f"error in the server: {type(error).__name__}")
-
-    async def _listen(self) -> None:
-        while not self._over.is_set():
-            try:
-                message = await self.socket.receive(timeout=self._patience())
-            except asyncio.TimeoutError:
-                if self._begun and time.monotonic() >= self._last_sound + self.policy.idle_s:
-                    self.end(POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
-                continue
-            if message.type is WSMsgType.BINARY:
-                await self._take(message.data)
-            elif message.type is WSMsgType.TEXT:
-                self.end(UNSUPPORTED_DATA, "text frames are no part of this protocol")
-            else:
-                self.end(self.socket.close_code or 1000, "")
-
-    def _patience(self) -> float | None:
-        """Seconds to wait for the next message."""
-        if not self._begun or not self.policy.idle_s:
-            return 1.0
-        return max(0.01, self._last_sound + self.policy.idle_s - time.monotonic())
-
-    async def _take(self, data: bytes) -> None:
-        kind = data[0] if data else PING
-        if kind == SOUND:
-            if self._begun:  # what was said before is not heard
-                await self._hear(data[1:])
-        elif kind == METADATA:
-            self._command(data[1:])
-        elif kind > PING:
-            self.end(UNSUPPORTED_DATA, f"messages of kind {kind} are no part of this protocol")
-
-    async def _hear(self, data: bytes) -> None:
-        length, more = 0.0, True
-        while more and not self._over.is_set():
-            frames, more = await self.front.codecs.decode(self.codec, data)
-            data = b""
-            if not len(frames):
-                continue
-            now = self._last_sound = time.monotonic()
-            length += len(frames) * STEP_S
-            if length > self.policy.message_s:
-                self.end(TOO_BIG, f"more than {self.policy.message_s:g} s of sound in one message")
-                return
-            ahead = self._pace.hear(frames.size, now)
-            self._room.clear()
-            if not self.front.engine.hear(self.person, list(frames), ahead):
-                await self._room.wait()
-                now = self._last_sound = time.monotonic()
-                self._pace.resume(now)
-
-    def _command(self, data: bytes) -> None:
-        try:
-            wish = json.loads(data)
-            if not isinstance(wish, dict) or not wish or wish.keys() - {"updates", "forget"}:
-                raise ValueError
-            if not all(isinstance(value, bool) for value in wish.values()):
-                raise ValueError
-        except (ValueError, RecursionError):
-            self.end(INVALID_DATA, 'a message of kind 4 is {"updates": true or false} or {"forget": true}')
-            return
-        if "updates" in wish:
-            self.front.engine.set_updates(self.person, wish["updates"])
-        if wish.get("forget"):
-            self.front.engine.forget(self.person)
-
-    async def _speak(self) -> None:
-        while True:
-            await self._filled.wait()
-            while self._outbox:
-                await self._say(self._outbox.popleft())
-            self._filled.clear()
-
-    async def _say(self, notice: Any) -> None:
-        send = self.socket.send_bytes
-        if isinstance(notice, Begin):
-            self._begun, self._last_sound = True, time.monotonic()
-            self._pace.resume(self._last_sound)
-            await send(bytes([HANDSHAKE]))
-        elif isinstance(notice, Answer):
-            if notice.pcm is None:
-                return
-            opus = await self.front.codecs.encode(self.codec, notice.pcm)
-            if opus:
-                await send(bytes([SOUND]) + opus)
-            if notice.text not in NO_TEXT:
-                await send(bytes([TEXT]) + self.front.text_of(notice.text).encode())
-        elif isinstance(notice, (Told, Place)) and self.person.metadata:
-            message = notice.message if isinstance(notice, Told) else {"type": "queue", "place": notice.place}
-            await send(bytes([METADATA]) + json.dumps(message).encode())

@@ -25,7 +25,7 @@ class Limits:
     Args:
         per_person: conversations of one name at a time; a memory has one writer, so more than one makes no sense.
         per_address: conversations of one address at a time.
-        tickets_per_minute: that one address may ask for, with a right token or a wrong one.
+        tickets_per_minute: that one address may ask for, with a right token or a wrong one, and one person.
         trusted_proxies: how many proxies of one's own stand before the server, each adding to `X-Forwarded-For`; 0:
             that header is passed over, as anybody can send it.
         clock: seconds, that never jump.
@@ -96,7 +96,7 @@ class Limits:
                     del counter[key]
 
     def ask_for_ticket(self, address: str) -> int:
-        """0 when `address` may have one now, which counts; else seconds to wait."""
+        """0 when `address`, or any other key, may have one now, which counts; else seconds to wait."""
         now, rate = self._clock(), self.tickets_per_minute / 60
         left, then = self._asked.pop(address, (float(self.tickets_per_minute), now))
         left = min(left + (now - then) * rate, float(self.tickets_per_minute))

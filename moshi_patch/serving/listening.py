@@ -1,7 +1,9 @@
-"""Where a server may listen."""
+"""Where a server may listen, and with which certificate."""
 
 import ipaddress
 import socket
+import ssl
+from pathlib import Path
 
 
 def open_host_problem(host: str, has_tokens: bool) -> str | None:
@@ -19,3 +21,24 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError, ValueError):
         return False
     return bool(addresses) and all(address.is_loopback for address in addresses)
+
+
+def ssl_context(folder: str | None) -> ssl.SSLContext | None:
+    """Of `cert.pem` and `key.pem` in a folder, as `--ssl` of the stock server takes it; None without one.
+
+    Raises:
+        ValueError: in one line that names the folder.
+    """
+    if folder is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+
+    def no_password() -> str:  # else openssl would ask for one on the terminal
+        raise ValueError("the key has a password")
+
+    try:
+        context.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem", no_password)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ValueError(f"--ssl {folder}: its cert.pem and key.pem cannot be used ({reason})") from error
+    return context

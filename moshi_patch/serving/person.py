@@ -81,12 +81,13 @@ class Pace:
 
 @dataclass(eq=False)
 class Person:
-    """One person, from the first message to the last. All but three fields belong to the engine, and its lock.
+    """One person, from the first message to the last. All but four fields belong to the engine, and its lock.
 
     Attributes:
         sampling: how their row draws.
         name: under which their memory is kept; None: it is not.
         metadata: whether they asked for messages about themselves.
+        guest: whether they talk without a memory when somebody of their name talks already.
         born, since, written, told: when they came, have been in this stage, had their memory written, and were told of
             it; of a clock that is never set.
         place: in the queue, as they were told.
@@ -103,6 +104,7 @@ class Person:
     sampling: Sampling
     name: str | None = None
     metadata: bool = False
+    guest: bool = False
     born: float = field(default_factory=time.monotonic)
     stage: Stage = Stage.WAITING
     row: int | None = None

@@ -107,7 +107,11 @@ class Places:
 
     def _turn_away(self, now: float) -> None:
         for person in [person for person in self.waiting if self._talks_already(person)]:
-            if now >= person.born + self.policy.name_s:
+            if now < person.born + self.policy.name_s:
+                continue
+            if person.guest:
+                person.name = None
+            else:
                 self.waiting.remove(person)
                 self._end(person, POLICY_VIOLATION, "you are talking here already, in another window")
         for person in [person for person in self.people if person.stage is Stage.READING]:

@@ -1,8 +1,8 @@
 """The program behind `python -m moshi_patch.server`: loads the model, and serves it until it is told to stop."""
 
 import argparse
-import ssl
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +18,22 @@ from .access import Access, parse_origin
 from .codec import Codecs
 from .drain import Drain
 from .front import CHAT_PATH, Front
+from .limits import Limits
+from .listening import open_host_problem, ssl_context
 from .operators import add_operator_routes
 from .policy import Policy
+from .remember import Memories
 from .rows import Rows
 from .stock_server import address_problem, show_log
+from .store import MemoryStore
+from .store_types import StoreError
 from .tick import Engine
-from .tickets import TICKET_PATH
+from .tickets import TICKET_PATH, Tickets, add_ticket_routes
 from .web_page import add_page
+from .writer import Writer
+
+PER_PERSON = 2
+"""Conversations of one name: the second one waits until the first is over, as when a page is reloaded."""
 
 DRAIN_S = 60.0
 DRAIN = web.AppKey("drain", Drain)
@@ -51,20 +60,28 @@ def serve(options: argparse.Namespace, prog: str) -> None:
         ServerError: why it cannot.
     """
     show_log()
-    problem = address_problem(options.host, options.port)
+    problem = open_host_problem(options.host, bool(options.token_file)) or address_problem(options.host, options.port)
     if problem:
         raise ServerError(problem)
     for origin in options.allow_origin:
         if parse_origin(origin) is None:
             raise ServerError(f"--allow-origin {origin}: must be an origin such as https://example.org, without a path")
-    context = ssl_context(options.ssl) if options.ssl else None
+    with ending_in_one_line():
+        context = ssl_context(options.ssl)
     app = load_app(options, prog)
     app[DRAIN].listen(app)
     print(f"Serving {options.rows} rows at http{'s' * bool(context)}://{options.host}:{options.port}", flush=True)
-    try:
+    with ending_in_one_line(f"--host {options.host} --port {options.port}: "):
         web.run_app(app, host=options.host, port=options.port, ssl_context=context, print=None, access_log=None)
-    except OSError as error:
-        raise ServerError(f"--host {options.host} --port {options.port}: {in_one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def ending_in_one_line(prefix: str = "") -> Iterator[None]:
+    """What the system, a file or the store refuses inside is a :class:`ServerError` with its reason."""
+    try:
+        yield
+    except (OSError, ValueError, StoreError) as error:
+        raise ServerError(f"{prefix}{error}") from error
 
 
 def load_app(options: argparse.Namespace, prog: str) -> web.Application:
@@ -73,27 +90,48 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     Raises:
         ServerError: why it cannot be.
     """
+    with ending_in_one_line("--token-file "):
+        tickets = Tickets(options.token_file) if options.token_file else None
     install()
     model = load_model(options, prog)
+    memories = None
+    if options.memory_dir:
+        with ending_in_one_line("--memory-dir "):
+            store = MemoryStore(options.memory_dir, model.lm, options.memory_key_file, options.memory_dtype)
+        memories = Memories(Writer(store))
     conditions = get_condition_tensors(model.info.model_type, model.lm, options.rows, options.cfg_coef)
     rows = Rows(model.mimi, model.lm, options.rows, conditions, options.cfg_coef)
-    engine = Engine(rows, Policy(queue=options.queue, idle_s=options.idle_timeout))
+    policy = Policy(queue=options.queue, idle_s=options.idle_timeout, write_s=60 * options.memory_every)
+    per_address = options.per_address or (8 if tickets else options.rows + options.queue)
+    limits = Limits(PER_PERSON, per_address, trusted_proxies=options.trusted_proxies)
     access = Access(options.host, options.allow_origin)
-    return make_app(engine, text_of(model.tokenizer), access, drain_s=options.drain_timeout)
+    engine = Engine(rows, policy, memories)
+    return make_app(engine, text_of(model.tokenizer), access, tickets, limits, options.drain_timeout)
 
 
-def make_app(engine: Engine, text_of: Any, access: Access | None = None, drain_s: float = DRAIN_S) -> web.Application:
+def make_app(
+    engine: Engine,
+    text_of: Callable[[int], str],
+    access: Access | None = None,
+    tickets: Tickets | None = None,
+    limits: Limits | None = None,
+    drain_s: float = DRAIN_S,
+) -> web.Application:
     """An application that serves `engine`, which begins and ends with it, the page, and what operators look at.
 
     Args:
         text_of: the text of a token.
-        access: which pages may use it.
+        access: which pages may use it; None: all.
+        tickets: of people who have names; None: nobody has one, and all memory is one person's.
+        limits: how much one person or address may have; None: everything.
         drain_s: seconds that those who talk may go on when the server is to end.
     """
     app = web.Application()
     if access:
         access.attach(app)
-    front = Front(engine, Codecs(engine.rows.count), text_of)
+    if tickets:
+        add_ticket_routes(app, tickets, limits)
+    front = Front(engine, Codecs(engine.rows.count), text_of, tickets, limits)
     front.attach(app)
     app[DRAIN] = Drain(front, drain_s, (CHAT_PATH, TICKET_PATH))
     app[DRAIN].attach(app)
@@ -134,17 +172,3 @@ def load_model(options: argparse.Namespace, prog: str) -> Model:
 def text_of(tokenizer: Any) -> Any:
     """From a token to its text, as moshi's server has it."""
     return lambda token: tokenizer.id_to_piece(token).replace("▁", " ")
-
-
-def ssl_context(folder: str) -> ssl.SSLContext:
-    """For the cert.pem and key.pem of a folder.
-
-    Raises:
-        ServerError: when they cannot be used.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem")
-    except (OSError, ssl.SSLError) as error:
-        raise ServerError(f"--ssl {folder}: its cert.pem and key.pem cannot be used ({in_one_line(error)})") from error
-    return context

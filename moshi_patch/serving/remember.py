@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from .store_types import Lost, StoreError
+from .writer import Writer
+
 logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
@@ -26,12 +29,12 @@ class Memories:
     A person has one row at a time here; that no other server has them is for the store to see.
 
     Args:
-        writer: of :mod:`.writer`, or what has its `submit`, `read`, `forget`, `oldest_s` and `close`.
+        writer: to the store.
         lost: called, by any thread, with the name of somebody whom another server has written: what they learn here has
             no place any more.
     """
 
-    def __init__(self, writer: Any, lost: Callable[[str], None] = lambda person: None):
+    def __init__(self, writer: Writer, lost: Callable[[str], None] = lambda person: None):
         self.writer, self.lost = writer, lost
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[tuple[str, Tensors, Any] | None] = queue.SimpleQueue()
@@ -43,6 +46,12 @@ class Memories:
         self._last_write = time.monotonic()
         self._thread = threading.Thread(target=self._hand_over, name="memories", daemon=True)
         self._thread.start()
+
+    def busy(self, person: str) -> bool:
+        """Whether something of this person still is to be written or forgotten."""
+        with self._changed:
+            mine = self._on_the_way[person] or self._forgetting[person]
+        return bool(mine) or self.writer.pending(person)
 
     def oldest_s(self) -> float:
         """Seconds that the memory has waited to be written that has waited longest; 0 when none waits."""
@@ -125,15 +134,13 @@ class Memories:
             generation = self._generations.get(person, 0)
         self.writer.submit(person, memory, generation, done=partial(self._written, person))
 
-    def _written(self, person: str, result: Any) -> None:
-        if isinstance(result, int):
-            with self._changed:
-                self._generations[person], self._last_write = result, time.monotonic()
-        elif type(result).__name__ == "Lost":
-            with self._changed:
-                forgotten = self._forgetting[person]
-            if not forgotten:
-                self.lost(person)
+    def _written(self, person: str, generation: int | None, error: StoreError | None) -> None:
+        with self._changed:
+            forgotten = self._forgetting[person]
+            if generation is not None:
+                self._generations[person], self._last_write = generation, time.monotonic()
+        if isinstance(error, Lost) and not forgotten:
+            self.lost(person)
 
     def forget(self, person: str) -> None:
         """Has all removed that is kept of a person, and all that was to be written. What comes later is kept anew."""

@@ -209,7 +209,7 @@ class RemoteFiles:
         before()
         local = _CREATING if self.system.protocol == "memory" else contextlib.nullcontext()
         with local:  # in memory it looks first, and then creates
-            self.system.pipe_file(self._path(folder, generation), bytes(content), mode="create")
+            self.system.pipe_file(self._path(folder, generation), content, mode="create")
 
     def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
         """As :meth:`LocalFiles.open`."""

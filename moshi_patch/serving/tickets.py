@@ -66,18 +66,23 @@ class Tickets:
         self._looked = clock()
         self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()  # by digest, the oldest first
 
-    def issue(self, token: str) -> str | None:
-        """A ticket for whoever has `token`; None when nobody does."""
+    def name_of(self, token: str) -> str | None:
+        """Whose token it is; None when it is nobody's."""
         self._look()
         mine, name = _digest(token), None
         for digest, whose in self._tokens.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(digest, mine):
                 name = whose
+        return name
+
+    def issue(self, token: str) -> str | None:
+        """A ticket for whoever has `token`; None when nobody does."""
+        name = self.name_of(token)
         if name is None:
             return None
         self._drop_old(name)
         ticket = secrets.token_urlsafe(32)
-        self._tickets[_digest(ticket)] = _Ticket(name, mine, self._clock() + self.seconds)
+        self._tickets[_digest(ticket)] = _Ticket(name, _digest(token), self._clock() + self.seconds)
         return ticket
 
     def redeem(self, ticket: str) -> str | None:
@@ -163,17 +168,21 @@ def _name_and_token(line: str) -> tuple[str, str]:
 def add_ticket_routes(app: web.Application, tickets: Tickets, limits: Limits | None = None) -> None:
     """Has `app` answer `POST /api/ticket` with `Authorization: Bearer TOKEN`: `{"ticket": ..., "expires_in": 30}`.
 
-    401 without a token that is known, 429 for an address that asks too often. Put :class:`.access.Access` before it.
+    401 without a token that is known, 429 for an address or a person who asks too often. Put :class:`.access.Access`
+    before it.
     """
 
     async def issue(request: web.Request) -> web.Response:
         if limits is not None and (wait := limits.ask_for_ticket(limits.address(request))):
             return _refusal(429, "too many tickets asked for", {"Retry-After": str(wait)})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        ticket = tickets.issue(token.strip()) if scheme.lower() == "bearer" and len(token) <= LONGEST_TOKEN else None
-        if ticket is None:
+        token = token.strip() if scheme.lower() == "bearer" and len(token) <= LONGEST_TOKEN else ""
+        name = tickets.name_of(token)
+        if name is None:
             return _refusal(401, "no known token in Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-        answer = {"ticket": ticket, "expires_in": tickets.seconds}
+        if limits is not None and (wait := limits.ask_for_ticket(f"person {name}")):
+            return _refusal(429, "too many tickets asked for", {"Retry-After": str(wait)})
+        answer = {"ticket": tickets.issue(token), "expires_in": tickets.seconds}
         return web.json_response(answer, headers={"Cache-Control": "no-store"})
 
     async def may_ask(request: web.Request) -> web.Response:

@@ -33,9 +33,13 @@ class Server:
     """
 
     engine: Engine
-    front: Front
+    app: web.Application
     session: aiohttp.ClientSession
     url: str
+
+    @property
+    def front(self) -> Front:
+        return self.app[FRONT]
 
     @contextlib.asynccontextmanager
     async def connect(self, query: str = "") -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
@@ -110,7 +114,7 @@ async def serve(
     host, port = runner.addresses[0]
     try:
         async with aiohttp.ClientSession() as session:
-            yield Server(engine, app[FRONT], session, f"http://{host}:{port}{CHAT_PATH}")
+            yield Server(engine, app, session, f"http://{host}:{port}{CHAT_PATH}")
     finally:
         await runner.cleanup()
 

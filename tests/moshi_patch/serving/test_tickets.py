@@ -209,6 +209,13 @@ def test_an_address_that_guesses_tokens_is_slowed_down(token_file, clock):
     assert len(limits._asked) == MOST_ADDRESSES
 
 
+def test_a_token_that_is_used_from_everywhere_is_slowed_down_too(token_file, clock):
+    limits = Limits(tickets_per_minute=3, trusted_proxies=1, clock=clock)
+    token = {"Authorization": f"Bearer {ANNA}"}
+    asked = [("POST", token | {"X-Forwarded-For": f"10.0.0.{number}"}) for number in range(5)]
+    assert [status for status, _, _ in ask(app_with(Tickets(token_file), limits), *asked)] == 3 * [200] + 2 * [429]
+
+
 def test_a_person_and_an_address_have_so_many_conversations_at_a_time():
     limits = Limits(per_person=1, per_address=2)
     with limits.conversation("anna", "10.0.0.1"):
