@@ -61,8 +61,8 @@ def _memory(config: dict[str, Any]) -> str:
         return ""
     if config.get("ttt_kind") == "mlp":
         return (
-            " In front of the MLP of some of its layers, a small MLP for each head keeps learning from the conversation "
-            "while it runs, and forgets at its end ([TTT-MLP](https://arxiv.org/abs/2407.04620))."
+            " In front of the MLP of some of its layers, a small MLP for each head keeps learning from the "
+            "conversation while it runs, and forgets at its end ([TTT-MLP](https://arxiv.org/abs/2407.04620))."
         )
     return (
         " The down projections of some of its layers keep learning from the conversation while it runs, and forget at "

@@ -147,8 +147,8 @@ def _check_ttt_layers(info: CheckpointInfo, ttt: TTTConfig) -> None:
     for key in found:
         if ttt.enabled and key.kind != ttt.kind:
             raise ConfigError(
-                f"ttt.kind={ttt.kind!r}: the base model {path} has TTT weights of the kind {key.kind!r}; set it to that, "
-                "or use a base model without TTT."
+                f"ttt.kind={ttt.kind!r}: the base model {path} has TTT weights of the kind {key.kind!r}; set it to "
+                "that, or use a base model without TTT."
             )
     there = sorted({key.layer for key in found})
     here = _ttt_layers(info, ttt)

@@ -59,8 +59,8 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     start_targets(model, args.ttt.init_target)
     if ctx.rank == 0 and not trains_ttt(args) and (idle := new_targets(model)):
         logger.warning(
-            "training_mode=%r: the new weights of %d TTT layers were never trained and do not train, so their updates do "
-            "nothing; begin from trained ones with init_from.",
+            "training_mode=%r: the new weights of %d TTT layers were never trained and do not train, so their updates "
+            "do nothing; begin from trained ones with init_from.",
             args.training_mode,
             idle,
         )

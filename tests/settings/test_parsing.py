@@ -1,6 +1,5 @@
 """The training settings: moshi-finetune's YAML loads as it is, and nothing wrong gets as far as loading a model."""
 
-import dataclasses
 import json
 
 import pytest

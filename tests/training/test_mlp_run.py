@@ -96,7 +96,7 @@ def test_a_resumed_run_goes_on_and_another_kind_does_not(run, stock_repo, tmp_pa
     settings = settings_for(stock_repo, tmp_path / "other", ttt=MLP, init_from=str(last(run)), max_steps=2)
     train(from_dict(settings))
     settings = settings_for(stock_repo, tmp_path / "third", init_from=str(last(run)), max_steps=2)
-    with pytest.raises(ConfigError, match="init_from.*does not fit"):
+    with pytest.raises(ConfigError, match=r"init_from.*does not fit"):
         train(from_dict(settings))
     moshi_patch.uninstall()
     assert torch.is_grad_enabled()
