@@ -1,4 +1,4 @@
-"""Loading a checkpoint into a model with TTT: the weights of all memories are there or none, and none of another kind."""
+"""Loading a checkpoint into a model with TTT: the weights of all its memories are there or none, and of no other kind."""
 
 import re
 from typing import NamedTuple

@@ -1,8 +1,7 @@
 """The kinds of memory, a folder each, with one class of `TTTMemory` each. What stands here holds for all."""
 
 from .in_place import TTTGating
-from .memory import TTTMemory
 from .mlp import TTTMLP
 
-CLASSES: dict[str, type[TTTMemory]] = {"in_place": TTTGating, "mlp": TTTMLP}
+CLASSES = {"in_place": TTTGating, "mlp": TTTMLP}
 """By `ttt_kind`."""
