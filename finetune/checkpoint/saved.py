@@ -26,7 +26,7 @@ from .training_file import read_training, settings_of_training
 from .ttt_settings import ttt_of_training
 from .weights import ttt_tensors
 
-NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
+NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing", "ttt_scan_checkpoint_group_size"})
 """Keys of config.json that say nothing about the weights: they may differ between training and serving."""
 
 logger = logging.getLogger(__name__)

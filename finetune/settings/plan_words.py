@@ -15,10 +15,9 @@ from .schema import TrainArgs, TTTArgs
 
 RENAMED = {"ttt.enable": "ttt.enabled", "lora.enabled": "lora.enable"}
 PERSISTENT = "ttt.persistent_states"
-OF_MLP = ("base_lr", "mini_batch_size", "initial_gating_alpha", "scan_checkpoint_group_size")
-"""Settings that TTT-MLP alone has."""
+KIND_OF = {field.name: field.metadata.get("kind") for field in dataclasses.fields(TTTArgs)}
+"""By the name of a setting of TTT, the kind of memory that alone has it; None: every kind."""
 
-OF_BOTH = ("enabled", "kind", "layers", "optim_lr", "text_emb_lr", "first_steps", "stock_lr", "as_control")
 SECTIONS = tuple(name for name, hint in typing.get_type_hints(TrainArgs).items() if dataclasses.is_dataclass(hint))
 
 
@@ -57,10 +56,10 @@ def with_kind_settled(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     """
     ttt = content.get("ttt")
     given = [name for name in ttt if ttt[name] is not None] if isinstance(ttt, Mapping) else []
-    mlp = [name for name in given if name in OF_MLP]
+    mlp = [name for name in given if KIND_OF.get(name) == "mlp"]
     if not mlp or "kind" in given:
         return dict(content), []
-    other = [name for name in given if name in _names() and name not in (*OF_MLP, *OF_BOTH)]
+    other = [name for name in given if KIND_OF.get(name) == "in_place"]
     if other:
         raise ConfigError(
             f"ttt.{mlp[0]}={shown(ttt[mlp[0]])}: belongs to TTT-MLP (ttt.kind: mlp), and ttt.{other[0]}="
@@ -70,17 +69,13 @@ def with_kind_settled(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     return merge(content, {"ttt.kind": "mlp"}), [f"ttt.kind=mlp: taken from {said}, which TTT-MLP alone has."]
 
 
-def _names() -> list[str]:
-    return [field.name for field in dataclasses.fields(TTTArgs)]
-
-
 def _place(key: str) -> str | None:
     """The dotted name of a setting that stands flat in a file; None for any other key."""
     section, dot, name = key.partition(".")
     if dot:
         return key if section in SECTIONS and name else None
     name = key.removeprefix("ttt_")
-    known = {*_names(), *OF_MLP, "enable", PERSISTENT.partition(".")[2]}
+    known = {*KIND_OF, "enable", PERSISTENT.partition(".")[2]}
     return f"ttt.{name}" if name != key and name in known else None
 
 
