@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import moshi_patch
+from finetune.checkpoint.saved import load_model, model_paths, open_checkpoint
 from finetune.common.errors import ConfigError
 from finetune.settings.record import from_dict
 from finetune.settings.validation import unusual_settings, validate
@@ -82,6 +83,23 @@ def test_lora_and_ttt_move_both(stock_repo, tmp_path, moved):
     on_w_down = {name for name in adapters if any(name.startswith(one.removesuffix("weight")) for one in W_DOWN)}
     assert found == GENERATORS | w_down | (adapters - on_w_down)
     assert len(on_w_down) == 4
+
+
+def test_a_file_of_the_plans_trains_ttt_mlp_alone_and_goes_on_from_what_it_saved(stock_repo, tmp_path, moved):
+    plan = {"enable": True, "layers": "1,3", "base_lr": 1.0, "mini_batch_size": 8, "initial_gating_alpha": 0.1}
+    settings = settings_of_mode(stock_repo, tmp_path / "run", "ttt", ttt=plan | {"persistent_states": True})
+    found, every = moved(settings)
+    new = {name for name in every if name.startswith(("transformer.layers.1.ttt.", "transformer.layers.3.ttt."))}
+    assert len(new) == 38
+    assert found == new
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint_000003" / "consolidated"
+    assert load_file(folder / "ttt.safetensors").keys() == new
+    saved = open_checkpoint(folder)
+    assert saved.config["ttt_kind"] == "mlp"
+    assert saved.config["ttt_base_lr"] == 1.0
+    load_model(saved, model_paths(saved), torch.device("cpu"), torch.float32)
+    train(from_dict(settings | {"max_steps": 4, "checkpoint": {"resume": True}}))
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_frozen_moves_nothing_measures_everything_and_saves_nothing(stock_repo, tmp_path, moved, caplog):
