@@ -1,4 +1,4 @@
-"""In-Place Test-Time Training (arXiv 2604.06169) for Kyutai's Moshi.
+"""Test-Time Training for Kyutai's Moshi: In-Place TTT (arXiv 2604.06169), and TTT-MLP (arXiv 2407.04620) beside it.
 
 `install()`, then `LMModel(ttt_enabled=True, ...)`, or any checkpoint whose config says so.
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .json_object import parse_json, parse_object, read_object
     from .kinds.in_place import TARGET_KEYS, TTTGating, one_pass_delta_norm
     from .kinds.memory import TTTMemory
+    from .kinds.mlp import TTTMLP
+    from .loading import memory_key, target_key
     from .locks import FileLock
     from .memory import fingerprint, load_memory, save_memory
     from .model import (
         finite_rows,
         stock_name,
-        target_key,
+        ttt_bypassed,
         ttt_gatings,
         ttt_memories,
         ttt_parameters,
@@ -46,13 +48,15 @@ _MODULES = {
     "cpu": ("fit_threads", "without_compiling"),
     "kinds.in_place": ("TARGET_KEYS", "TTTGating", "one_pass_delta_norm"),
     "kinds.memory": ("TTTMemory",),
+    "kinds.mlp": ("TTTMLP",),
+    "loading": ("memory_key", "target_key"),
     "locks": ("FileLock",),
     "memory": ("fingerprint", "load_memory", "save_memory"),
     "json_object": ("parse_json", "parse_object", "read_object"),
     "model": (
         "finite_rows",
         "stock_name",
-        "target_key",
+        "ttt_bypassed",
         "ttt_gatings",
         "ttt_memories",
         "ttt_parameters",
@@ -74,6 +78,7 @@ __all__ = [
     "LORA_KEYS",
     "NOT_ARGUMENTS",
     "TARGET_KEYS",
+    "TTTMLP",
     "FileLock",
     "RepositoryError",
     "TTTConfig",
@@ -88,6 +93,7 @@ __all__ = [
     "load_checkpoint_info",
     "load_memory",
     "load_text_tokenizer",
+    "memory_key",
     "named_file",
     "one_pass_delta_norm",
     "parse_json",
@@ -97,6 +103,7 @@ __all__ = [
     "save_memory",
     "stock_name",
     "target_key",
+    "ttt_bypassed",
     "ttt_gatings",
     "ttt_memories",
     "ttt_parameters",

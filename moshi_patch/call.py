@@ -1,8 +1,8 @@
-"""Passes along with each layer call what its TTT gating needs: x0, the input of the stack, and who makes no update.
+"""Passes along with each layer call what its memory needs: x0, the input of the stack, and which switches are off.
 
 Arguments survive what a remembered value would not: activation checkpointing calls a layer again in backward, two
-forwards may precede one backward, and FSDP wraps the layers and casts what they are given. Stock `_ff_block` passes its
-gating nothing but x, so between a layer's own call and its gating the arguments stand in a context variable.
+forwards may precede one backward, and FSDP wraps the layers and casts what they are given. Stock `_ff_block` passes on
+nothing but x, so between a layer's own call and its memory the arguments stand in a context variable.
 """
 
 from contextvars import ContextVar
@@ -18,11 +18,13 @@ class LayerCall(NamedTuple):
 
     Attributes:
         x0: `[B, T, D]`, the input of the transformer stack; None if no target is made of it.
-        muted: ids of the gatings that make no update in this call.
+        muted: ids of the memories that make no update in this call.
+        bypassed: ids of those that nothing is read from.
     """
 
     x0: torch.Tensor | None
     muted: frozenset[int]
+    bypassed: frozenset[int] = frozenset()
 
 
 current_call: ContextVar[LayerCall | None] = ContextVar("current_call", default=None)
@@ -30,21 +32,23 @@ current_call: ContextVar[LayerCall | None] = ContextVar("current_call", default=
 
 
 class _AddArguments:
-    """Forward pre-hook of a transformer: hands each of its layers the arguments `ttt_x0` and `ttt_muted`."""
+    """Forward pre-hook of a transformer: hands each of its layers `ttt_x0`, `ttt_muted` and `ttt_bypassed`."""
 
-    def __init__(self, gatings: list[nn.Module], with_x0: bool):
-        self.gatings = gatings
+    def __init__(self, memories: list[nn.Module], with_x0: bool):
+        self.memories = memories
         self.with_x0 = with_x0
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         x0 = (args[0] if args else kwargs["x"]) if self.with_x0 else None
-        muted = frozenset(id(gating) for gating in self.gatings if not gating.updates_enabled)
-        return args, {**kwargs, "ttt_x0": x0, "ttt_muted": muted}
+        muted = frozenset(id(memory) for memory in self.memories if not memory.updates_enabled)
+        bypassed = frozenset(id(memory) for memory in self.memories if memory.bypassed)
+        return args, {**kwargs, "ttt_x0": x0, "ttt_muted": muted, "ttt_bypassed": bypassed}
 
 
 def _bind(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     kwargs = dict(kwargs)
-    current_call.set(LayerCall(kwargs.pop("ttt_x0", None), kwargs.pop("ttt_muted", frozenset())))
+    given = {name: kwargs.pop(f"ttt_{name}") for name in LayerCall._fields if f"ttt_{name}" in kwargs}
+    current_call.set(LayerCall(**({"x0": None, "muted": frozenset()} | given)))
     return args, kwargs
 
 
@@ -58,18 +62,18 @@ class _NoteFinite:
     Whatever is not finite anywhere in a row reaches the stack's output in the same step, through the residual stream.
     """
 
-    def __init__(self, gating: nn.Module):
-        self.gating = gating
+    def __init__(self, memory: nn.Module):
+        self.memory = memory
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        if self.gating.is_streaming:
-            self.gating._streaming_state.note_finite(output)
+        if self.memory.is_streaming:
+            self.memory._streaming_state.note_finite(output)
 
 
-def pass_arguments(transformer: StreamingTransformer, gatings: list[nn.Module], with_x0: bool) -> None:
-    """Let every call of `transformer` tell its layers, whatever their class, what `gatings` need to know."""
-    transformer.register_forward_pre_hook(_AddArguments(gatings, with_x0), with_kwargs=True)
-    transformer.register_forward_hook(_NoteFinite(gatings[-1]))
+def pass_arguments(transformer: StreamingTransformer, memories: list[nn.Module], with_x0: bool) -> None:
+    """Let every call of `transformer` tell its layers, whatever their class, what `memories` need to know."""
+    transformer.register_forward_pre_hook(_AddArguments(memories, with_x0), with_kwargs=True)
+    transformer.register_forward_hook(_NoteFinite(memories[-1]))
     for layer in transformer.layers:
         layer.register_forward_pre_hook(_bind, with_kwargs=True)
         layer.register_forward_hook(_unbind, always_call=True)

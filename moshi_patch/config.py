@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 PREFIX = "ttt_"
+KINDS = ("in_place", "mlp")
 TARGETS = ("token_embeddings", "hidden_states")
 UPDATES = ("hebbian", "residual")
 RESIDUAL_LEAST = 1e-12
@@ -24,77 +25,117 @@ def _is_number(value: Any) -> bool:
     return abs(value) <= sys.float_info.max and not math.isnan(value)
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
+def _field(default: Any, allowed: str, holds: Callable[[Any], bool], kind: str | None) -> Any:
+    """A field with what it may be, in words and as a function, and the kind that alone has it; None: every kind."""
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds, "kind": kind})
 
 
-def _field(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
-    """A field with what it may be, in words and as a function."""
-    return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds})
+def _flag(default: bool, kind: str | None = None) -> Any:
+    return _field(default, "True or False", lambda value: isinstance(value, bool), kind)
 
 
-def _one_of(choices: tuple[str, ...]) -> Any:
+def _one_of(choices: tuple[str, ...], kind: str | None = None) -> Any:
     """A field whose default is the first of `choices`."""
-    return _field(choices[0], " or ".join(map(repr, choices)), lambda value: value in choices)
+    return _field(choices[0], " or ".join(map(repr, choices)), lambda value: value in choices, kind)
 
 
-def _whole(default: int, least: int, most: int) -> Any:
-    return _field(
-        default, f"a whole number from {least} to {most}", lambda value: _is_int(value) and least <= value <= most
-    )
+def _whole(default: int, least: int, most: int, kind: str) -> Any:
+    def holds(value: Any) -> bool:
+        return _is_int(value) and least <= value <= most
+
+    return _field(default, f"a whole number from {least} to {most}", holds, kind)
 
 
-def _positive(default: float | None, most: float) -> Any:
+def _positive(default: float | None, most: float, kind: str) -> Any:
     def holds(value: Any) -> bool:
         return (value is None and default is None) or (_is_number(value) and 0 < value <= most)
 
-    return _field(default, f"a positive number, at most {most:g}", holds)
+    return _field(default, f"a positive number, at most {most:g}", holds, kind)
+
+
+def _at_most(default: float, size: float, kind: str) -> Any:
+    def holds(value: Any) -> bool:
+        return _is_number(value) and abs(value) <= size
+
+    return _field(default, f"a number from {-size:g} to {size:g}", holds, kind)
 
 
 @dataclass(frozen=True)
 class TTTConfig:
-    """Settings of In-Place Test-Time Training. `ttt_chunk_size=64` as a keyword of `LMModel` is `chunk_size=64` here.
+    """Settings of Test-Time Training. `ttt_chunk_size=64` as a keyword of `LMModel` is `chunk_size=64` here.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
 
-    enabled: bool = _field(False, "True or False", _is_flag)
+    enabled: bool = _flag(False)
     """learn from the stream while it runs; off: the stock model"""
-    layer_frequency: int = _whole(6, 1, 10_000)
+    kind: str = _one_of(KINDS)
+    """what learns: in_place, the down projection of a gated MLP, or mlp, an MLP per head in front of the stock MLP"""
+    layer_frequency: int = _whole(6, 1, 10_000, "in_place")
     """every so many layers one has TTT: 5, 11, 17, 23, 29 of 32"""
-    start_layer: int = _whole(5, 0, 10_000)
+    start_layer: int = _whole(5, 0, 10_000, "in_place")
     """the first layer with TTT, counted from 0"""
     layers: list[int] | str | None = None
     """overrides the two: a list of layers, "1,5,10", "all", or "middle" (n//4 up to, not including, 3n//4 of n)"""
-    chunk_size: int = _whole(256, 1, 1_000_000)
+    chunk_size: int = _whole(256, 1, 1_000_000, "in_place")
     """C, steps of 80 ms between two updates; keep it well below the attention's context"""
-    learning_rate: float = _positive(1e-3, 1e6)
+    learning_rate: float = _positive(1e-3, 1e6, "in_place")
     """η, of the fast weights, not of the optimizer; an update sums over a chunk: halve it for twice the chunk"""
-    conv_kernel_size: int = _whole(2, 1, 1024)
+    conv_kernel_size: int = _whole(2, 1, 1024, "in_place")
     """K, steps that a target is made from: this one and the next K - 1"""
-    conv_depthwise: bool = _field(True, "True or False", _is_flag)
+    conv_depthwise: bool = _flag(True, "in_place")
     """one filter per channel; off: a full D x D x K convolution"""
-    target: str = _one_of(TARGETS)
+    target: str = _one_of(TARGETS, "in_place")
     """what targets are made from: token_embeddings, the input of the transformer, or hidden_states, the MLP's own"""
-    delta_clip: float | None = _positive(None, 1e9)
+    delta_clip: float | None = _positive(None, 1e9, "in_place")
     """largest Frobenius norm of one chunk's update, η and g included; null: no clip; not for the residual update"""
-    decay: float = _field(1.0, "a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
+    decay: float = _field(1.0, "a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1, "in_place")
     """γ, factor of what was learnt before each update; 1: nothing is forgotten"""
-    update: str = _one_of(UPDATES)
+    update: str = _one_of(UPDATES, "in_place")
     """hebbian, the paper's sum over a chunk, or residual, which writes only what is not answered yet"""
-    target_gain: float = _positive(1.0, 1e6)
+    target_gain: float = _positive(1.0, 1e6, "in_place")
     """g, factor of the targets"""
+    base_lr: float = _positive(1.0, 1e6, "mlp")
+    """kind mlp: the fast weights' learning rate, which each head scales by what it hears; not the optimizer's"""
+    mini_batch_size: int = _whole(16, 1, 1_000_000, "mlp")
+    """kind mlp: C, steps whose gradients are taken at the same weights; each reads its own update"""
+    initial_gating_alpha: float = _at_most(0.0, 1000, "mlp")
+    """kind mlp: where the gate tanh(alpha) of new layers begins; 0: exactly the base model"""
+    scan_checkpoint_group_size: int = _whole(8, 0, 1_000_000, "mlp")
+    """kind mlp: mini-batches that a backward pass computes again at a time, to need less memory; 0: none is"""
 
     def __post_init__(self):
+        self._require_kind(field.name for field in dataclasses.fields(TTTConfig) if not self._has_default(field))
         for field in (field for field in dataclasses.fields(TTTConfig) if field.metadata):
             allowed = field.metadata["allowed"] + ", or None" * (field.default is None)
             self._require(field.name, field.metadata["holds"](getattr(self, field.name)), allowed)
         if self.update == "residual":
             self._require_residual()
         self._parse_layers()
+        if self.layers is None and self.kind == "mlp":
+            object.__setattr__(self, "layers", "middle")
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", list(self.layers))  # not the caller's own, who may change it
+
+    def _has_default(self, field: dataclasses.Field) -> bool:
+        value = getattr(self, field.name)
+        return type(value) is type(field.default) and value == field.default
+
+    def _require_kind(self, given: Iterable[str]) -> None:
+        """That what was given belongs to this kind: a setting of the other would change nothing."""
+        self._require("kind", self.kind in KINDS, " or ".join(map(repr, KINDS)))
+        mine = self.names()
+        for name in given:
+            if name not in mine:
+                raise ValueError(
+                    f'{PREFIX}{name}={getattr(self, name)!r}: not with {PREFIX}kind="{self.kind}", which takes '
+                    f"{', '.join(PREFIX + known for known in mine)}."
+                )
+
+    def names(self) -> list[str]:
+        """The settings that this kind has."""
+        return [f.name for f in dataclasses.fields(TTTConfig) if f.metadata.get("kind") in (None, self.kind)]
 
     def _require_residual(self) -> None:
         self._require(
@@ -146,15 +187,22 @@ class TTTConfig:
         """From `{"ttt_enabled": True, ...}`; every key must carry the prefix.
 
         Raises:
-            ValueError: for an unknown key or a bad value.
+            ValueError: for an unknown key, a key of the other kind, or a bad value.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for key, value in kwargs.items():
             if key.removeprefix(PREFIX) not in names or not key.startswith(PREFIX):
                 allowed = ", ".join(PREFIX + name for name in names)
                 raise ValueError(f"{key}={value!r}: unknown argument; allowed are {allowed}.")
-        return cls(**{key.removeprefix(PREFIX): value for key, value in kwargs.items()})
+        given = {key.removeprefix(PREFIX): value for key, value in kwargs.items()}
+        config = cls(**given)
+        config._require_kind(given)
+        return config
 
     def to_kwargs(self) -> dict[str, Any]:
-        """All settings with their prefix, as `LMModel` takes them and `config.json` keeps them."""
-        return {PREFIX + field.name: getattr(self, field.name) for field in dataclasses.fields(TTTConfig)}
+        """All settings of this kind with their prefix, as `LMModel` takes them and `config.json` keeps them.
+
+        The first kind is not named: its settings are those of before there were two.
+        """
+        names = [name for name in self.names() if name != "kind" or self.kind != KINDS[0]]
+        return {PREFIX + name: getattr(self, name) for name in names}

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .kinds.memory import TTTMemory
 from .memory_file import dtype_and_shape, dtype_shape_checksum, learning_settings, read_memory, write_memory
-from .model import stock_name, ttt_gatings
+from .model import stock_name, ttt_memories
 
 
 @torch.no_grad()
@@ -27,16 +28,16 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     another device, in another order of operations, may not.
 
     Returns:
-        `settings`: the `ttt_*` keyword arguments, the selection of layers replaced by `layers`, their gatings' names;
+        `settings`: the `ttt_*` keyword arguments, the selection of layers replaced by `layers`, their memories' names;
         `weights`: for each name in the `state_dict`, dtype, shape and a 64-bit checksum as one string.
 
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    gatings = _gatings_by_stock_name(model)
-    settings = learning_settings(next(iter(gatings.values())).config)
+    memories = _memories_by_stock_name(model)
+    settings = learning_settings(next(iter(memories.values())).config)
     weights = {stock_name(name): dtype_shape_checksum(tensor) for name, tensor in model.state_dict().items()}
-    return {"settings": {"layers": list(gatings), **settings}, "weights": weights}
+    return {"settings": {"layers": list(memories), **settings}, "weights": weights}
 
 
 def save_memory(
@@ -147,19 +148,19 @@ def _require_rows(live: Mapping[str, torch.Tensor], rows: Sequence[int]) -> None
         raise ValueError(f"rows={list(rows)}: must be one or more rows, each once.")
 
 
-def _gatings_by_stock_name(model: nn.Module) -> dict[str, nn.Module]:
-    gatings = {stock_name(name): gating for name, gating in ttt_gatings(model).items()}
-    if not gatings:
+def _memories_by_stock_name(model: nn.Module) -> dict[str, TTTMemory]:
+    memories = {stock_name(name): memory for name, memory in ttt_memories(model).items()}
+    if not memories:
         raise ValueError(f"{type(model).__name__} has no TTT layer, so there is nothing to remember.")
-    return gatings
+    return memories
 
 
 def fast_weight_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors of the streaming states of TTT layers, by the name of the gating and of the field: no copies."""
+    """All tensors of the streaming states of TTT layers, by the name of the memory and of the field: no copies."""
     tensors = {}
-    for name, gating in _gatings_by_stock_name(model).items():
-        if gating._streaming_state is None:
+    for name, memory in _memories_by_stock_name(model).items():
+        if memory._streaming_state is None:
             raise ValueError(f"{type(model).__name__} is not streaming: there are no fast weights outside of a stream.")
-        fast = gating._streaming_state.fast
+        fast = memory._streaming_state.fast
         tensors |= {f"{name}.{field.name}": getattr(fast, field.name) for field in dataclasses.fields(fast)}
     return tensors

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import TTTConfig
+from .config import KINDS, TTTConfig
 from .errors import in_one_line
 from .json_object import parse_object
 
@@ -24,8 +24,11 @@ FORMAT = "moshi_patch memory 1"
 CHECKSUM_BLOCK_BYTES = 1 << 26
 """Bytes that a checksum looks at in one go: what it allocates stays below a few of these."""
 
-LAYER_SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
+NOT_LEARNING = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
 """Settings that say in several ways which layers have TTT; a fingerprint names the layers instead."""
+
+NOT_LEARNING |= {"ttt_initial_gating_alpha", "ttt_scan_checkpoint_group_size"}
+"""What a training begins with and how it computes is nothing to a memory either."""
 
 
 @torch.no_grad()
@@ -145,10 +148,15 @@ def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping
             found = in_one_line(repr(saved.get(section)))
             raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
     # A setting that an older version did not know had its default.
-    settings = {**learning_settings(TTTConfig()), **saved["settings"]}
+    settings, model = {**learning_settings(TTTConfig()), **saved["settings"]}, dict(here["settings"])
+    kinds = [given.get("ttt_kind", KINDS[0]) for given in (settings, model)]
+    if kinds[0] != kinds[1]:  # then all else differs too
+        settings, model = {"ttt_kind": kinds[0]}, {"ttt_kind": kinds[1]}
+    elif kinds[0] != KINDS[0]:
+        settings = saved["settings"]
     reasons = [
-        f"{name} is {in_one_line(repr(settings.get(name)))} in the file and {here['settings'].get(name)!r} in the model"
-        for name in _differing(settings, here["settings"])
+        f"{name} is {in_one_line(repr(settings.get(name)))} in the file and {model.get(name)!r} in the model"
+        for name in _differing(settings, model)
     ]
     if names := _differing(saved["weights"], here["weights"]):
         number = len(saved["weights"].keys() | here["weights"])
@@ -159,7 +167,7 @@ def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping
 
 
 def learning_settings(config: TTTConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.to_kwargs().items() if key not in LAYER_SELECTION}
+    return {key: value for key, value in config.to_kwargs().items() if key not in NOT_LEARNING}
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

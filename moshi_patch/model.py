@@ -1,7 +1,6 @@
-"""A model that has TTT layers: find them, load them from a stock or a trained checkpoint, mute and measure them."""
+"""A model that has TTT layers: find their memories, mute and bypass and measure them, whatever their kind."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 from .kinds.in_place import TTTGating
 from .kinds.memory import TTTMemory
 
-TARGET_KEY = re.compile(r"transformer\.layers\.(\d+)\.gating\.target_generator\.(.+)")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 """What FSDP, activation checkpointing and torch.compile add to names of modules, but not to those of a checkpoint."""
 
@@ -19,12 +17,6 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_or
 def stock_name(name: str) -> str:
     """The name of a module or parameter without what wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def target_key(name: str) -> tuple[int, str] | None:
-    """The layer of a target generator and which of `TARGET_KEYS` it is, for its name in a checkpoint; else None."""
-    match = TARGET_KEY.fullmatch(name)
-    return (int(match[1]), match[2]) if match else None
 
 
 def ttt_memories(model: nn.Module) -> dict[str, TTTMemory]:
@@ -44,32 +36,6 @@ def ttt_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, memory in ttt_memories(model).items()
         for key, parameter in memory.new_parameters().items()
     }
-
-
-def prepare_weights(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """A load hook for `LMModel`: a checkpoint has all of TTT's weights or none.
-
-    With none, weights that hold values keep them (LoRA adapters are loaded in a second pass), and weights on the meta
-    device get their initial values, on the device of the checkpoint's tensors.
-
-    Raises:
-        ValueError: when the checkpoint has some of the keys and not all of them.
-    """
-    memories = {stock_name(name): memory for name, memory in ttt_memories(model).items()}
-    wanted = [f"{prefix}{name}.{key}" for name, memory in memories.items() for key in memory.weight_keys]
-    missing = [name for name in wanted if name not in state_dict]
-    if not missing:
-        return
-    if len(missing) < len(wanted):
-        present = [name for name in wanted if name in state_dict]
-        raise ValueError(
-            f"The checkpoint has {len(present)} of the {len(wanted)} TTT weights of this model; it must have all of "
-            f"them or none. Missing: {', '.join(missing)}. Present: {', '.join(present)}. "
-            "Were its ttt_layers (ttt_start_layer, ttt_layer_frequency) the same?"
-        )
-    device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
-    for memory in memories.values():
-        memory.materialise(device)
 
 
 @contextlib.contextmanager
@@ -118,6 +84,28 @@ def _selected(memories: dict[str, TTTMemory], layers: Sequence[int | str] | None
             f"{next(iter(memories))!r}."
         )
     return list(dict.fromkeys(by_name[key] for key in chosen))
+
+
+@contextlib.contextmanager
+def ttt_bypassed(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing that the memories of `model` hold is read: the base, with what training made of its weights.
+
+    With `ttt_kind="in_place"` nothing is added to the stock MLP, with "mlp" every gate is 0. What is heard is written
+    as outside, unless :func:`ttt_updates` says otherwise: these are two switches. With "mlp" updates off alone is not
+    the base, as the inner MLP that a stream begins with is still read. Holds inside replayed CUDA graphs.
+
+    Raises:
+        ValueError: when `model` has no TTT layer.
+    """
+    memories = list(require_memories(model).values())
+    before = [memory.bypassed for memory in memories]
+    for memory in memories:
+        memory.set_bypassed(True)
+    try:
+        yield
+    finally:
+        for memory, was_bypassed in zip(memories, before, strict=True):
+            memory.set_bypassed(was_bypassed)
 
 
 def ttt_row_updates(model: nn.Module, rows: Sequence[int], enabled: bool) -> None:
@@ -169,11 +157,12 @@ def ttt_stats(model: nn.Module) -> dict[str, dict[str, Any]]:
         For the name of each memory, in layer order:
         `updates`: list of ints, updates per row since its last reset;
         `delta_norm`: list of floats, Frobenius norm of the fast weight's change per row;
-        `relative_delta`: the same over the norm of the weights that it began with (W_down);
+        `relative_delta`: the same over the norm of what it began with: W_down, or W1, b1, W2 and b2;
         `known`: list of floats from 0 to 1, how much of its last full chunk's targets a row knew already, or None for
             a row without; None altogether unless `ttt_update="residual"`;
-        `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with the first 0 nothing is
-        learnt.
+        with `ttt_kind="in_place"` `conv_norm`, `W_target_norm`: floats, norms of the target generator's weights; with
+        the first 0 nothing is learnt;
+        with "mlp" `gating_alpha_norm`, `wo_norm`: floats; with the first 0 nothing is read.
         The first four are None while the model is not streaming.
 
     Raises:

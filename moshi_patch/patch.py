@@ -2,11 +2,9 @@
 
 import functools
 import inspect
-import logging
 import warnings
 
 import moshi
-import torch
 from moshi.models.lm import LMModel
 from moshi.modules.gating import ActivationGating
 from moshi.modules.streaming import State, StreamingModule
@@ -15,10 +13,8 @@ from moshi.modules.transformer import RingKVCache, StreamingTransformer, Streami
 from .call import pass_arguments
 from .config import PREFIX, TTTConfig
 from .healing import forget_on_reset
-from .kinds.in_place import TTTGating
-from .model import prepare_weights
-
-logger = logging.getLogger(__name__)
+from .kinds import CLASSES
+from .loading import prepare_weights, refuse_ancestors
 
 _stock_init = None
 """`LMModel.__init__` as :func:`install` found it."""
@@ -28,7 +24,7 @@ _ttt_init = None
 
 
 def install() -> None:
-    """Let `LMModel(..., ttt_enabled=True, ttt_...)` build models with In-Place TTT. Calling it again does nothing.
+    """Let `LMModel(..., ttt_enabled=True, ttt_...)` build models with TTT. Calling it again does nothing.
 
     The constructor is wrapped on the class, so every name the class is known by and everything that forwards keyword
     arguments to it (`lm_kwargs_overrides`, `config.json`, `CheckpointInfo`, `moshi.server`) carries TTT.
@@ -102,6 +98,7 @@ def _with_ttt(stock_init):
             if ttt and "ttt_enabled" not in ttt:
                 warnings.warn(f"TTT is off: {', '.join(ttt)} given without ttt_enabled=True.", stacklevel=2)
             stock_init(self, *args, **kwargs)
+            self._register_load_state_dict_pre_hook(refuse_ancestors, with_module=True)
             return
         layers = _check_model(config, kwargs)
         stock_init(self, *args, **kwargs)
@@ -112,41 +109,25 @@ def _with_ttt(stock_init):
 
 def _check_model(config: TTTConfig, kwargs: dict) -> list[int]:
     """The TTT layers of the model that `kwargs` describe, or ValueError before anything is built."""
-    gating = kwargs.get("gating", "none")
-    if gating == "none":
-        raise ValueError(f'gating={gating!r}: ttt_enabled=True needs a gated MLP, such as gating="silu".')
     if kwargs.get("weights_per_step"):
         raise ValueError(
             f"weights_per_step={kwargs['weights_per_step']!r}: ttt_enabled=True needs one gated MLP per layer, so 0."
         )
-    largest = torch.finfo(torch.float16).max
-    if kwargs.get("dtype") == torch.float16 and config.target_gain > largest:
-        raise ValueError(
-            f"ttt_target_gain={config.target_gain!r}: must be at most {largest:g} with dtype=torch.float16, whose "
-            "range the answers would leave."
-        )
-    context = kwargs.get("context")
-    if context is not None and config.chunk_size > context:
-        logger.warning(
-            "ttt_chunk_size=%d is longer than context=%d: what leaves the attention before its chunk ends is out of "
-            "reach until then.",
-            config.chunk_size,
-            context,
-        )
     num_layers = kwargs.get("num_layers")
     if not isinstance(num_layers, int) or num_layers < 1:
         raise ValueError(f"num_layers={num_layers!r}: must be a positive whole number.")
+    stock = {name: parameter.default for name, parameter in inspect.signature(LMModel.__init__).parameters.items()}
+    CLASSES[config.kind].check_model(config, {"gating": "none"} | stock | kwargs)
     return config.layer_indices(num_layers)
 
 
 def _add_ttt(model: LMModel, config: TTTConfig, layers: list[int]) -> None:
-    """Swap the gatings of a model that the stock constructor has finished: it re-initialises what exists before."""
-    device = model.text_emb.weight.device
-    for index in layers:
-        layer = model.transformer.layers[index]
-        layer.gating = TTTGating(layer.gating, config, device=device, dtype=model.dtype)
-    gatings = [model.transformer.layers[index].gating for index in layers]
-    pass_arguments(model.transformer, gatings, with_x0=config.target == "token_embeddings")
+    """Give memories to a model that the stock constructor has finished: it re-initialises what exists before."""
+    device, kind = model.text_emb.weight.device, CLASSES[config.kind]
+    memories = [
+        kind.add_to(model.transformer.layers[index], config, device=device, dtype=model.dtype) for index in layers
+    ]
+    pass_arguments(model.transformer, memories, with_x0=kind.needs_x0(config))
     forget_on_reset(model)
     model._register_load_state_dict_pre_hook(prepare_weights, with_module=True)
     model.ttt_config = config

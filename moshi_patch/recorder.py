@@ -65,14 +65,14 @@ class Recorder:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r}: must be a positive whole number of steps.")
         self.language_model = getattr(model, "lm_model", model)
-        self.gatings = require_memories(self.language_model)
+        self.memories = require_memories(self.language_model)
         self.model, self.path, self.every = model, Path(path), every
         self.steps = 0
         self._last_read = 0
         self._file: TextIO | None = _append_to(self.path)
         self._begin = time.monotonic()
         self._wrapped: dict[str, tuple[Callable, Callable | None]] = {}  # by name: ours, and the model's own before it
-        self._write("start", every=every, chunk_size={name: g.config.chunk_size for name, g in self.gatings.items()})
+        self._write("start", every=every, chunk_size={name: m.update_steps for name, m in self.memories.items()})
         if self._file is None:
             raise OSError(f"{self.path}: cannot be written.")
         for name in [name for name in STEP_METHODS[:2] if hasattr(model, name)] or [STEP_METHODS[2]]:
@@ -98,7 +98,7 @@ class Recorder:
         self._last_read = self.steps
         layers = {}
         for name, stats in ttt_stats(self.language_model).items():
-            position = self.gatings[name]._streaming_state.fast.position.tolist()
+            position = self.memories[name]._streaming_state.fast.position.tolist()
             known = {} if stats["known"] is None else {"known": stats["known"]}
             layers[name] = {"position": position, **{key: stats[key] for key in READ[1:]}, **known}
         self._write("read", layers=layers)
@@ -141,7 +141,7 @@ class Recorder:
         return result
 
     def _streaming(self) -> bool:
-        return all(gating.is_streaming for gating in self.gatings.values())
+        return all(memory.is_streaming for memory in self.memories.values())
 
     def _write(self, event: str, **content: Any) -> None:
         line = {"event": event, "step": self.steps, "time": round(time.monotonic() - self._begin, 3), **content}

@@ -20,7 +20,10 @@ from .saved import NOT_ARCHITECTURE, SavedCheckpoint
 from .weights import saved_tensors
 
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
-CONV = moshi_patch.TARGET_KEYS[0]
+CONV = f"target_generator.{moshi_patch.TARGET_KEYS[0]}"
+
+NEW_WEIGHTS = {"in_place": "target generators", "mlp": "TTT layers"}
+"""By kind of memory, what the weights are called that a stock model has not."""
 
 FLOAT32 = ("condition_provider.", "fuser.")
 """Beginnings of names that are in float32 whatever the rest is."""
@@ -57,7 +60,7 @@ def base_contradictions(saved: SavedCheckpoint, shapes: dict[str, tuple[int, ...
     differing = [
         name
         for name, tensor in wanted.items()
-        if not moshi_patch.target_key(name) and shapes.get(name) != tuple(tensor.shape)
+        if not moshi_patch.memory_key(name) and shapes.get(name) != tuple(tensor.shape)
     ]
     if not differing:
         return []
@@ -127,24 +130,30 @@ def _other_adapters(saved: SavedCheckpoint, stored: dict[str, Stored]) -> list[s
 
 
 def _other_targets(saved: SavedCheckpoint, stored: dict[str, Stored], layers: list[int]) -> list[str]:
-    """Which layers have target generators, complete ones, and with which convolution."""
-    keys: dict[int, set[str]] = {}
+    """Which layers have new weights, of which kind, and with which convolution."""
+    kinds: dict[str, set[int]] = {}
     convolutions: dict[tuple[int, ...], set[int]] = {}
     for name, value in stored.items():
-        if found_key := moshi_patch.target_key(name):
-            layer, key = found_key
-            keys.setdefault(layer, set()).add(key)
-            if key == CONV:
-                convolutions.setdefault(value.shape, set()).add(layer)
+        if found_key := moshi_patch.memory_key(name):
+            kinds.setdefault(found_key.kind, set()).add(found_key.layer)
+            if found_key.key == CONV:
+                convolutions.setdefault(value.shape, set()).add(found_key.layer)
     config, found = moshi_patch.TTTConfig().to_kwargs() | saved.config, []
-    if set(layers) != keys.keys():
+    kind = config.get("ttt_kind", "in_place")
+    found += [
+        f"ttt_kind={kind!r} in config.json, and {saved.weights.name} has {NEW_WEIGHTS[other]} in {listed(members)}."
+        for other, members in sorted(kinds.items())
+        if other != kind and layers
+    ]
+    here = kinds.get(kind, set())
+    if set(layers) != here and not found:
         found.append(
-            f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has target generators in "
-            f"{listed(keys.keys())}."
+            f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has {NEW_WEIGHTS[kind]} in "
+            f"{listed(here)}."
         )
     for shape, members in sorted(convolutions.items()):
         kernel, depthwise = config["ttt_conv_kernel_size"], config["ttt_conv_depthwise"]
-        if layers and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):
+        if layers and kind == "in_place" and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):
             found.append(
                 f"ttt_conv_kernel_size={kernel!r} and ttt_conv_depthwise={depthwise!r} in config.json, and "
                 f"the convolution of {listed(members)} has {shape[2]} taps and is "
@@ -208,4 +217,4 @@ def _dtypes(saved: SavedCheckpoint, stored: dict[str, Stored], tensors: dict[str
 
 def _some(names: list[str]) -> str:
     """The first few of `names`, TTT keys before others."""
-    return some(sorted(names, key=lambda name: (moshi_patch.target_key(name) is None, name)))
+    return some(sorted(names, key=lambda name: (moshi_patch.memory_key(name.partition(" ")[0]) is None, name)))

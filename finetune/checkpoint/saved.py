@@ -25,7 +25,7 @@ from ..settings.schema import MoshiPaths, TrainArgs
 from .base_fingerprint import BaseFingerprint, load_over_base, read_base_fingerprint
 from .folders import TRAINED, find_weights
 
-NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing"})
+NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing", "ttt_scan_checkpoint_group_size"})
 """Keys of config.json that say nothing about the weights: they may differ between training and serving."""
 
 

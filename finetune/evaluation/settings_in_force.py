@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshi_patch import TTTConfig
+
 from ..checkpoint.best import best_checkpoint
 from ..checkpoint.saved import SavedCheckpoint, model_paths, open_checkpoint
 from ..common.errors import ConfigError
@@ -25,9 +27,13 @@ TRAINING_FILE, CONFIG_FILE = "training_config.json", "config.json"
 """Where a setting may come from; or from the YAML file, whose name then stands there."""
 
 CHANGEABLE = tuple(
-    f"ttt.{name}" for name in ("chunk_size", "learning_rate", "delta_clip", "decay", "update", "target_gain")
+    f"ttt.{name}"
+    for name in (
+        *("chunk_size", "learning_rate", "delta_clip", "decay", "update", "target_gain"),
+        *("base_lr", "mini_batch_size"),
+    )
 )
-"""Settings of TTT that fit any weights: the command line may replace what they were trained with."""
+"""Settings of TTT that fit any weights of their kind: the command line may replace what they were trained with."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
             if key in layer and (source == COMMAND_LINE or layer[key] != ""):
                 values[key], sources[key] = layer[key], source
                 break
-    args = build(EvalArgs, merge({}, values))
+    args = build(EvalArgs, merge({}, {key: value for key, value in values.items() if sources[key] != DEFAULT}))
     if args.by_layer and not saved.config.get("ttt_enabled"):
         raise ConfigError("by_layer=True: the checkpoint has no TTT layers; leave it out.")
     warnings = _compare_with_training(command, fixed)
@@ -142,9 +148,11 @@ def _compare_with_training(command: dict[str, Any], fixed: dict[str, Any]) -> li
         if command[key] == trained:
             continue
         if key not in CHANGEABLE:
+            own = TTTConfig(kind=fixed.get("ttt.kind", defaults["ttt.kind"])).names()
+            possible = [one for one in CHANGEABLE if one.removeprefix("ttt.") in own]
             raise ConfigError(
                 f"{key}={command[key]!r}: the weights were trained with {trained!r} (config.json); an evaluation "
-                f"may change {', '.join(CHANGEABLE)} alone."
+                f"may change {', '.join(possible)} alone."
             )
         warnings.append(f"{key}={command[key]!r}: the weights were trained with {trained!r}.")
     return warnings

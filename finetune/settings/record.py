@@ -9,16 +9,20 @@ from typing import Any
 
 from .modes import with_mode_settled
 from .parsing import build
-from .schema import MoshiPaths, TrainArgs
+from .schema import MoshiPaths, TrainArgs, ttt_names
 
 Place = Callable[[str], str]
 """Gives a path for a path."""
 
 
 def to_dict(args: TrainArgs) -> dict[str, Any]:
-    """Nested dictionaries for `training_config.json`. The key of Weights & Biases is a secret and left out (null)."""
+    """Nested dictionaries for `training_config.json`. The key of Weights & Biases is a secret and left out (null).
+
+    Of `ttt` only the settings that its kind has.
+    """
     content = dataclasses.asdict(args)
     content["wandb"]["key"] = None
+    content["ttt"] = {name: content["ttt"][name] for name in ttt_names(args.ttt)}
     return content
 
 

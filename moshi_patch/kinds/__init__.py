@@ -1,1 +1,7 @@
-"""The kinds of memory, a folder each: `in_place`, a fast weight in the gated MLP. What stands here holds for all."""
+"""The kinds of memory, a folder each, with one class of `TTTMemory` each. What stands here holds for all."""
+
+from .in_place import TTTGating
+from .mlp import TTTMLP
+
+CLASSES = {"in_place": TTTGating, "mlp": TTTMLP}
+"""By `ttt_kind`."""

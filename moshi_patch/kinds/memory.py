@@ -4,16 +4,21 @@ Shapes: `B` rows, `T` steps, `D` model width.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from moshi.modules.streaming import State, StreamingModule
+from moshi.modules.transformer import StreamingTransformerLayer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..call import LayerCall
 from ..config import TTTConfig
+
+SEGMENT_STEPS = 16
+"""Steps, or C / 4 if that is more, from which a streamed segment is worth its matrix products over whole chunks."""
 
 
 class Fast(Protocol):
@@ -80,17 +85,57 @@ class TTTMemory(StreamingModule[TTTState]):
 
     Attributes:
         updates_enabled: whether what is heard is written; see :meth:`set_updates`.
+        bypassed: whether nothing is read; see :meth:`set_bypassed`.
     """
 
     _fsdp_final = True  # as the stock gating: kept whole by moshi's own FSDP wrapping
+    place: str
+    """Name of the module in its layer."""
+
     weight_keys: tuple[str, ...]
     """Names of all new weights, below the module's own name in a checkpoint."""
+    undecayed_keys: tuple[str, ...] = ()
+    """Those of them that weight decay would pull away from where they do nothing: gates, gains and biases."""
 
     def __init__(self, config: TTTConfig):
         super().__init__()
         self.config = config
         self.updates_enabled = True
+        self.bypassed = False
         self._enabled: torch.Tensor | None = None
+        self._answering: torch.Tensor | None = None
+
+    @property
+    @abc.abstractmethod
+    def update_steps(self) -> int:
+        """C, the steps of an update."""
+
+    @property
+    @abc.abstractmethod
+    def quiet_steps(self) -> int:
+        """Steps at the beginning of a stream that are answered before anything that it taught is read."""
+
+    @classmethod
+    @abc.abstractmethod
+    def needs_x0(cls, config: TTTConfig) -> bool:
+        """Whether the layer call must bring the input of the transformer stack."""
+
+    @classmethod
+    @abc.abstractmethod
+    def check_model(cls, config: TTTConfig, arguments: Mapping[str, Any]) -> None:
+        """That a model can have this memory, before anything is built.
+
+        Args:
+            arguments: of `LMModel`, those with a default included.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def add_to(cls, layer: StreamingTransformerLayer, config: TTTConfig, device=None, dtype=None) -> "TTTMemory":
+        """Makes the memory of a finished stock layer, with weights of this dtype, and puts it there."""
 
     @abc.abstractmethod
     def new_parameters(self) -> dict[str, nn.Parameter]:
@@ -133,8 +178,9 @@ class TTTMemory(StreamingModule[TTTState]):
     def _init_streaming_state(self, batch_size: int) -> TTTState:
         device = next(iter(self.new_parameters().values())).device
         if self._enabled is None or self._enabled.device != device:
-            with torch.inference_mode(False):  # it outlives this stream and must stay writable
+            with torch.inference_mode(False):  # they outlive this stream and must stay writable
                 self._enabled = torch.tensor(self.updates_enabled, device=device)
+                self._answering = torch.tensor(not self.bypassed, device=device)
         finite = torch.ones(batch_size, dtype=torch.bool, device=device)
         return TTTState(batch_size, device, self._fresh(batch_size, device), finite)
 
@@ -143,6 +189,22 @@ class TTTMemory(StreamingModule[TTTState]):
         self.updates_enabled = enabled
         if self._enabled is not None:
             self._enabled.fill_(enabled)
+
+    def set_bypassed(self, bypassed: bool) -> None:
+        """Whether nothing that was learnt is read from now on. Reaches replayed CUDA graphs too."""
+        self.bypassed = bypassed
+        if self._answering is not None:
+            self._answering.fill_(not bypassed)
+
+    def _muted(self, call: LayerCall | None) -> bool:
+        """Whether this pass makes no update. A layer that is computed again must know what held the first time."""
+        return id(self) in call.muted if call else not self.updates_enabled
+
+    def _bypassed(self, call: LayerCall | None) -> bool:
+        return id(self) in call.bypassed if call else self.bypassed
+
+    def _worth_a_segment(self, steps: int) -> bool:
+        return steps >= max(SEGMENT_STEPS, self.update_steps // 4)
 
     def _rows_enabled(self, state: TTTState) -> torch.Tensor:
         """`[B]` bool: which rows write what they hear. A tensor, as a replayed CUDA graph reads it."""

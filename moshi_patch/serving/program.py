@@ -92,6 +92,9 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     """
     with ending_in_one_line("--token-file "):
         tickets = Tickets(options.token_file) if options.token_file else None
+    if options.memory_dir:
+        with ending_in_one_line("--memory-dir "):
+            MemoryStore(options.memory_dir, None, options.memory_key_file).check()
     install()
     model = load_model(options, prog)
     memories = None

@@ -70,6 +70,14 @@ class MemoryStore:
         self._known: dict[str, tuple[int, str]] = {}  # generation and id of what this store read or wrote last
         self._tried: dict[str, set[str]] = defaultdict(set)  # ids of what it wrote, or may have, since it last read
 
+    def check(self) -> None:
+        """That the store answers, and can be written to as it must be: to be told before a model is loaded.
+
+        Raises:
+            StoreError: when it does not, or cannot.
+        """
+        self._call("used", lambda stop: self.files.check())
+
     def read(self, person: str) -> Kept:
         """The newest memory of a person, checked as in :mod:`moshi_patch.memory_file`.
 

@@ -5,7 +5,7 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 
 import moshi_patch
-from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
+from tests.support.models import TTT, TTT_MLP, random_codes, randomise_targets, tiny_model
 
 VARIANTS = {
     "TTT off": {"ttt_enabled": False},
@@ -18,6 +18,7 @@ VARIANTS = {
         "ttt_conv_depthwise": False,
     },
 }
+VARIANTS["fresh weights, mlp"] = TTT_MLP
 VARIANTS["fresh weights, residual"] = {**TTT, "ttt_update": "residual", "ttt_target_gain": 16.0}
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -51,7 +52,7 @@ def test_outputs_are_bitwise_those_of_stock_moshi(variant, dtype):
     moshi_patch.install()
     try:
         model = tiny_model(dtype, norm="rms_norm_f32", **VARIANTS[variant])
-        assert bool(moshi_patch.ttt_gatings(model)) == VARIANTS[variant]["ttt_enabled"]
+        assert bool(moshi_patch.ttt_memories(model)) == VARIANTS[variant]["ttt_enabled"]
         patched = results(model)
     finally:
         moshi_patch.uninstall()
@@ -105,8 +106,9 @@ def test_every_name_of_the_class_is_patched():
 
 
 @pytest.mark.usefixtures("patched")
-def test_stock_weights_do_not_depend_on_ttt():
-    stock, model = tiny_model(), tiny_model(**TTT)
+@pytest.mark.parametrize("ttt", [TTT, TTT_MLP], ids=["in_place", "mlp"])
+def test_stock_weights_do_not_depend_on_ttt(ttt):
+    stock, model = tiny_model(), tiny_model(**ttt)
     new = set(moshi_patch.ttt_parameters(model))
     assert set(model.state_dict()) == set(stock.state_dict()) | new
     for name, value in stock.state_dict().items():

@@ -11,7 +11,7 @@ from tests.support.models import random_codes, relative
 from tests.support.streams import SETTINGS, B, T, one_pass, steps, ttt_model
 
 pytestmark = pytest.mark.usefixtures("patched")
-NAMES = ("plain", "K=5", "clip and decay", "residual, K=5, decay, gain")
+NAMES = ("plain", "K=5", "clip and decay", "residual, K=5, decay, gain", "mlp", "mlp, C>T")
 OTHERS = [0, 2]
 
 

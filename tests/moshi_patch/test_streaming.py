@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.kinds.in_place.gating import SEGMENT_STEPS, TTTGating
+from moshi_patch.kinds.in_place import TTTGating
+from moshi_patch.kinds.memory import SEGMENT_STEPS
 from tests.support.models import random_codes, relative
-from tests.support.streams import SETTINGS, B, T, call_gating, one_pass, steps, ttt_model
+from tests.support.streams import SETTINGS, B, T, call_memory, one_pass, steps, ttt_model, update_steps
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -24,7 +25,7 @@ def test_one_step_at_a_time_equals_one_pass(name):
     assert relative(control, expected) > 1e-3, "this test would pass without TTT"
     with model.streaming(B):
         assert relative(steps(model, codes), expected) < 1e-12
-        size = model.ttt_config.chunk_size
+        size = update_steps(model)
         for stats in moshi_patch.ttt_stats(model).values():
             assert stats["updates"] == [T // size] * B
 
@@ -38,6 +39,8 @@ def test_one_step_at_a_time_equals_one_pass(name):
         pytest.param(torch.float64, {"positional_embedding": "rope"}, 1e-5, id="float64 rope"),
         pytest.param(torch.bfloat16, {"norm": "rms_norm_f32"}, 5e-2, id="bfloat16, 2e-2 for each of two TTT layers"),
         pytest.param(torch.float32, {"ttt_update": "residual"}, 1e-4, id="float32 residual"),
+        pytest.param(torch.float32, {"ttt_kind": "mlp"}, 1e-4, id="float32 mlp"),
+        pytest.param(torch.bfloat16, {"norm": "rms_norm_f32", "ttt_kind": "mlp"}, 5e-2, id="bfloat16 mlp"),
         pytest.param(torch.bfloat16, {"norm": "rms_norm_f32", "ttt_update": "residual"}, 5e-2, id="bfloat16 residual"),
     ],
 )
@@ -63,27 +66,28 @@ def random_split(total, cuts, generator):
 
 @pytest.mark.parametrize("cuts", [2, 5, 60], ids="{} cuts".format)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_segments_of_any_length_agree_with_one_pass_at_the_level_of_the_gating(name, cuts):
+def test_segments_of_any_length_agree_with_one_pass_at_the_level_of_the_memory(name, cuts):
     model = ttt_model(**SETTINGS[name])
-    gating = next(iter(moshi_patch.ttt_gatings(model).values()))
+    memory = next(iter(moshi_patch.ttt_memories(model).values()))
     steps = 90
     x, x0 = torch.randn(2, B, steps, model.dim, dtype=torch.float64)
 
     def call(part):
-        return call_gating(gating, x[:, part], x0[:, part])
+        return call_memory(memory, x[:, part], x0[:, part])
 
     expected = call(torch.arange(steps))
     parts = random_split(steps, cuts, torch.Generator().manual_seed(cuts))
-    assert (max(map(len, parts)) >= SEGMENT_STEPS) == (cuts < 60)
-    with gating.streaming(B):
+    assert (max(map(len, parts)) >= max(SEGMENT_STEPS, memory.update_steps // 4)) == (cuts < 60)
+    with memory.streaming(B):
         actual = torch.cat([call(part) for part in parts], 1)
     assert relative(actual, expected) < 1e-12
 
 
 @pytest.mark.parametrize("cuts", [1, 5], ids="{} cuts".format)
-def test_segments_of_any_length_agree_for_the_whole_model_when_context_covers_the_sequence(cuts):
+@pytest.mark.parametrize("name", ["plain", "mlp"])
+def test_segments_of_any_length_agree_for_the_whole_model_when_context_covers_the_sequence(name, cuts):
     steps = 60
-    model = ttt_model(context=steps)
+    model = ttt_model(context=steps, **SETTINGS[name])
     codes = random_codes(model, B, steps)
     expected = one_pass(model, codes)
     with model.streaming(B), torch.no_grad():
@@ -118,21 +122,21 @@ def test_rows_with_random_exec_masks_and_resets_equal_the_same_rows_alone(name):
         for stretch in filter(None, fed[row]):
             alone = one_pass(model, codes[row : row + 1, :, stretch])[0]
             assert relative(torch.stack([outputs[row, t] for t in stretch]), alone) < 1e-12
-            compared += len(stretch) > model.ttt_config.chunk_size
+            compared += len(stretch) > min(update_steps(model), 20)
     assert compared >= 2, "too few stretches were long enough to update"
 
 
 @pytest.mark.parametrize("before", [3, 5, 8, 12])
-@pytest.mark.parametrize("name", ["clip and decay", "residual, K=5, decay, gain"])
+@pytest.mark.parametrize("name", ["clip and decay", "residual, K=5, decay, gain", "mlp"])
 def test_a_reset_row_is_a_fresh_row_bit_for_bit(before, name):
     model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, 2, 40)
     with model.streaming(2):
         steps(model, codes[:, :, :before])
         model.reset_streaming(torch.tensor([True, False]))
-        for name, gating in moshi_patch.ttt_gatings(model).items():
-            fresh = gating._init_streaming_state(2).fast
-            for field, value in vars(gating._streaming_state.fast).items():
+        for name, memory in moshi_patch.ttt_memories(model).items():
+            fresh = memory._init_streaming_state(2).fast
+            for field, value in vars(memory._streaming_state.fast).items():
                 assert torch.equal(value[0], getattr(fresh, field)[0]), f"{name}: {field} survived the reset"
         after = steps(model, codes[:, :, before:])
     with model.streaming(2):
@@ -141,7 +145,7 @@ def test_a_reset_row_is_a_fresh_row_bit_for_bit(before, name):
     assert not torch.equal(after[1], fresh[1])
 
 
-@pytest.mark.parametrize("name", ["plain", "residual, K=5, decay, gain"])
+@pytest.mark.parametrize("name", ["plain", "residual, K=5, decay, gain", "mlp"])
 def test_a_snapshot_continues_twice_with_the_same_result(name):
     model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, B, T)

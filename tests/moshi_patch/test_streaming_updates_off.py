@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.kinds.in_place.gating import SEGMENT_STEPS
 from moshi_patch.kinds.in_place.ops import naive, naive_target
+from moshi_patch.kinds.memory import SEGMENT_STEPS
 from tests.support.models import random_codes, relative, tiny_model
-from tests.support.streams import SETTINGS, B, T, call_gating, one_pass, steps, ttt_model
+from tests.support.streams import SETTINGS, B, T, call_memory, one_pass, steps, ttt_model
 
 pytestmark = pytest.mark.usefixtures("patched")
 NAMES = ("plain", "K=5", "clip and decay", "gain", "residual", "residual, K=5, decay, gain")
@@ -72,7 +72,7 @@ def test_muted_steps_in_the_middle_of_a_chunk_are_heard_by_no_update(name, form)
         for last in [*(muted[1:] != muted[:-1]).nonzero()[:, 0].add(1).tolist(), steps]:
             gating.set_updates(not muted[first])
             size = last - first if form == "segments" else 1
-            outs += [call_gating(gating, x[:, t : t + size], x0[:, t : t + size]) for t in range(first, last, size)]
+            outs += [call_memory(gating, x[:, t : t + size], x0[:, t : t + size]) for t in range(first, last, size)]
             first = last
     assert relative(torch.cat(outs, 1), torch.cat(expected, 1)) < 1e-12
 
@@ -164,9 +164,9 @@ def test_a_muted_segment_of_a_fresh_stream_leaves_what_muted_steps_leave(name):
         with gating.streaming(B):
             gating.set_exec_mask(torch.tensor([True] * (B - 1) + [False]))
             with moshi_patch.ttt_updates(model):
-                outs += [call_gating(gating, *part) for part in parts[:heard_muted]]
+                outs += [call_memory(gating, *part) for part in parts[:heard_muted]]
             state = copy.deepcopy(vars(gating._streaming_state.fast))
-            outs += [call_gating(gating, *part) for part in parts[heard_muted:]]
+            outs += [call_memory(gating, *part) for part in parts[heard_muted:]]
             outcomes.append((torch.cat(outs, 1), state))
     (stepped, expected), (jumped, actual) = outcomes
     assert relative(jumped, stepped) < 1e-12

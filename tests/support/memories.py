@@ -3,14 +3,14 @@
 import torch
 
 from moshi_patch.memory import fast_weight_tensors
-from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
+from tests.support.models import random_codes, randomise_targets, tiny_model, ttt_settings
 
 STEPS = 23  # four chunks of 5 and a part of one
 
 
 def streaming_model(rows: int = 2, steps: int = STEPS, dtype=torch.bfloat16, seed: int = 0, **overrides):
     """A model that has heard `steps` random steps and is still streaming."""
-    model = randomise_targets(tiny_model(dtype, seed=seed, **{**TTT, **overrides}))
+    model = randomise_targets(tiny_model(dtype, seed=seed, **ttt_settings(**overrides)))
     model.streaming_forever(rows)
     hear(model, 0, steps, rows)
     return model

@@ -32,6 +32,14 @@ TINY = {
 """Keyword arguments of a scaled-down Moshi."""
 
 TTT = {"ttt_enabled": True, "ttt_layers": [1, 3], "ttt_chunk_size": 5, "ttt_learning_rate": 0.2}
+TTT_MLP = {"ttt_enabled": True, "ttt_kind": "mlp", "ttt_layers": [1, 3], "ttt_mini_batch_size": 5, "ttt_base_lr": 20.0}
+BY_KIND = {"in_place": TTT, "mlp": TTT_MLP}
+"""Settings with which each kind of memory learns something, every five steps."""
+
+
+def ttt_settings(**overrides) -> dict:
+    """Those of the kind in `overrides`, with these."""
+    return {**BY_KIND[overrides.get("ttt_kind", "in_place")], **overrides}
 
 
 def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> LMModel:
@@ -41,7 +49,7 @@ def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -
 
 
 def randomise_targets(model: LMModel, std: float = 0.3, seed: int = 1) -> LMModel:
-    """Give every target generator random weights, so that TTT does something."""
+    """Give all weights that TTT added random values, so that it does something."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in moshi_patch.ttt_parameters(model).values():

@@ -2,8 +2,9 @@
 
 import torch
 
+import moshi_patch
 from moshi_patch.call import LayerCall, current_call
-from tests.support.models import TTT, randomise_targets, tiny_model
+from tests.support.models import randomise_targets, tiny_model, ttt_settings
 
 B, T = 3, 33
 SETTINGS = {
@@ -38,11 +39,26 @@ SETTINGS = {
         "ttt_conv_depthwise": False,
         "ttt_target": "hidden_states",
     },
+    "mlp": {"ttt_kind": "mlp"},
+    "mlp, C=1": {"ttt_kind": "mlp", "ttt_mini_batch_size": 1},
+    "mlp, C>T": {"ttt_kind": "mlp", "ttt_mini_batch_size": 64},
+    "mlp, C=16, low rate, every layer": {
+        "ttt_kind": "mlp",
+        "ttt_mini_batch_size": 16,
+        "ttt_base_lr": 1.0,
+        "ttt_layers": "all",
+    },
 }
+IN_PLACE = [name for name, settings in SETTINGS.items() if "ttt_kind" not in settings]
 
 
 def ttt_model(dtype=torch.float64, **settings):
-    return randomise_targets(tiny_model(dtype, **{**TTT, "positional_embedding": "none", **settings}))
+    return randomise_targets(tiny_model(dtype, **{"positional_embedding": "none", **ttt_settings(**settings)}))
+
+
+def update_steps(model) -> int:
+    """The steps of an update, which are the same in all layers."""
+    return next(iter(moshi_patch.ttt_memories(model).values())).update_steps
 
 
 @torch.no_grad()
@@ -57,10 +73,10 @@ def steps(model, codes):
 
 
 @torch.no_grad()
-def call_gating(gating, x, x0):
-    """The gating's output as its layer would ask for it."""
+def call_memory(memory, x, x0):
+    """The memory's output as its layer would ask for it."""
     token = current_call.set(LayerCall(x0, frozenset()))
     try:
-        return gating(x)
+        return memory(x)
     finally:
         current_call.reset(token)

@@ -6,8 +6,9 @@ The projection is called and never read: it may be an `nn.Linear`, a `LoRALinear
 no forward pass ever writes a parameter. What was learnt is an additive term with a state of its own.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from moshi.modules.gating import ActivationGating
 from moshi.modules.lora import LoRALinear
+from moshi.modules.transformer import StreamingTransformerLayer
 from moshi.utils.compile import no_compile, torch_compile_lazy
 from moshi.utils.quantize import QLinear
 from torch import nn
@@ -26,8 +28,7 @@ from ..memory import TTTMemory, TTTState
 from .ops import FastWeight, ResidualFastWeight, delta_norm, dual, segment_, step_
 from .target import TARGET_KEYS, TargetGenerator
 
-SEGMENT_STEPS = 16
-"""Steps, or C / 4 if that is more, from which a streamed segment is worth its matrix products over whole chunks."""
+logger = logging.getLogger(__name__)
 
 
 @torch_compile_lazy
@@ -54,6 +55,7 @@ class TTTGating(TTTMemory):
         target_generator: the only new weights.
     """
 
+    place = "gating"
     weight_keys = tuple(f"target_generator.{key}" for key in TARGET_KEYS)
 
     def __init__(self, gating: ActivationGating, config: TTTConfig, device=None, dtype=None):
@@ -65,6 +67,48 @@ class TTTGating(TTTMemory):
         self.target_generator = TargetGenerator(
             self.dim, config.conv_kernel_size, config.conv_depthwise, device=device, dtype=dtype
         )
+
+    @property
+    def update_steps(self) -> int:
+        """The chunk size."""
+        return self.config.chunk_size
+
+    @property
+    def quiet_steps(self) -> int:
+        """The first chunk: a chunk never sees its own update."""
+        return self.config.chunk_size
+
+    @classmethod
+    def needs_x0(cls, config: TTTConfig) -> bool:
+        """Whether targets are made of it."""
+        return config.target == "token_embeddings"
+
+    @classmethod
+    def check_model(cls, config: TTTConfig, arguments: Mapping[str, Any]) -> None:
+        """That layers have a gated MLP, and a dtype that holds the gain. Warns of a chunk beyond the context."""
+        gating = arguments["gating"]
+        if gating == "none":
+            raise ValueError(f'gating={gating!r}: ttt_enabled=True needs a gated MLP, such as gating="silu".')
+        largest = torch.finfo(torch.float16).max
+        if arguments.get("dtype") == torch.float16 and config.target_gain > largest:
+            raise ValueError(
+                f"ttt_target_gain={config.target_gain!r}: must be at most {largest:g} with dtype=torch.float16, whose "
+                "range the answers would leave."
+            )
+        context = arguments.get("context")
+        if context is not None and config.chunk_size > context:
+            logger.warning(
+                "ttt_chunk_size=%d is longer than context=%d: what leaves the attention before its chunk ends is out "
+                "of reach until then.",
+                config.chunk_size,
+                context,
+            )
+
+    @classmethod
+    def add_to(cls, layer: StreamingTransformerLayer, config: TTTConfig, device=None, dtype=None) -> "TTTGating":
+        """In place of the gated MLP of `layer`."""
+        layer.gating = cls(layer.gating, config, device=device, dtype=dtype)
+        return layer.gating
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`: the stock gated MLP plus what the fast weight adds.
@@ -85,8 +129,7 @@ class TTTGating(TTTMemory):
             )
         if self._streaming_state is not None:
             return self._stream(self._streaming_state, out, z, source)
-        muted = id(self) in call.muted if call else not self.updates_enabled
-        return out if muted else self._one_pass(out, z, source)
+        return out if self._muted(call) or self._bypassed(call) else self._one_pass(out, z, source)
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.linear_in, nn.Linear):
@@ -105,7 +148,7 @@ class TTTGating(TTTMemory):
     @torch.no_grad()
     def _stream(self, state: TTTState, out: torch.Tensor, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         """In one of three ways that leave the same state: a skipped segment, a segment in whole, or step by step."""
-        if z.shape[1] >= max(SEGMENT_STEPS, self.config.chunk_size // 4):
+        if self._worth_a_segment(z.shape[1]):
             if self.updates_enabled:
                 return self._stream_segment(state, out, z, x0)
             if state.fast.untouched():
@@ -122,6 +165,7 @@ class TTTGating(TTTMemory):
         some_muted = bool(state.muted_rows)
         run = state.exec_mask & state.learning if some_muted else state.exec_mask
         heard = segment_(state.fast, out, z, x0, targets, self.config.learning_rate, run, **self._update_options())
+        heard = out if self.bypassed else heard
         if not some_muted:
             return heard
         muted = self._stream_steps(state, out, z, x0, state.exec_mask & ~state.learning)
@@ -144,7 +188,7 @@ class TTTGating(TTTMemory):
             )
             for t in range(z.shape[1])
         ]
-        delta = torch.stack(deltas, 1)
+        delta = torch.where(self._answering, torch.stack(deltas, 1), 0.0)
         return (out.to(delta.dtype) + delta).to(out.dtype)
 
     def _update_options(self) -> dict[str, Any]:

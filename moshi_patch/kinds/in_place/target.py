@@ -1,40 +1,27 @@
 """The target generator: what the fast weight learns to answer, a look-ahead convolution and a projection.
 
 Shapes: `B` rows, `T` steps, `D` model width, `C` chunk size, `K` conv kernel.
-
-None of these modules is an `nn.Linear`: moshi's LoRA and int8 replacements take every one they find. In training each
-weight is only used inside the `forward` of the module that owns it, so that FSDP may wrap any of them.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..weights import NewWeights, materialise
+
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 """Names of the two weights of a :class:`TargetGenerator`, below its own."""
 
 
-def _keep_own_weight(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """A load hook: where the checkpoint has no weight, the module keeps its own.
-
-    It hangs on the module that owns the weight: what wraps modules in between (FSDP, activation checkpointing) has
-    renamed the keys and gathered the weight by then.
-    """
-    weight = module._parameters.get("weight")
-    if weight is not None:
-        state_dict.setdefault(prefix + "weight", weight)
-
-
-class Taps(nn.Module):
+class Taps(NewWeights):
     """The K filters of the convolution: `weight [D, 1, K]`, one per channel, or `[D, D, K]`, initially zero."""
 
     def __init__(self, dim: int, kernel_size: int, depthwise: bool, device=None, dtype=None):
         super().__init__()
         self.shape = (dim, 1 if depthwise else dim, kernel_size)
-        self.weight = nn.Parameter(self.initial(device, dtype))
-        self._register_load_state_dict_pre_hook(_keep_own_weight, with_module=True)
+        self.add_weights(("weight",), device, dtype)
 
-    def initial(self, device, dtype) -> torch.Tensor:
+    def initial(self, name: str, device, dtype) -> torch.Tensor:
         """Zeros of the weight's shape."""
         return torch.zeros(self.shape, device=device, dtype=dtype)
 
@@ -102,16 +89,15 @@ class ChunkConv1d(nn.Module):
         return self.conv(chunks).view(batch, steps + missing, dim)[:, :steps]
 
 
-class Projection(nn.Module):
+class Projection(NewWeights):
     """W_target: `weight [D, D]`, initially the identity."""
 
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         self.dim = dim
-        self.weight = nn.Parameter(self.initial(device, dtype))
-        self._register_load_state_dict_pre_hook(_keep_own_weight, with_module=True)
+        self.add_weights(("weight",), device, dtype)
 
-    def initial(self, device, dtype) -> torch.Tensor:
+    def initial(self, name: str, device, dtype) -> torch.Tensor:
         """The identity."""
         return torch.eye(self.dim, device=device, dtype=dtype)
 
@@ -143,11 +129,7 @@ class TargetGenerator(nn.Module):
 
     def materialise(self, device: torch.device | None) -> None:
         """Give weights that are still on the meta device their initial values on `device`."""
-        for module in self.modules():
-            if isinstance(module, (Taps, Projection)) and module._parameters.get("weight") is not None:
-                weight = module.weight
-                if weight.is_meta:
-                    module.weight = nn.Parameter(module.initial(device, weight.dtype), weight.requires_grad)
+        materialise(self, device)
 
     def taps(self, x0: torch.Tensor) -> torch.Tensor:
         """`[B, K, D]`: what the single step `x0 [B, D]` adds to the targets of itself and of the K - 1 steps before."""

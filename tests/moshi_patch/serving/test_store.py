@@ -1,5 +1,6 @@
 """The store of memories: what is read is what was written, by one writer alone, or an error of one line."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -211,6 +212,30 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path):
         MemoryStore(tmp_path, model).write("anna", memory, -1)
     with pytest.raises(StoreError, match="cannot be a person's name"):
         MemoryStore(tmp_path, model).read("a\nb")
+
+
+def test_whether_a_store_can_be_used_is_known_before_anything_is_kept(url, tmp_path):
+    MemoryStore(url, None).check()
+    assert MemoryStore(url, None).people() == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/store: cannot be used: Not a directory\.$"):
+        MemoryStore(tmp_path / "file" / "store", None).check()
+    store = MemoryStore(tmp_path / "other", None)
+    with largest_file(0), pytest.raises(StoreError, match=r"cannot be used: File too large"):
+        store.check()
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_a_disk_without_links_is_told(tmp_path, monkeypatch):
+    def link(*args) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(
+        StoreError, match=r"cannot be used: its disk has no links, by which a file is made by one alone"
+    ):
+        MemoryStore(tmp_path, None).check()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_time_and_its_late_write_never_appears(tmp_path):
