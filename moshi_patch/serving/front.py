@@ -102,10 +102,9 @@ class Front:
         try:
             wishes = read_wishes(request.query)
             name = self._name(request)
+            person = Person(wishes.sampling, name, wishes.metadata, guest=self.tickets is None)
             with self._counted(request, name):
-                end = await self._converse(
-                    request, websocket, Person(wishes.sampling, name, wishes.metadata, not self.tickets)
-                )
+                end = await self._converse(person, websocket, request.transport)
         except (ValueError, PermissionError, TooManyError) as error:
             end = End(POLICY_VIOLATION, str(error))
         await refuse(request, websocket, end.code, end.reason)

@@ -51,9 +51,10 @@ def beside_a_witness(many, usual, rude, *arguments):
 
 
 def bomb(packets: int) -> bytes:
-    """A page of Ogg with so many packets of 0.12 s of silence: three bytes each."""
-    packet = bytes([(15 << 3) | 3, 6, 0])  # CELT, a packet of 6 frames of 20 ms, which are all but empty
-    header = b"OggS\0\0" + struct.pack("<qII", packets * 5760, 7, 2) + bytes(4) + bytes([packets])
+    """A page of Ogg, of the stream that sphn's writer makes, with so many packets of 0.12 s: two bytes each."""
+    packet = bytes([31 << 3 | 3, 6])  # six frames of 20 ms, all of them empty
+    stream = speech("boat", 1)[0][14:18]
+    header = b"OggS\0\0" + struct.pack("<q", packets * 5760) + stream + bytes(8) + bytes([packets])
     page = header + bytes([len(packet)]) * packets + packet * packets
     return page[:22] + checksum(page) + page[26:]
 
@@ -127,29 +128,34 @@ def test_what_does_no_harm_is_passed_over(many, usual):
 
 
 async def flood(server, messages):
-    """As fast as the server reads; it ends when the client does."""
+    """Sends as fast as the server reads, and vanishes. How many frames waited at most, and how it ended."""
     async with server.connect() as websocket:
-        hearing = asyncio.create_task(hear(websocket))
+        session, most = await session_of_stranger(server), 0
         for message in messages:
             await websocket.send_bytes(b"\x01" + message)
-        most = 0
         for _ in range(100):
-            most = max(most, *[len(person.frames) for person in server.front.sessions])
+            most = max(most, len(session.person.frames))
             await asyncio.sleep(0.005)
-        hearing.cancel()
-        return most
+        websocket._response.connection.transport.abort()
+        began = time.monotonic()
+        while not session._over.is_set():
+            await asyncio.sleep(0.01)
+        assert time.monotonic() - began < 10  # though minutes of sound were still to be read
+        return most, session._end.code
 
 
 def test_87_bytes_that_hold_seconds_of_sound_are_heard_at_the_models_pace(many, usual):
-    small = bomb(20)
-    assert len(small) < 110
-    most = beside_a_witness(many, usual, flood, [*speech("sister", 2), *[small] * 200])
-    assert 6 <= most <= 6 + 12  # frames that waited, of 6000 that were sent
+    small = bomb(19)
+    assert len(small) == 84
+    most, code = beside_a_witness(many, usual, flood, [*speech("sister", 2), *[small] * 200])
+    assert 6 <= most <= 6 + 12  # frames, of 5700 that were sent
+    assert code == 1000
 
 
 def test_a_flood_waits_in_the_senders_machine(many, usual):
-    most = beside_a_witness(many, usual, flood, speech("sister", 100))
+    most, code = beside_a_witness(many, usual, flood, speech("sister", 100))
     assert 6 <= most <= 8
+    assert code == 1000
 
 
 def test_a_message_may_hold_ten_minutes_and_no_more(ttt_repo):
