@@ -71,9 +71,12 @@ def build_model(settings: Settings) -> LMModel:
 
 def ttt_arguments(settings: Settings) -> dict[str, Any]:
     """The `ttt_*` keyword arguments of a run."""
+    common = {"ttt_enabled": settings.model == "ttt", "ttt_layers": settings.ttt_layers}
+    further = {f"ttt_{name}": value for name, value in settings.ttt}
+    if settings.kind == "mlp":
+        return common | further
     return {
-        "ttt_enabled": settings.model == "ttt",
-        "ttt_layers": settings.ttt_layers,
+        **common,
         "ttt_chunk_size": settings.chunk,
         "ttt_learning_rate": settings.rate,
         "ttt_conv_kernel_size": settings.kernel,
@@ -81,7 +84,7 @@ def ttt_arguments(settings: Settings) -> dict[str, Any]:
         "ttt_target": settings.target,
         "ttt_delta_clip": settings.clip,
         "ttt_decay": settings.decay,
-        **{f"ttt_{name}": value for name, value in settings.ttt},
+        **further,
     }
 
 

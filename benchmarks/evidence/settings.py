@@ -32,6 +32,20 @@ OWN_NAMES = {
 }  # fmt: skip
 """Arguments of `TTTConfig` that have a field of their own here; the others go into `ttt`."""
 
+IN_PLACE = (
+    "chunk",
+    "rate",
+    "kernel",
+    "depthwise",
+    "target",
+    "clip",
+    "decay",
+    "stream_decay",
+    "stream_clip",
+    "probe_every",
+)
+"""Fields that the kind `mlp` does not have."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -181,6 +195,9 @@ class Settings:
                 meant = f"set {OWN_NAMES[name]!r} instead" if name in OWN_NAMES else f"allowed are {allowed}"
                 raise ValueError(f"ttt: {name!r}: no further argument of TTT; {meant}.")
         TTTConfig(**dict(self.ttt))  # says what is wrong with a value
+        for name in IN_PLACE if self.kind == "mlp" else ():
+            if getattr(self, name) != getattr(Settings, name):
+                raise ValueError(f"{name}={getattr(self, name)!r}: not with ttt kind 'mlp'.")
         check_form(dict(self.form), self.model == "ttt")
 
     def _check_task(self) -> None:
@@ -208,6 +225,11 @@ class Settings:
             )
 
     @property
+    def kind(self) -> str:
+        """`ttt_kind`."""
+        return dict(self.ttt).get("kind", "in_place")
+
+    @property
     def reach(self) -> int:
         """Steps that the attention layers of window `window` reach back together."""
         return self.layers * (self.window - 1)
@@ -222,11 +244,15 @@ class Settings:
         """Steps that one attention layer sees: `window`, or the longer one of equal memory.
 
         A TTT layer keeps the delta, `D·H` values, and two chunks of z and v, `2 C (H + D)`; attention keeps `2 D`
-        values per step. All are counted with the same bytes per value.
+        values per step. One of the kind mlp keeps per head of width d two layers with biases, `(d + 1) 4d + (4d + 1) d`
+        values, and the entries of two mini-batches, `2 C (10d + 2)`. All are counted with the same bytes per value.
         """
         if not self.equal_bytes:
             return self.window
         state = self.width * self.hidden + 2 * self.chunk * (self.hidden + self.width)
+        if self.kind == "mlp":
+            size, head = TTTConfig(**dict(self.ttt)).mini_batch_size, self.width // self.heads
+            state = self.heads * ((head + 1) * 4 * head + (4 * head + 1) * head + 2 * size * (10 * head + 2))
         return self.window + state // (2 * self.width)
 
     def training(self) -> "Settings":

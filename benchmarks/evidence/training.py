@@ -21,13 +21,13 @@ from .settings import Settings
 MEASURED = 64
 """Held-out sequences of an evaluation on the way."""
 
-WITH_TARGETS = ("conv", "W_target", "w_down", "form")
+WITH_TARGETS = ("conv", "W_target", "w_down", "memory", "form")
 """Groups that train while `Settings.targets_first` lasts."""
 
 
 def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
     """AdamW without weight decay, one group per learning rate: `stock`, `text`, `conv`, `W_target`, `w_down`,
-    and `form` for what a form trains, at the rate of the target generators."""
+    `memory` for what the kind mlp adds and `form` for what a form trains, at the rate of the target generators."""
     targets = moshi_patch.ttt_parameters(model)
     groups: dict[str, list] = {name: [] for name in ("stock", "text", *WITH_TARGETS)}
     w_down = {id(p) for gating in moshi_patch.ttt_gatings(model).values() for p in gating.linear_out.parameters()}
@@ -38,12 +38,12 @@ def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
         if ".form_weights." in name:
             group = "form"
         elif name in targets:
-            group = "conv" if "conv1d" in name else "W_target"
+            group = "memory" if settings.kind == "mlp" else "conv" if "conv1d" in name else "W_target"
         else:
             group = "w_down" if id(parameter) in w_down else "text" if id(parameter) in text else "stock"
         groups[group].append(parameter)
     rates = dict.fromkeys(groups, settings.lr)
-    rates |= {"W_target": settings.target_lr, "form": settings.target_lr}
+    rates |= dict.fromkeys(("W_target", "memory", "form"), settings.target_lr)
     rates["conv"] = settings.target_lr if settings.conv_lr is None else settings.conv_lr
     rates["text"] = settings.lr if settings.text_lr is None else settings.text_lr
     entries = [{"name": name, "params": found, "lr": rates[name]} for name, found in groups.items() if found]

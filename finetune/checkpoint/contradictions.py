@@ -17,10 +17,14 @@ from ..model.tensor_file import DTYPES, Stored, main_dtype, read_header, some
 from ..model.trainable import parameter_groups
 from .base_fingerprint import NO_FINGERPRINT
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint
+from .training_file import OF_PLANS
 from .weights import saved_tensors
 
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
-CONV = moshi_patch.TARGET_KEYS[0]
+CONV = f"target_generator.{moshi_patch.TARGET_KEYS[0]}"
+
+NEW_WEIGHTS = {"in_place": "target generators", "mlp": "TTT layers"}
+"""By kind of memory, what the weights are called that a stock model has not."""
 
 FLOAT32 = ("condition_provider.", "fuser.")
 """Beginnings of names that are in float32 whatever the rest is."""
@@ -100,7 +104,7 @@ def listed(layers: Collection[int]) -> str:
 
 def _other_than_trained(saved: SavedCheckpoint) -> list[str]:
     """`config.json` against `training_config.json`; names of files and settings of generation may differ."""
-    if saved.training is None:
+    if saved.training is None or saved.training.get(OF_PLANS):
         return []
     trained = saved.training.get("lm_config")
     if not isinstance(trained, dict) or not isinstance(saved.training.get("training"), dict):
@@ -127,24 +131,30 @@ def _other_adapters(saved: SavedCheckpoint, stored: dict[str, Stored]) -> list[s
 
 
 def _other_targets(saved: SavedCheckpoint, stored: dict[str, Stored], layers: list[int]) -> list[str]:
-    """Which layers have target generators, complete ones, and with which convolution."""
-    keys: dict[int, set[str]] = {}
+    """Which layers have new weights, of which kind, and with which convolution."""
+    kinds: dict[str, set[int]] = {}
     convolutions: dict[tuple[int, ...], set[int]] = {}
     for name, value in stored.items():
-        if found_key := moshi_patch.target_key(name):
-            layer, key = found_key
-            keys.setdefault(layer, set()).add(key)
-            if key == CONV:
-                convolutions.setdefault(value.shape, set()).add(layer)
+        if found_key := moshi_patch.memory_key(name):
+            kinds.setdefault(found_key.kind, set()).add(found_key.layer)
+            if found_key.key == CONV:
+                convolutions.setdefault(value.shape, set()).add(found_key.layer)
     config, found = moshi_patch.TTTConfig().to_kwargs() | saved.config, []
-    if set(layers) != keys.keys():
+    kind = config.get("ttt_kind", "in_place")
+    found += [
+        f"ttt_kind={kind!r} in config.json, and {saved.weights.name} has {NEW_WEIGHTS[other]} in {listed(members)}."
+        for other, members in sorted(kinds.items())
+        if other != kind and layers
+    ]
+    here = kinds.get(kind, set())
+    if set(layers) != here and not found:
         found.append(
-            f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has target generators in "
-            f"{listed(keys.keys())}."
+            f"{_selection(config)} selects {listed(layers)}, and {saved.weights.name} has {NEW_WEIGHTS[kind]} in "
+            f"{listed(here)}."
         )
     for shape, members in sorted(convolutions.items()):
         kernel, depthwise = config["ttt_conv_kernel_size"], config["ttt_conv_depthwise"]
-        if layers and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):
+        if layers and kind == "in_place" and len(shape) == 3 and (shape[2] != kernel or (shape[1] == 1) != depthwise):
             found.append(
                 f"ttt_conv_kernel_size={kernel!r} and ttt_conv_depthwise={depthwise!r} in config.json, and "
                 f"the convolution of {listed(members)} has {shape[2]} taps and is "

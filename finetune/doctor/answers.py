@@ -18,8 +18,8 @@ from .machine import available_memory
 LONGEST_TRIED = 1 << 13
 """Steps, 11 minutes: a longer chunk is not tried."""
 
-STEPS_AFTER_CHUNK = 32
-"""Steps after the first chunk, the first that its update can change."""
+STEPS_AFTER_QUIET = 32
+"""Steps after the first chunk, the first that its update can change; where there are no chunks, all that are tried."""
 
 NOTICEABLE_CHANGE = 1e-4
 """A largest change of a logit that no one would notice."""
@@ -77,30 +77,43 @@ def _base_weights(saved: SavedCheckpoint, base: str | None) -> Path | None:
 @torch.no_grad()
 def _active(model: LMModel) -> Finding:
     """Random codes, long enough for one update to be heard in the answer."""
-    chunk = model.ttt_config.chunk_size
-    steps = chunk + STEPS_AFTER_CHUNK
+    memories = moshi_patch.ttt_memories(model).values()
+    quiet = max(memory.quiet_steps for memory in memories)
+    steps = quiet + STEPS_AFTER_QUIET
     if steps > LONGEST_TRIED:
-        return Finding("TTT active", WARNING, f"not tried: ttt_chunk_size={chunk} is longer than {LONGEST_TRIED} steps")
+        return Finding("TTT active", WARNING, f"not tried: ttt_chunk_size={quiet} is longer than {LONGEST_TRIED} steps")
     generator = torch.Generator().manual_seed(0)
     cards = [model.text_card, *[model.card] * model.num_audio_codebooks]
     codes = torch.stack([torch.randint(card, (1, steps), generator=generator) for card in cards], 1).to(model.device)
     on = _text_logits(model, codes)
     with moshi_patch.ttt_updates(model, enabled=False):
         off = _text_logits(model, codes)
-    change = (on - off).abs().max().item()
-    on, off = on.log_softmax(-1)[:, chunk:], off.log_softmax(-1)[:, chunk:]
-    nats = (on.exp() * (on - off)).sum(-1).mean().item()
+    change, nats = _difference(on, off, quiet)
     text = f"updates change the text logits of {steps} random steps by up to {change:.3g}, {nats:.3g} nats on average"
     details = {"steps": steps, "largest_logit_change": change, "nats": nats}
+    if any(memory.config.kind == "mlp" for memory in memories):  # updates off is not the base there
+        with moshi_patch.ttt_bypassed(model):
+            closed = _text_logits(model, codes)
+        whole, nats = _difference(on, closed, quiet)
+        text += f"; the memories as a whole, gates closed, by up to {whole:.3g}, {nats:.3g} nats"
+        details |= {"largest_logit_change_gates_closed": whole, "nats_gates_closed": nats}
     if not math.isfinite(change):
         return Finding("TTT active", FAILED, "the answers are not finite", "take an earlier checkpoint", details)
     if change == 0:
         remedy = "it never learnt: train longer, raise ttt.optim_lr, or check that the trainer logged no warning"
         return Finding("TTT active", FAILED, f"no: {text}", remedy, details)
     if change < NOTICEABLE_CHANGE:
-        remedy = "raise ttt.learning_rate or ttt.optim_lr, or train longer"
+        rate = "ttt.base_lr" if model.ttt_config.kind == "mlp" else "ttt.learning_rate"
+        remedy = f"raise {rate} or ttt.optim_lr, or train longer"
         return Finding("TTT active", WARNING, f"hardly: {text}", remedy, details)
     return Finding("TTT active", OK, text, details=details)
+
+
+def _difference(on: torch.Tensor, other: torch.Tensor, quiet: int) -> tuple[float, float]:
+    """The largest change of a logit, and the mean KL divergence in nats of the steps after the first `quiet`."""
+    change = (on - other).abs().max().item()
+    on, other = on.log_softmax(-1)[:, quiet:], other.log_softmax(-1)[:, quiet:]
+    return change, (on.exp() * (on - other)).sum(-1).mean().item()
 
 
 def _text_logits(model: LMModel, codes: torch.Tensor) -> torch.Tensor:

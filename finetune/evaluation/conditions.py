@@ -9,6 +9,10 @@ import moshi_patch
 ON, OFF, PLAIN = "updates on", "updates off", "no TTT"
 """Of the checkpoint's own model; one without TTT has the last instead of the first two."""
 
+CLOSED = "gates closed"
+"""Of the checkpoint's own model, where updates off is not the base: nothing of its memories is read, not even what
+they began with. What else was trained stays."""
+
 CONTROL, BASELINE = "trained without TTT", "baseline"
 """Of the model beside it, as that one is served: the control of the run, or any other."""
 
@@ -22,7 +26,9 @@ MUTED = "updates on but in layer "
 """Of the checkpoint's own model, before the index of a TTT layer."""
 
 BENEFIT = "with TTT - trained without"
+WHOLE = f"{ON} - {CLOSED}"
 MEANINGS = {
+    WHOLE: "the same weights with their memories and without; what was trained beside these has come to lean on them",
     RELIANCE: "updates on - updates off of the same weights, which have come to lean on updates; not what TTT gains",
     BENEFIT: "what TTT gains: the control was trained on the same data, in the same order, for as many steps",
 }
@@ -31,7 +37,10 @@ MEANINGS = {
 
 def conditions_of(model: LMModel) -> tuple[str, ...]:
     """The conditions of a checkpoint's own model, the first being the model as it is served."""
-    return (ON, OFF) if moshi_patch.ttt_memories(model) else (PLAIN,)
+    kinds = {memory.config.kind for memory in moshi_patch.ttt_memories(model).values()}
+    if not kinds:
+        return (PLAIN,)
+    return (ON, OFF) if kinds == {"in_place"} else (ON, OFF, CLOSED)
 
 
 def muting_conditions(model: LMModel) -> tuple[str, ...]:
@@ -40,9 +49,11 @@ def muting_conditions(model: LMModel) -> tuple[str, ...]:
 
 
 def under(condition: str, model: LMModel) -> contextlib.AbstractContextManager:
-    """Inside, `model` is as `condition` says: without updates for `OFF`, without those of a layer, or as it is."""
+    """Inside, `model` is as `condition` says: without updates for `OFF`, without memories, or as it is."""
     if condition == OFF:
         return moshi_patch.ttt_updates(model)
+    if condition == CLOSED:
+        return moshi_patch.ttt_bypassed(model)
     if condition.startswith(MUTED):
         return moshi_patch.ttt_updates(model, layers=[int(condition.removeprefix(MUTED))])
     return contextlib.nullcontext()

@@ -65,7 +65,7 @@ def import_ancestor(args: ImportArgs) -> list[str]:
     try:
         with whole_folder(out) as folder:
             _write(folder, weights, names, ADAPTERS if adapters else MERGED)
-            write_json(folder / "config.json", _config(config, settings, names, adapters))
+            write_json(folder / "config.json", _config(config, settings, adapters))
             write_checksums(folder, [ADAPTERS if adapters else MERGED])
     except (OSError, SafetensorError) as error:
         raise DiskError(f"{out}: cannot be made ({reason_of(error, out.parent)}); nothing is left of it.") from error
@@ -136,22 +136,13 @@ def _is_adapters(weights: Path, config: Mapping[str, Any], names: AncestorNames)
     return bool(lora)
 
 
-def _config(
-    config: Mapping[str, Any], settings: AncestorSettings, names: AncestorNames, adapters: bool
-) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], settings: AncestorSettings, adapters: bool) -> dict[str, Any]:
     """The ancestor's config.json for what is written."""
     kept = {key: value for key, value in config.items() if key != "ttt" and not key.startswith("ttt_")}
     kept.pop("lora_name", None)  # a path on the ancestor's machine
     if not adapters:  # with `lora: true` moshi would add random ones
         kept = {key: value for key, value in kept.items() if key not in moshi_patch.LORA_KEYS} | {"lora": False}
-    return kept | {
-        "ttt_enabled": True,
-        "ttt_kind": "mlp",
-        "ttt_layers": names.layers,
-        "ttt_mini_batch_size": settings.mini_batch_size,
-        "ttt_base_lr": settings.base_lr,
-        "ttt_initial_gating_alpha": settings.initial_gating_alpha,
-    }
+    return kept | settings.kept.to_kwargs()
 
 
 def _write(folder: Path, weights: Path, names: AncestorNames, name: str) -> None:
@@ -171,16 +162,15 @@ def _write(folder: Path, weights: Path, names: AncestorNames, name: str) -> None
 
 
 def _report(names: AncestorNames, settings: AncestorSettings, adapters: bool) -> list[str]:
-    count = len(names.layers)
-    kept = count * len(TENSORS)
-    dropped = len(names.dropped)
+    count, kept = len(names.layers), settings.kept
+    tensors, dropped = count * len(TENSORS), len(names.dropped)
     lines = [
-        f"{count} TTT layers ({', '.join(map(str, names.layers))}) in the layout {names.layouts[0]}: {kept + dropped} "
-        f"tensors, of which {kept} are kept ({len(TENSORS)} a layer) and {dropped} dropped: backward_ssm_gating."
-        "gating_alpha, which nothing calls.",
+        f"{count} TTT layers ({', '.join(map(str, names.layers))}) in the layout {names.layouts[0]}: "
+        f"{tensors + dropped} tensors, of which {tensors} are kept ({len(TENSORS)} a layer) and {dropped} dropped: "
+        "backward_ssm_gating.gating_alpha, which nothing calls.",
         f"{len(names.twice)} stock tensors stood there twice, equal; each is kept once.",
-        f"Settings, from {settings.source}: mini_batch_size {settings.mini_batch_size}, base_lr {settings.base_lr}, "
-        f"initial_gating_alpha {settings.initial_gating_alpha}.",
+        f"Settings, from {settings.source}: mini_batch_size {kept.mini_batch_size}, base_lr {kept.base_lr}, "
+        f"initial_gating_alpha {kept.initial_gating_alpha}.",
     ]
     if settings.left_out:
         lines.append(f"Not carried over: {', '.join(settings.left_out)}; nothing here corresponds to them.")

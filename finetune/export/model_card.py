@@ -39,7 +39,7 @@ def model_card(name: str, saved: SavedCheckpoint, *, adapters: bool, base: str |
         f"# {name}",
         f"{what} {of}, a speech model of Kyutai's Moshi family." + _memory(config),
         "## Use",
-        "With `moshi_patch` (In-Place Test-Time Training for Moshi) installed, and this repository or a copy of it in "
+        "With `moshi_patch` (Test-Time Training for Moshi) installed, and this repository or a copy of it in "
         "place of `THIS`:",
         "```bash\n"
         "python -m moshi_patch moshi.server --hf-repo THIS\n"
@@ -59,6 +59,11 @@ def model_card(name: str, saved: SavedCheckpoint, *, adapters: bool, base: str |
 def _memory(config: dict[str, Any]) -> str:
     if not config.get("ttt_enabled"):
         return ""
+    if config.get("ttt_kind") == "mlp":
+        return (
+            " In front of the MLP of some of its layers, a small MLP for each head keeps learning from the "
+            "conversation while it runs, and forgets at its end ([TTT-MLP](https://arxiv.org/abs/2407.04620))."
+        )
     return (
         " The down projections of some of its layers keep learning from the conversation while it runs, and forget at "
         "its end ([In-Place Test-Time Training](https://arxiv.org/abs/2604.06169))."

@@ -143,7 +143,14 @@ def _check_ttt_layers(info: CheckpointInfo, ttt: TTTConfig) -> None:
         names = read_header(path)
     except ConfigError as error:
         raise ConfigError(f"moshi_paths.moshi_path={str(path)!r}: is broken: {error} Copy it anew.") from error
-    there = sorted({found[0] for name in names if (found := moshi_patch.target_key(name))})
+    found = [key for name in names if (key := moshi_patch.memory_key(name))]
+    for key in found:
+        if ttt.enabled and key.kind != ttt.kind:
+            raise ConfigError(
+                f"ttt.kind={ttt.kind!r}: the base model {path} has TTT weights of the kind {key.kind!r}; set it to "
+                "that, or use a base model without TTT."
+            )
+    there = sorted({key.layer for key in found})
     here = _ttt_layers(info, ttt)
     if there and there != here:
         asked = f"ttt.layers={ttt.layers!r}" if ttt.enabled else "ttt.enabled=False"

@@ -79,8 +79,11 @@ def start_targets(model: nn.Module, kind: str) -> None:
 
 
 def new_targets(model: nn.Module) -> int:
-    """How many TTT layers have target generators that were never trained; `model` has its weights."""
-    return len(_new_generators(model))
+    """How many TTT layers have weights that were never trained and do nothing; `model` has its weights."""
+    closed = [
+        m for m in moshi_patch.ttt_memories(model).values() if m.config.kind == "mlp" and not m.gating_alpha.any()
+    ]
+    return len(_new_generators(model)) + len(closed)
 
 
 def _new_generators(model: nn.Module) -> list[nn.Module]:

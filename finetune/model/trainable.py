@@ -24,7 +24,13 @@ TARGET_LR_MULTIPLE = 5.0
 already. On the recall task (docs/evidence_recall.md) it shortened the plateau before memory sets in."""
 
 
-FIRST_GROUPS = ("target_generators", "w_down")
+NEW_WEIGHTS = {"in_place": "target_generators", "mlp": "ttt_layers"}
+"""By kind of memory, the group of the weights that a stock model has not."""
+
+UNDECAYED = "ttt_gates_and_biases"
+"""Of those, what weight decay leaves alone."""
+
+FIRST_GROUPS = (*NEW_WEIGHTS.values(), UNDECAYED, "w_down")
 """What trains from the first step on; the other groups wait for `ttt.first_steps`."""
 
 
@@ -33,7 +39,7 @@ class ParameterGroup:
     """Parameters that train at one rate.
 
     Args:
-        name: `target_generators`, `w_down`, `text_embedding`, `adapters`, `embeddings` or `base`.
+        name: one of `FIRST_GROUPS`, or `text_embedding`, `adapters`, `embeddings` or `base`.
         parameters: by their names in the unwrapped model. Under FSDP each holds this rank's share.
         lr: the peak learning rate.
     """
@@ -42,11 +48,17 @@ class ParameterGroup:
     parameters: dict[str, nn.Parameter]
     lr: float
 
+    @property
+    def decays(self) -> bool:
+        """Whether `optim.weight_decay` counts."""
+        return self.name != UNDECAYED
+
 
 def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     """Everything that trains, by what it is in the structure of `model`, wrapped or not.
 
-    - `target_generators` of TTT layers, at `ttt.optim_lr`;
+    - the new weights of TTT layers, at `ttt.optim_lr`: `target_generators`; or, with `ttt.kind: mlp`, `ttt_layers` and
+      `ttt_gates_and_biases`, which weight decay leaves alone;
     - `w_down`, the base down projections of TTT layers, in full also under LoRA, with `ttt.train_w_down`. An adapter on
       top of a W_down that trains would be redundant and stays as it is;
     - `text_embedding` at `ttt.text_emb_lr`, when that is set;
@@ -65,12 +77,13 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
         return []
     ttt, lr = args.ttt, args.optim.lr
     with_ttt, own = ttt.enabled or ttt.as_control, trains_ttt(args)
-    targets = set(moshi_patch.ttt_parameters(model).values())
-    w_down, idle_adapters = _down_projections(model, ttt) if with_ttt else (set(), set())
+    in_place = with_ttt and ttt.kind == "in_place"
+    w_down, idle_adapters = _down_projections(model, ttt) if in_place else (set(), set())
     text_lr, stock_lr = ttt.text_emb_lr, (ttt.stock_lr if with_ttt else None) or lr
+    new_lr, new_train = ttt.optim_lr or TARGET_LR_MULTIPLE * lr, ttt.enabled and own
     roles = [
         ("frozen", _owned_by(model, ConditionProvider), 0.0, False),
-        ("target_generators", targets, ttt.optim_lr or TARGET_LR_MULTIPLE * lr, ttt.enabled and own),
+        *((name, new, new_lr, new_train) for name, new in _new_weights(model)),
         ("w_down", w_down, lr, ttt.train_w_down and own),
         ("frozen", idle_adapters if ttt.train_w_down and own else set(), 0.0, False),
         ("text_embedding", _text_embedding(model) if text_lr else set(), text_lr or 0.0, with_ttt),
@@ -95,6 +108,16 @@ def parameter_groups(model: nn.Module, args: TrainArgs) -> list[ParameterGroup]:
     if not groups:
         raise ConfigError("Nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true.")
     return groups
+
+
+def _new_weights(model: nn.Module) -> list[tuple[str, set[nn.Parameter]]]:
+    """What a stock model has not, by group."""
+    found: dict[str, set[nn.Parameter]] = {}
+    for memory in moshi_patch.ttt_memories(model).values():
+        for key, parameter in memory.new_parameters().items():
+            group = UNDECAYED if key in memory.undecayed_keys else NEW_WEIGHTS[memory.config.kind]
+            found.setdefault(group, set()).add(parameter)
+    return list(found.items())
 
 
 def _owned_by(model: nn.Module, kind: type[nn.Module]) -> set[nn.Parameter]:

@@ -40,14 +40,14 @@ def _short(bound: float) -> str:
     return short if float(short) == bound else str(bound)
 
 
-def choice(default: str, allowed: tuple[str, ...]) -> Any:
+def choice(default: str, allowed: tuple[str, ...], **metadata: Any) -> Any:
     """A field of a dataclass for one of some words."""
-    return limited(default, f"one of {', '.join(allowed)}", lambda value: value in allowed)
+    return limited(default, f"one of {', '.join(allowed)}", lambda value: value in allowed, **metadata)
 
 
-def limited(default: Any, allowed: str, holds: Any) -> Any:
+def limited(default: Any, allowed: str, holds: Any, **metadata: Any) -> Any:
     """A field with what it may be, in words and as a function; `TTTConfig` declares its fields in the same way."""
-    return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds})
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "holds": holds, **metadata})
 
 
 def require(holds: bool, key: str, value: object, remedy: str) -> None:

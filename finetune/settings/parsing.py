@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import yaml
 
+from moshi_patch import TTTConfig
+
 from ..common.errors import ConfigError, in_one_line, shown
 from .nearest import nearest_key
-from .schema import ttt_setting
+from .schema import ttt_names, ttt_setting
 
 T = TypeVar("T")
 
@@ -44,9 +46,21 @@ def build(cls: type[T], content: Mapping[str, Any] | None, section: str = "", ro
         else:
             values[key] = convert(name, value, hint)
     try:
-        return cls(**values)
+        made = cls(**values)
     except ValueError as error:  # of TTTConfig, which checks itself and calls its settings as LMModel does
         raise ConfigError(ttt_setting(str(error))) from error
+    if isinstance(made, TTTConfig):
+        _refuse_other_kind(made, values, section)
+    return made
+
+
+def _refuse_other_kind(ttt: TTTConfig, given: Mapping[str, Any], section: str) -> None:
+    """Raises a ConfigError when a setting was given that the kind does not have, be it the default's value."""
+    names = ttt_names(ttt)
+    for name, value in given.items():
+        if name not in names:
+            kind = f"{section}.kind={shown(ttt.kind)}"
+            raise ConfigError(f"{section}.{name}={shown(value)}: not with {kind}, which takes {', '.join(names)}.")
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:

@@ -4,7 +4,7 @@ The text below a field is its help: what it means and its unit. What it may be s
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from moshi_patch import TTTConfig
 
@@ -94,22 +94,22 @@ class WandbArgs:
 
 @dataclass(frozen=True)
 class TTTArgs(TTTConfig):
-    """In-Place TTT: the settings of the model, and those that only training needs."""
+    """TTT: the settings of the model, and those that only training needs."""
 
-    train_w_down: bool = True
+    train_w_down: bool = field(default=True, metadata={"kind": "in_place"})
     """train W_down of the TTT layers in full, also under LoRA, whose adapters these layers then do not get"""
     optim_lr: float | None = number(None, above=0, most=1000)
-    """the optimizer's learning rate for target generators, which start at zero; null: 5 * optim.lr"""
+    """the optimizer's learning rate for the new weights of TTT layers; null: 5 * optim.lr"""
     text_emb_lr: float | None = number(None, above=0, most=1000)
     """a learning rate for the text embedding, which then trains whatever else does; null: as without TTT"""
-    init_target: str = choice("identity", INITIAL_TARGETS)
+    init_target: str = choice("identity", INITIAL_TARGETS, kind="in_place")
     """where W_target of new target generators begins; readout: a map from the model's embeddings and text head"""
     first_steps: int = whole(0, 0, MANY)
-    """steps at the start in which target generators and W_down alone train; then all else does too"""
+    """steps at the start in which new weights and W_down of TTT layers alone train; then all else does too"""
     stock_lr: float | None = number(None, above=0, most=1000)
-    """learning rate of all but target generators, W_down and the text embedding; null: optim.lr"""
+    """learning rate of all but new weights, W_down and the text embedding; null: optim.lr"""
     as_control: bool = False
-    """with enabled false: train all that a run with TTT trains beside target generators; control sets it"""
+    """with enabled false: train all that a run with TTT trains beside its new weights; control sets it"""
 
 
 @dataclass
@@ -183,6 +183,11 @@ class TrainArgs:
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     init_from: str | None = None
     """run, checkpoint or weights file whose weights this run begins from; null: the base model's"""
+
+
+def ttt_names(ttt: TTTConfig) -> list[str]:
+    """The settings of a `ttt:` section that its kind has, in the order of the fields."""
+    return [one.name for one in fields(ttt) if one.metadata.get("kind") in (None, ttt.kind)]
 
 
 def ttt_setting(text: str) -> str:

@@ -48,7 +48,7 @@ def unusual_settings(args: TrainArgs) -> list[str]:
         ),
         "lora.ft_embed=True: has no effect without lora.enable.": args.lora.ft_embed and not args.lora.enable,
         f"ttt.chunk_size={chunk} of {steps:g} steps (duration_sec={duration:g}): less than half of a sequence is "
-        "read with an updated weight; lower the one or raise the other.": args.ttt.enabled and steps < 2 * chunk,
+        "read with an updated weight; lower the one or raise the other.": _has_chunks(args) and steps < 2 * chunk,
         "control=True: without do_eval the two runs are not compared while they train.": (
             args.control and not args.do_eval
         ),
@@ -91,7 +91,7 @@ def _check_modes(args: TrainArgs) -> None:
     remedy = "contradicts lora.enable=True; set one of the two to false."
     require(not (full and args.lora.enable), "full_finetuning", full, remedy)
     remedy = "nothing would be trained; set one of full_finetuning, lora.enable and ttt.enabled to true."
-    w_down = args.ttt.as_control and args.ttt.train_w_down
+    w_down = args.ttt.as_control and args.ttt.train_w_down and args.ttt.kind == "in_place"
     trains = full or args.lora.enable or args.ttt.enabled or w_down or args.training_mode == "frozen"
     require(trains, "full_finetuning", full, remedy)
     remedy = "contradicts ttt.enabled=True; a control is trained without TTT."
@@ -110,7 +110,12 @@ def _check_duration(args: TrainArgs) -> None:
         f"is {steps:g} steps, no more than ttt.chunk_size={chunk}: the target generators would get no gradient. "
         f"Raise duration_sec above {chunk / STEPS_PER_SECOND:g}, or lower ttt.chunk_size below {steps:g}."
     )
-    require(not args.ttt.enabled or steps > chunk, "duration_sec", args.duration_sec, remedy)
+    require(not _has_chunks(args) or steps > chunk, "duration_sec", args.duration_sec, remedy)
+
+
+def _has_chunks(args: TrainArgs) -> bool:
+    """Whether updates are made chunk by chunk; those of a mini-batch (`ttt.kind: mlp`) are read at once."""
+    return args.ttt.enabled and args.ttt.kind == "in_place"
 
 
 def _check_files(args: TrainArgs) -> None:

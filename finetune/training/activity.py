@@ -83,7 +83,10 @@ def _square(weights: list[nn.Parameter]) -> torch.Tensor:
 
 
 class InactivityWatch:
-    """Warns once when the relative delta of every layer stays under `INACTIVE_BELOW` for `INACTIVE_STEPS` steps."""
+    """Warns once when no layer's memory has any effect for `INACTIVE_STEPS` steps.
+
+    One has none while its relative delta is under `INACTIVE_BELOW`, or the norm of its gate if it has one.
+    """
 
     def __init__(self):
         self._since: int | None = None
@@ -91,20 +94,32 @@ class InactivityWatch:
 
     def observe(self, step: int, values: dict[str, float]) -> bool:
         """Looks at what `Activity.values` returned after `step`; returns whether it warned."""
-        relative = [value for name, value in values.items() if name.endswith("/relative_delta")]
-        if not relative or max(relative) >= INACTIVE_BELOW:
+        relative = {name: value for name, value in values.items() if name.endswith("/relative_delta")}
+        gates = {name: values.get(name.replace("relative_delta", "gating_alpha_norm")) for name in relative}
+        effects = [min(value, value if gates[name] is None else gates[name]) for name, value in relative.items()]
+        if not effects or max(effects) >= INACTIVE_BELOW:
             self._since, self._warned = None, False
             return False
         self._since = step if self._since is None else self._since
         if self._warned or step - self._since < INACTIVE_STEPS:
             return False
         self._warned = True
+        if any(gate is not None for gate in gates.values()):
+            logger.warning(
+                "TTT is inactive: for %d steps every gate was closed or the fast weights changed by less than %g of "
+                "their norm (largest of the smaller: %g). Raise ttt.optim_lr (the memories' own rate), or begin with "
+                "ttt.initial_gating_alpha 0.1.",
+                step - self._since,
+                INACTIVE_BELOW,
+                max(effects),
+            )
+            return True
         logger.warning(
             "TTT is inactive: for %d steps the fast weights changed W_down by less than %g of its norm (largest: %g). "
             "Raise ttt.optim_lr (the target generators' own rate) first, then ttt.learning_rate; check that "
             "ttt.delta_clip is null or large enough.",
             step - self._since,
             INACTIVE_BELOW,
-            max(relative),
+            max(effects),
         )
         return True

@@ -59,8 +59,8 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     start_targets(model, args.ttt.init_target)
     if ctx.rank == 0 and not trains_ttt(args) and (idle := new_targets(model)):
         logger.warning(
-            "training_mode=%r: the target generators of %d TTT layers are new and do not train, so their updates do "
-            "nothing; begin from trained ones with init_from.",
+            "training_mode=%r: the new weights of %d TTT layers were never trained and do not train, so their updates "
+            "do nothing; begin from trained ones with init_from.",
             args.training_mode,
             idle,
         )
@@ -73,8 +73,9 @@ def build_model(args: TrainArgs, ctx: Context) -> BuiltModel:
     logger.info(
         "training_mode=%s. Trainable parameters:\n%s", args.training_mode, describe(groups, sizes, sum(sizes.values()))
     )
-    if args.ttt.first_steps and any(group.name in FIRST_GROUPS for group in groups):
-        logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(FIRST_GROUPS))
+    first = [group.name for group in groups if group.name in FIRST_GROUPS]
+    if args.ttt.first_steps and first:
+        logger.info("The first %d steps train %s alone.", args.ttt.first_steps, " and ".join(first))
     if ctx.world_size > 1:
         model = shard(model, ctx, parts=not args.full_finetuning)
     return BuiltModel(model.train(), trained_config(info, args), info)
@@ -85,7 +86,7 @@ def trained_config(info: CheckpointInfo, args: TrainArgs) -> dict[str, Any]:
     config = copy.deepcopy(info.raw_config) if info.raw_config is not None else lm_kwargs(info)
     for key in ("lora_name", *moshi_patch.LORA_KEYS):
         config.pop(key, None)
-    config = moshi_patch.DEFAULT_NAMES | config
+    config = moshi_patch.DEFAULT_NAMES | {key: value for key, value in config.items() if not key.startswith("ttt_")}
     config |= args.ttt.to_kwargs() | {"lora": args.lora.enable}
     if args.lora.enable:
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}

@@ -65,12 +65,16 @@ def _is_low(parameter: torch.Tensor) -> bool:
 
 def build_optimizer(groups: list[ParameterGroup], optim: OptimArgs, max_steps: int) -> tuple[AdamW, OneCycleLR]:
     """AdamW with one group of its own per `ParameterGroup`, and OneCycleLR over `max_steps`, as moshi-finetune."""
-    optimizer = MasterAdamW(
-        [{"params": list(group.parameters.values()), "lr": group.lr, "name": group.name} for group in groups],
-        betas=BETAS,
-        eps=EPS,
-        weight_decay=optim.weight_decay,
-    )
+    entries = [
+        {
+            "params": list(group.parameters.values()),
+            "lr": group.lr,
+            "name": group.name,
+            "weight_decay": optim.weight_decay if group.decays else 0.0,
+        }
+        for group in groups
+    ]
+    optimizer = MasterAdamW(entries, betas=BETAS, eps=EPS)
     rates = [group.lr for group in groups]
     return optimizer, OneCycleLR(optimizer, rates, total_steps=max_steps, pct_start=optim.pct_start)
 

@@ -94,6 +94,8 @@ class TTTMemory(StreamingModule[TTTState]):
 
     weight_keys: tuple[str, ...]
     """Names of all new weights, below the module's own name in a checkpoint."""
+    undecayed_keys: tuple[str, ...] = ()
+    """Those of them that weight decay would pull away from where they do nothing: gates, gains and biases."""
 
     def __init__(self, config: TTTConfig):
         super().__init__()
@@ -107,6 +109,11 @@ class TTTMemory(StreamingModule[TTTState]):
     @abc.abstractmethod
     def update_steps(self) -> int:
         """C, the steps of an update."""
+
+    @property
+    @abc.abstractmethod
+    def quiet_steps(self) -> int:
+        """Steps at the beginning of a stream that are answered before anything that it taught is read."""
 
     @classmethod
     @abc.abstractmethod

@@ -14,10 +14,10 @@ from aiohttp import web
 
 from .front import CHAT_PATH, Front, Session
 from .person import Person, Stage
+from .places import SERVICE_RESTART
 
 logger = logging.getLogger(__name__)
 
-SERVICE_RESTART = 1012
 REASON = "this server is restarted: come again"
 WRITE_S = 60.0
 """Seconds that a memory may take to be written before its person is sent away all the same."""

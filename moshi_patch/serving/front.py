@@ -22,6 +22,9 @@ CHAT_PATH = "/api/chat"
 ONLY_NAME = "local"
 """Of the one person whose memory is kept where nobody has a name."""
 
+LOOK_EVERY_S = 2.0
+"""Seconds between two looks at who still has a token."""
+
 
 class Front:
     """The conversations of one server.
@@ -44,6 +47,7 @@ class Front:
         self.engine, self.codecs, self.text_of, self.tickets, self.limits = engine, codecs, text_of, tickets, limits
         self.sessions: dict[Person, Session] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch: asyncio.Task | None = None
 
     def attach(self, app: web.Application) -> None:
         """Serves :data:`CHAT_PATH` in `app`, which is not yet running. The engine begins and ends with it."""
@@ -55,8 +59,20 @@ class Front:
     async def _start(self, app: web.Application) -> None:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.engine.start, self._notify)
+        if self.tickets is not None:
+            self._watch = asyncio.create_task(self._end_the_revoked(self.tickets))
+
+    async def _end_the_revoked(self, tickets: Tickets) -> None:
+        """Who is taken out of the token file talks no longer; what they have taught is kept."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for person, session in list(self.sessions.items()):
+                if person.name is not None and not tickets.knows(person.name):
+                    session.end(POLICY_VIOLATION, "your token was taken back")
 
     async def _stop(self, app: web.Application) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.to_thread(self.engine.stop)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_gone(), CLOSE_S)

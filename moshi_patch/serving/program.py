@@ -92,13 +92,16 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     """
     with ending_in_one_line("--token-file "):
         tickets = Tickets(options.token_file) if options.token_file else None
+    if options.memory_dir:
+        with ending_in_one_line("--memory-dir "):
+            MemoryStore(options.memory_dir, None, options.memory_key_file).check()
     install()
     model = load_model(options, prog)
     memories = None
     if options.memory_dir:
         with ending_in_one_line("--memory-dir "):
             store = MemoryStore(options.memory_dir, model.lm, options.memory_key_file, options.memory_dtype)
-        memories = Memories(Writer(store))
+        memories = Memories(Writer(store, most=2 * options.rows))
     conditions = get_condition_tensors(model.info.model_type, model.lm, options.rows, options.cfg_coef)
     rows = Rows(model.mimi, model.lm, options.rows, conditions, options.cfg_coef)
     policy = Policy(queue=options.queue, idle_s=options.idle_timeout, write_s=60 * options.memory_every)

@@ -128,6 +128,15 @@ class LocalFiles:
                 partial.unlink(missing_ok=True)
         _sync_folder(self.root / folder)
 
+    def check(self) -> None:
+        """Creates a file as :meth:`create` does, and removes it; a name of nobody's folder."""
+        folder, number = f".check.{secrets.token_hex(8)}", 1
+        try:
+            self.create(folder, number, 1, iter([b"x"]), lambda: None)
+        finally:
+            self.remove(folder, number)
+            self.remove_rest(folder)
+
     def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
         """Gives `read(start, length)` of one file."""
 
@@ -210,6 +219,12 @@ class RemoteFiles:
         local = _CREATING if self.system.protocol == "memory" else contextlib.nullcontext()
         with local:  # in memory it looks first, and then creates
             self.system.pipe_file(self._path(folder, generation), content, mode="create")
+
+    def check(self) -> None:
+        """As :meth:`LocalFiles.check`."""
+        folder, number = f".check.{secrets.token_hex(8)}", 1
+        self.create(folder, number, 1, iter([b"x"]), lambda: None)
+        self.remove(folder, number)
 
     def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
         """As :meth:`LocalFiles.open`."""

@@ -10,6 +10,7 @@ import torch
 from moshi.models import loaders
 from safetensors.torch import load_file, save_file
 
+import moshi_patch
 from finetune.export.__main__ import main
 from finetune.export.ancestor_names import LAYOUTS, TENSORS, tensor_shapes
 from tests.support.ancestors import (
@@ -22,6 +23,8 @@ from tests.support.ancestors import (
     ttt_tensors,
     write_ancestor,
 )
+from tests.support.models import TINY, random_codes, relative
+from tests.support.streams import one_pass, steps
 
 NAMES = {f"transformer.layers.{layer}.ttt.{name}": (layer, name) for layer in LAYERS for name in TENSORS}
 
@@ -86,10 +89,57 @@ def test_the_config_says_what_the_checkpoint_is(tmp_path):
         "ttt_mini_batch_size": 8,
         "ttt_base_lr": 0.1,
         "ttt_initial_gating_alpha": 0.1,
+        "ttt_scan_checkpoint_group_size": 8,
     }
     assert config["lora"] is False, "the weights are whole: with true, moshi would add random adapters"
     assert not {"lora_name", "lora_rank", "lora_scaling"} & config.keys()
     assert config["dim"] == 16
+
+
+def loaded(folder, dtype=torch.float64, **files):
+    """The model of an imported folder, as moshi's own programs load it: strictly."""
+    config = json.loads((folder / "config.json").read_text())
+    arguments = {key: value for key, value in config.items() if key not in moshi_patch.NOT_ARGUMENTS}
+    files = files or {"filename": folder / "consolidated.safetensors"}
+    return loaders.get_moshi_lm(lm_kwargs=arguments, device="cpu", dtype=dtype, **files)
+
+
+def assert_learns_while_it_streams(model):
+    codes = random_codes(model, 2, 21)
+    answer = one_pass(model, codes)
+    with model.streaming(2):
+        assert relative(steps(model, codes), answer) < 1e-12
+    with moshi_patch.ttt_updates(model):
+        assert relative(one_pass(model, codes), answer) > 1e-4
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_imported_checkpoint_loads_strictly_and_streams(tmp_path, layout):
+    assert run(write_ancestor(tmp_path / "a", ancestor_tensors(layout)), tmp_path / "out") == 0
+    model = loaded(tmp_path / "out")
+    assert model.ttt_config.kind == "mlp"
+    assert model.ttt_config.mini_batch_size == 8
+    assert_same(model.state_dict(), {name: tensor.double() for name, tensor in expected().items()})
+    assert_learns_while_it_streams(model)
+
+
+@pytest.mark.usefixtures("patched")
+def test_imported_adapters_load_over_their_base_and_stream(tmp_path):
+    assert run(write_ancestor(tmp_path / "a", ancestor_tensors(adapters=True)), tmp_path / "out") == 0
+    base = tmp_path / "base.safetensors"
+    save_file(stock_tensors(), base)
+    model = loaded(tmp_path / "out", filename=base, lora_weights=tmp_path / "out" / "lora.safetensors", fuse_lora=False)
+    wanted = {name: tensor.double() for name, tensor in expected(stock=lora_tensors).items()}
+    assert_same({name: tensor for name, tensor in model.state_dict().items() if name in wanted}, wanted)
+    assert_learns_while_it_streams(model)
+
+
+@pytest.mark.usefixtures("patched")
+def test_an_ancestors_own_names_in_a_plain_load_say_what_to_do(tmp_path):
+    source = write_ancestor(tmp_path / "a", ancestor_tensors()) / "consolidated"
+    with pytest.raises(ValueError, match="--import-ancestor"):
+        loaders.get_moshi_lm(source / "consolidated.safetensors", dict(TINY, ttt_enabled=True, ttt_kind="mlp"), "cpu")
 
 
 def test_adapters_stay_adapters(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The training settings: moshi-finetune's YAML loads as it is, and nothing wrong gets as far as loading a model."""
 
-import dataclasses
 import json
 
 import pytest
@@ -118,7 +117,7 @@ def test_defaults_are_those_of_the_format_page():
         "full_finetuning": False,
         "param_dtype": "bfloat16",
         "overwrite_run_dir": False,
-        "ttt": dataclasses.asdict(TTTConfig())
+        "ttt": {name: getattr(TTTConfig(), name) for name in TTTConfig().names()}
         | {"train_w_down": True, "optim_lr": None, "text_emb_lr": None, "init_target": "identity"}
         | {"first_steps": 0, "stock_lr": None, "as_control": False},
         "checkpoint": {"resume": False, "resume_step": -1},

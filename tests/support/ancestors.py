@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moshi.modules.lora import replace_all_linear_with_lora
 from safetensors.torch import save_file
 
 from finetune.export.ancestor_names import LAYOUTS, tensor_shapes
@@ -27,7 +28,7 @@ def ttt_tensors(layer: int, dtype: torch.dtype = torch.float16) -> dict[str, tor
     """The 19 of a layer, random, by their names after `ttt.`."""
     generator = torch.Generator().manual_seed(layer)
     shapes = tensor_shapes(TINY["dim"], TINY["num_heads"])
-    return {name: (torch.randn(shape, generator=generator) * 0.1).to(dtype) for name, shape in shapes.items()}
+    return {name: (torch.randn(shape, generator=generator) * 0.5).to(dtype) for name, shape in shapes.items()}
 
 
 def ancestor_tensors(
@@ -36,7 +37,7 @@ def ancestor_tensors(
     """All tensors of a checkpoint by an ancestor's names.
 
     Args:
-        adapters: LoRA of every attention's projections and the TTT tensors, and no stock weight.
+        adapters: LoRA of every linear layer and the TTT tensors, and no stock weight.
         twice: stock tensors of wrapped layers are registered twice.
     """
     found = {}
@@ -59,13 +60,15 @@ def ancestor_tensors(
 
 
 def lora_tensors(dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """Adapters of the attention's output projections of all layers, by the names of stock moshi."""
-    generator, found = torch.Generator().manual_seed(9), {}
-    for layer in range(TINY["num_layers"]):
-        for end, shape in (("lora_A", (RANK, TINY["dim"])), ("lora_B", (TINY["dim"], RANK))):
-            name = f"transformer.layers.{layer}.self_attn.out_projs.0.{end}.weight"
-            found[name] = (torch.randn(shape, generator=generator) * 0.1).to(dtype)
-    return found
+    """Random adapters of all linear layers, by the names of stock moshi."""
+    model = tiny_model()
+    replace_all_linear_with_lora(model, RANK, 2.0)
+    generator = torch.Generator().manual_seed(9)
+    return {
+        name: (torch.randn(tensor.shape, generator=generator) * 0.1).to(dtype)
+        for name, tensor in model.state_dict().items()
+        if ".lora_" in name
+    }
 
 
 def write_ancestor(

@@ -10,7 +10,7 @@ from example.make_speech import write_wav
 from tests.support.tiny_repository import DATA
 from tests.support.tools import find_chromium
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 INSECURE_NAME = "moshi.test"
 """A name that leads to this machine, and that is not `localhost` to a browser."""
 

@@ -18,6 +18,7 @@ START_S = 30
 WORDS = ["▁my", "▁boat", "▁is", "▁Nim", "bus", "."]
 TOKEN = "secret-of-anna-0123456789abcdef"
 TICKET = "one-time"
+LAYERS = (5, 11)
 
 
 @dataclass
@@ -35,6 +36,7 @@ class FakeChat:
     Attributes:
         port: where.
         connections: what was heard, oldest first.
+        layers: of the model that have a memory.
         paths: what was asked for.
         asks_token: whether tickets are given for `TOKEN` alone.
         place: in the queue, told to who comes; None: there is room.
@@ -44,6 +46,7 @@ class FakeChat:
 
     def __init__(self) -> None:
         self.port = 0
+        self.layers = LAYERS
         self.connections: list[Heard] = []
         self.paths: list[str] = []
         self.asks_token = False
@@ -59,7 +62,7 @@ class FakeChat:
 
     def reset(self) -> None:
         """As new, for the next test."""
-        self.connections, self.paths = [], []
+        self.connections, self.paths, self.layers = [], [], LAYERS
         self.asks_token, self.place, self.close, self.refusal = False, None, None, None
 
     def hang_up(self, code: int = 1000, reason: str = "", cut: bool = False) -> None:
@@ -144,7 +147,7 @@ class FakeChat:
                 if frames % 5 == 0:
                     await socket.send_bytes(b"\x02" + WORDS[frames // 5 % len(WORDS)].replace("▁", " ").encode())
                 frames += 1
-                layers = [figures(layer, frames) for layer in (5, 11)]
+                layers = [figures(layer, frames) for layer in self.layers]
                 state = {"updates": updates, "step_ms": 12.3, "waiting_frames": 0, "dropped_frames": 0}
                 if frames % 4 == 0:
                     await tell(socket, {"type": "memory", "layers": layers, **state})

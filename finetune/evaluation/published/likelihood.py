@@ -22,18 +22,18 @@ class Reach:
     """From where on a model can know more than what it was trained to, and how far it looks back.
 
     Attributes:
-        chunk_size: the smallest of its TTT layers', in steps; None without TTT.
+        quiet_steps: the fewest of its TTT layers, in which nothing that was learnt is read yet; None without TTT.
         delay: steps by which the last code that counts is predicted later than its own step.
         context: of its attention, in steps.
     """
 
-    chunk_size: int | None
+    quiet_steps: int | None
     delay: int
     context: int
 
     def learns(self, steps: int) -> bool:
         """Whether a recording of so many steps reaches beyond TTT's first chunk, in which nothing was learnt yet."""
-        return self.chunk_size is not None and steps + self.delay > self.chunk_size
+        return self.quiet_steps is not None and steps + self.delay > self.quiet_steps
 
 
 class Likelihood:
@@ -54,8 +54,8 @@ class Likelihood:
             self.weights[0] = args.first_codebook_weight_multiplier
         counted = [row for row in range(model.dep_q) if self.weights[row] > 0]
         delay = max(model.delays[1 + row] for row in counted)
-        chunks = [gating.config.chunk_size for gating in moshi_patch.ttt_gatings(model).values()]
-        self.reach = Reach(min(chunks, default=None), delay, model.context)
+        quiet = [memory.quiet_steps for memory in moshi_patch.ttt_memories(model).values()]
+        self.reach = Reach(min(quiet, default=None), delay, model.context)
 
     def __call__(self, codes: list[torch.Tensor]) -> torch.Tensor:
         """Nats `[B, T]` float64 on the CPU, 0 after the end of a recording.

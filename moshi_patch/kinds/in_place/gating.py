@@ -73,6 +73,11 @@ class TTTGating(TTTMemory):
         """The chunk size."""
         return self.config.chunk_size
 
+    @property
+    def quiet_steps(self) -> int:
+        """The first chunk: a chunk never sees its own update."""
+        return self.config.chunk_size
+
     @classmethod
     def needs_x0(cls, config: TTTConfig) -> bool:
         """Whether targets are made of it."""

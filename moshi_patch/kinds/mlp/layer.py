@@ -41,6 +41,8 @@ OWN_KEYS = (
     "gating_alpha",
 )
 PROJECTIONS = ("wq", "wk", "wv", "wo")
+DECAYED_KEYS = ("W1", "W2", "learnable_ttt_lr_weight", *(f"{name}.weight" for name in PROJECTIONS))
+"""What begins at random about zero. Biases, gains and the gate are left alone by weight decay."""
 
 
 class Projection(NewWeights):
@@ -100,6 +102,7 @@ class TTTMLP(TTTMemory, NewWeights):
         *OWN_KEYS,
         *(f"{name}.{key}" for name in (*PROJECTIONS, "post_norm") for key in ("weight", "bias")),
     )
+    undecayed_keys = tuple(key for key in weight_keys if key not in DECAYED_KEYS)
 
     def __init__(self, dim: int, heads: int, config: TTTConfig, device=None, dtype=None):
         super().__init__(config)
@@ -114,6 +117,11 @@ class TTTMLP(TTTMemory, NewWeights):
     def update_steps(self) -> int:
         """The mini-batch size."""
         return self.config.mini_batch_size
+
+    @property
+    def quiet_steps(self) -> int:
+        """None: each step reads its own update."""
+        return 0
 
     @classmethod
     def needs_x0(cls, config: TTTConfig) -> bool:
@@ -187,8 +195,9 @@ class TTTMLP(TTTMemory, NewWeights):
         eta = torch.zeros_like(eta) if self._muted(call) else eta
         group = self.config.scan_checkpoint_group_size or None
         y, delta = dual_with_delta(self._weights(), q, k, v, eta, self.config.mini_batch_size, group_size=group)
-        for keep in self._watching.values():
-            keep(delta.norm()[0].detach())
+        with torch.no_grad():  # a layer that is computed again must save for backward what it did the first time
+            for keep in self._watching.values():
+                keep(delta.norm()[0])
         return y
 
     def _stream(self, state: TTTState, x: torch.Tensor) -> torch.Tensor:

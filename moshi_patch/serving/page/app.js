@@ -44,12 +44,12 @@ async function start() {
     const microphone = await Microphone.open();
     if (isOver()) return microphone.close();
     state.microphone = microphone;
-    microphone.onlevel = (level) => setMeter(part("heard"), level);
+    microphone.onlevel = (level) => setMeter(part("heard"), Math.sqrt(level));
     microphone.onend = (reason) => stop(reason, true);
     const player = await Player.open();
     if (isOver()) return player.close();
     state.player = player;
-    player.onlevel = (level) => setMeter(part("said"), level);
+    player.onlevel = (level) => setMeter(part("said"), Math.sqrt(level));
     await connect(round);
   } catch (error) {
     if (!isOver()) fail(error);

@@ -54,6 +54,15 @@ def longest_pause(loudness: np.ndarray) -> int:
     return int(np.diff(loud).max()) - 1
 
 
+def test_a_model_without_memory_is_said_to_have_none(page, chat):
+    chat.layers = ()
+    talk(page)
+    wait_for(
+        page, "document.getElementById('memory-summary').textContent.startsWith('This model has no memory. A step')"
+    )
+    assert page.locator("#layers li").count() == 0
+
+
 def test_it_says_how_a_conversation_ended(page, chat):
     talk(page)
     endings = {

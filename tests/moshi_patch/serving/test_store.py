@@ -1,5 +1,6 @@
 """The store of memories: what is read is what was written, by one writer alone, or an error of one line."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -83,6 +84,23 @@ def test_a_write_that_was_overtaken_while_it_was_under_way_takes_itself_back(url
     with pytest.raises(Lost, match="generation 6"):
         behind.write("anna", memory, 1)
     assert ahead.people()[0].generations == (5, 6)
+
+
+def test_an_upload_that_arrived_and_was_sent_again_is_no_loss(url):
+    model, memory = model_and_memory()
+    store = MemoryStore(url, model)
+    create = store.files.create
+
+    def twice(*args) -> None:
+        create(*args)
+        raise FileExistsError("412 Precondition Failed")
+
+    store.files.create = twice
+    assert store.write("anna", memory, 0) == 1
+    assert store.write("anna", other_memory(memory, 1), 1) == 2
+    assert number_in(store.read("anna").memory) == 1
+    with pytest.raises(Lost):
+        MemoryStore(url, model).write("anna", memory, 1)
 
 
 def test_after_forgetting_a_write_that_goes_on_from_before_is_lost(url):
@@ -211,6 +229,52 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path):
         MemoryStore(tmp_path, model).write("anna", memory, -1)
     with pytest.raises(StoreError, match="cannot be a person's name"):
         MemoryStore(tmp_path, model).read("a\nb")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError('cannot connect: "http://host/bucket?prefix=people%2Fanna%2F&x=1".\nTry again'),
+        FileNotFoundError("bucket/people/anna/0000000001"),
+        PermissionError(13, "Permission denied", "/people/anna/0000000001"),
+        ConnectionError("people/anna"),
+    ],
+)
+def test_what_a_store_says_is_one_line_that_names_nobody(tmp_path, error):
+    store = MemoryStore(tmp_path / "store", None)
+
+    def refuse(folder=None) -> list:
+        raise error
+
+    store.files.list = refuse
+    with pytest.raises(Unavailable, match=r"store: cannot be read: .+\.$") as refused:
+        store.read("anna")
+    assert "anna" not in str(refused.value).replace(str(tmp_path), "")
+    assert "\n" not in str(refused.value)
+
+
+def test_whether_a_store_can_be_used_is_known_before_anything_is_kept(url, tmp_path):
+    MemoryStore(url, None).check()
+    assert MemoryStore(url, None).people() == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/store: cannot be used: Not a directory\.$"):
+        MemoryStore(tmp_path / "file" / "store", None).check()
+    store = MemoryStore(tmp_path / "other", None)
+    with largest_file(0), pytest.raises(StoreError, match=r"cannot be used: File too large"):
+        store.check()
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_a_disk_without_links_is_told(tmp_path, monkeypatch):
+    def link(*args) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(
+        StoreError, match=r"cannot be used: its disk has no links, by which a file is made by one alone"
+    ):
+        MemoryStore(tmp_path, None).check()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_time_and_its_late_write_never_appears(tmp_path):

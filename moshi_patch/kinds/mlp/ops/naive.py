@@ -1,7 +1,7 @@
 """The specification: TTT-MLP of Sun et al. 2024 (arXiv 2407.04620), step by step, in the dtype it is given.
 
 Shapes: `B` rows, `h` heads, `T` steps, `d` head width, `n` hidden width (4d), `C` mini-batch size.
-Slow on purpose: every fast path is tested against these functions, so they share names of tensors and no code. The inner
+Slow on purpose: every fast path is tested against these functions, so they share no code with them. The inner
 gradients are autograd's.
 """
 
