@@ -1,8 +1,8 @@
 """What a memory loses when it is kept as bfloat16 between two visits: recall of what was told before, in nats.
 
-`python -m benchmarks.evidence.kept [--seeds 3] [--steps 600]`
+`python -m benchmarks.evidence.kept [--seeds 3] [--steps 300]`
 
-A recall model (the easy case of docs/evidence_recall.md) is told a part, hears other tokens, and hears the part again.
+The recall model of docs/evidence.md is told a part, hears other tokens, and hears the part again.
 On the way it leaves and returns: the memory is saved as the server saves it, everything is reset, and the memory is
 restored. Attention begins anew each time, so no part is ever in its window.
 
@@ -27,10 +27,9 @@ from .model import EVAL_SEED
 from .settings import Settings
 from .training import trained
 
-ROWS = 128
+ROWS = 64
 PART, GAP = 32, 256
-RECALL = Settings(steps=600, layers=3, width=96, lr=2e-3, target_lr=1e-2, echo=0)
-"""The easy case of the grid `recall`."""
+RECALL = Settings()
 
 VISITS = {"returns once": [PART + GAP], "returns 16 times": list(range(PART + 16, PART + GAP + 1, 16))}
 """Before which steps everything but the memory is lost; the part returns at step `PART + GAP`."""
@@ -82,8 +81,6 @@ def main(argv: list[str] | None = None) -> None:
     args: argparse.Namespace = parse_arguments(parser, argv)
     moshi_patch.install()
     found = [measure(dataclasses.replace(RECALL, seed=seed, steps=args.steps)) for seed in range(args.seeds)]
-    for seed, result in enumerate(found):
-        print(seed, result, flush=True)
     differences = {name: [round(one[name]["bfloat16"] - one[name]["float32"], 6) for one in found] for name in VISITS}
     write_result("kept", args, nats=found, bfloat16_minus_float32=differences)
 

@@ -20,7 +20,7 @@ AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sw
 
 ADDED = (
     *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
-    *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from", "form"),
+    *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from", "form", "stock_rate"),
 )
 """Fields that came after the first committed results. With its default such a field stands neither in a line of the
 results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
@@ -89,6 +89,7 @@ class Settings:
         stop_below: nats beyond the window at which such an evaluation ends the training.
         targets_first, then_rate: in so many steps only the target generators and W_down of the TTT layers train;
             afterwards everything does, with `then_rate` times its learning rate.
+        stock_rate: factor of the learning rates of all weights but those, as the trainer's `ttt.stock_lr`.
         units, units_from: of `recall`: from training step `units_from` on a sequence is so many sequences in a row, and
             a batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
@@ -154,6 +155,7 @@ class Settings:
     then_rate: float = 1.0
     ttt: tuple[tuple[str, Any], ...] = ()
     form: tuple[tuple[str, Any], ...] = ()
+    stock_rate: float = 1.0
     units: int = 1
     units_from: int = 0
 

@@ -43,9 +43,10 @@ def make_optimizer(model: LMModel, settings: Settings) -> torch.optim.AdamW:
             group = "w_down" if id(parameter) in w_down else "text" if id(parameter) in text else "stock"
         groups[group].append(parameter)
     rates = dict.fromkeys(groups, settings.lr)
+    rates["stock"] = settings.lr * settings.stock_rate
     rates |= dict.fromkeys(("W_target", "memory", "form"), settings.target_lr)
     rates["conv"] = settings.target_lr if settings.conv_lr is None else settings.conv_lr
-    rates["text"] = settings.lr if settings.text_lr is None else settings.text_lr
+    rates["text"] = rates["stock"] if settings.text_lr is None else settings.text_lr
     entries = [{"name": name, "params": found, "lr": rates[name]} for name, found in groups.items() if found]
     return torch.optim.AdamW(entries, betas=(0.9, settings.beta2), weight_decay=0)
 

@@ -42,11 +42,11 @@ from ..settings.record import to_dict
 from ..settings.schema import TrainArgs
 from .base_fingerprint import BaseFingerprint, fingerprint_of
 from .best import read_best
-from .folders import ADAPTERS, MERGED, TRAINED, checkpoint_name, list_checkpoints, relocate_adapters
+from .folders import ADAPTERS, MERGED, TRAINED, checkpoint_name, find_weights, list_checkpoints, relocate_adapters
 from .resume import log_changes, open_resumable, refuse_other_model
 from .state_files import STATE, is_resumable, write_state_checksums
 from .training_state import TrainState, load_training_state, save_training_state
-from .weights import collect_weights
+from .weights import collect_weights, ttt_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Checkpointer:
         header = {"format": "pt"}
         if self.trained_alone:
             header |= BaseFingerprint(fingerprint_of(sums), self.args.param_dtype).metadata()
-        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state.step, weights, header))
+        on_rank_0(self.ctx, lambda: self._complete(temporary, final, state, weights, header))
         self._current = final
         return final
 
@@ -123,7 +123,8 @@ class Checkpointer:
         load_training_state(path / STATE, state, self.ctx, keep_schedule=not rescheduled)
         self._current = path
         if self.ctx.rank == 0:
-            logger.info("Resumed at step %d from %s", state.step, path)
+            ttt = ttt_tensors(find_weights(path), state.model)
+            logger.info("Resumed at step %d from %s: %s", state.step, path, ttt)
 
     def _compare(self, path: Path) -> bool:
         """On rank 0: refuses what cannot be resumed, and logs what has changed; True when the schedule has."""
@@ -175,18 +176,20 @@ class Checkpointer:
             (temporary / "consolidated").mkdir(parents=True)
 
     def _complete(
-        self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor], header: dict[str, str]
+        self, temporary: Path, final: Path, state: TrainState, weights: dict[str, torch.Tensor], header: dict[str, str]
     ) -> None:
         """On rank 0: writes the other files, gives the checkpoint its name, and deletes those that are too many."""
         with self._writing(temporary):
-            self._write_rest(temporary, final, step, weights, header)
+            self._write_rest(temporary, final, state, weights, header)
 
     def _write_rest(
-        self, temporary: Path, final: Path, step: int, weights: dict[str, torch.Tensor], header: dict[str, str]
+        self, temporary: Path, final: Path, state: TrainState, weights: dict[str, torch.Tensor], header: dict[str, str]
     ) -> None:
+        step, model = state.step, state.model
         folder = temporary / "consolidated"
         name = ADAPTERS if self.adapters else TRAINED if self.trained_alone else MERGED
         save_file(weights, folder / name, header)
+        ttt = ttt_tensors(folder / name, model)
         write_json(folder / "config.json", self._served_config(final / "consolidated" / name))
         write_json(folder / "training_config.json", self._training_config(step))
         write_checksums(folder, [name, "training_config.json"])  # not config.json, which moving a run rewrites
@@ -196,7 +199,7 @@ class Checkpointer:
         self._abandon_from(step)
         temporary.rename(final)
         sync(self.folder)
-        logger.info("Saved %s", final)
+        logger.info("Saved %s: %s", final, ttt)
         self.prune()
 
     def _abandon_from(self, step: int) -> None:

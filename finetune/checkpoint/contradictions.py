@@ -17,6 +17,7 @@ from ..model.tensor_file import DTYPES, Stored, main_dtype, read_header, some
 from ..model.trainable import parameter_groups
 from .base_fingerprint import NO_FINGERPRINT
 from .saved import NOT_ARCHITECTURE, SavedCheckpoint
+from .training_file import OF_PLANS
 from .weights import saved_tensors
 
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
@@ -103,7 +104,7 @@ def listed(layers: Collection[int]) -> str:
 
 def _other_than_trained(saved: SavedCheckpoint) -> list[str]:
     """`config.json` against `training_config.json`; names of files and settings of generation may differ."""
-    if saved.training is None:
+    if saved.training is None or saved.training.get(OF_PLANS):
         return []
     trained = saved.training.get("lm_config")
     if not isinstance(trained, dict) or not isinstance(saved.training.get("training"), dict):

@@ -19,7 +19,7 @@ from ..common.errors import ConfigError
 from ..model.adapters import lora_layers, lora_parameters
 from .saved import SavedCheckpoint, base_remedy, open_checkpoint
 from .verify import refuse_broken
-from .weights import renamed
+from .weights import renamed, ttt_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def _load_initial(path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
-    logger.info("init_from: %d tensors of %s", len(values), saved.weights)
+    added_by_ttt = ttt_tensors(saved.weights, model)
+    logger.info("init_from: %d tensors of %s, %s", len(values), saved.weights, added_by_ttt)
     if not saved.needs_base and layers:
         logger.warning("init_from: the adapters of this run fit the base model %s; serve them with it.", saved.weights)
     _warn_of_other_ttt(model, config)

@@ -71,7 +71,7 @@ def refuse_other_model(saved: SavedCheckpoint, args: TrainArgs, lm_config: dict[
     before["training_mode"], now["training_mode"] = mode_of(saved.train_args), mode_of(args)
     there, here = _with_defaults(saved.training["lm_config"]), _with_defaults(lm_config)
     for settings, keys in ((there, before), (here, now)):
-        settings |= {key: keys[key] for key in FIXED_SETTINGS}
+        settings |= {key: keys.get(key) for key in FIXED_SETTINGS}
         settings["ttt.text_emb_lr is set"] = keys["ttt.text_emb_lr"] is not None  # its value may change
     keys = (there.keys() | here.keys()) - NOT_ARCHITECTURE
     if changes := differences(here, there, "{key}={one!r}, was {other!r}", keys):

@@ -2,8 +2,8 @@
 
 import copy
 import functools
-import typing
-from dataclasses import dataclass, is_dataclass, replace
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,21 @@ from moshi.models.loaders import CheckpointInfo
 import moshi_patch
 
 from ..common.errors import ConfigError
-from ..common.files import read_json
 from ..data.text_tokenizer import load_text_tokenizer
 from ..model.base import find_base_files, refuse_not_finite
 from ..model.tensor_file import DTYPES, main_dtype, read_header
 from ..settings.parsing import build
-from ..settings.record import with_paths_found, working_directories
 from ..settings.schema import MoshiPaths, TrainArgs
 from .base_fingerprint import BaseFingerprint, load_over_base, read_base_fingerprint
 from .folders import TRAINED, find_weights
+from .training_file import read_training, settings_of_training
+from .ttt_settings import ttt_of_training
+from .weights import ttt_tensors
 
 NOT_ARCHITECTURE = frozenset({*moshi_patch.NOT_ARGUMENTS, "gradient_checkpointing", "ttt_scan_checkpoint_group_size"})
 """Keys of config.json that say nothing about the weights: they may differ between training and serving."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class SavedCheckpoint:
         weights: `lora.safetensors`, `consolidated.safetensors` or `ttt.safetensors`.
         config: content of `config.json` beside it.
         training: content of `training_config.json` beside it; None for a checkpoint that has none.
+        completed: whether the `ttt_` keys of `config` are those of `training`, as config.json has none.
     """
 
     weights: Path
     config: dict[str, Any]
     training: dict[str, Any] | None
+    completed: bool = False
 
     @property
     def folder(self) -> Path:
@@ -77,7 +82,7 @@ class SavedCheckpoint:
         """The settings of the training; those that this version does not know are left out."""
         if self.training is None or not isinstance(self.training.get("training"), dict):
             return None
-        return build(TrainArgs, _known_settings(TrainArgs, self.training["training"]))
+        return settings_of_training(self.training["training"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,37 +120,11 @@ def open_checkpoint(path: str | Path, key: str = "checkpoint_dir") -> SavedCheck
     for name in filter(None, map(content.get, moshi_patch.FILE_KEYS)):
         _place(weights.parent, name)  # refused when it leads elsewhere, whoever reads it
     training = weights.with_name("training_config.json")
-    return SavedCheckpoint(weights, content, read_training(training) if training.is_file() else None)
-
-
-def read_training(path: Path) -> dict[str, Any]:
-    """Content of a `training_config.json`; its relative paths begin where the run was started, if they are there.
-
-    Raises:
-        ConfigError: when it cannot be read, or holds what no training writes.
-    """
-    content = read_json(path)
-    kinds = {"training": dict, "lm_config": dict, "versions": dict, "step": int, "world_size": int}
-    for key, kind in kinds.items():
-        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
-            raise ConfigError(f"{path}: {key} must be {'an object' if kind is dict else 'a whole number'}.")
-    try:
-        SavedCheckpoint(path, {}, content).train_args  # noqa: B018 it raises for a value of a wrong kind
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if "training" in content:
-        content["training"] = with_paths_found(content["training"], working_directories(content, path.parent))
-    return content
-
-
-def _known_settings(cls: type, content: dict[str, Any]) -> dict[str, Any]:
-    """`content` without the keys that the dataclass `cls` does not have, at every depth."""
-    hints = typing.get_type_hints(cls)
-    return {
-        key: _known_settings(hints[key], value) if is_dataclass(hints[key]) and isinstance(value, dict) else value
-        for key, value in content.items()
-        if key in hints
-    }
+    saved = SavedCheckpoint(weights, content, read_training(training) if training.is_file() else None)
+    missing = ttt_of_training(content, saved.training, saved.train_args)
+    if missing:
+        logger.info("%s has no ttt_ keys; they are taken from %s.", config, training.name)
+    return replace(saved, config=content | missing, completed=bool(missing))
 
 
 def model_paths(saved: SavedCheckpoint, base: str | None = None) -> MoshiPaths:
@@ -266,7 +245,9 @@ def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch
     """
     moshi_patch.install()
     if saved.trained_alone:
-        return load_over_base(saved.weights, base, saved.lm_kwargs, device, dtype, base_remedy(saved))
+        model = load_over_base(saved.weights, base, saved.lm_kwargs, device, dtype, base_remedy(saved))
+        logger.info("Loaded %s: %s", saved.weights, ttt_tensors(saved.weights, model))
+        return model
     model = loaders.get_moshi_lm(
         saved.weights if base is None else base,
         copy.deepcopy(saved.lm_kwargs),  # moshi writes into nested dictionaries
@@ -276,6 +257,7 @@ def load_language_model(saved: SavedCheckpoint, base: Path | None, device: torch
     )
     if base is not None:
         refuse_not_finite(model, f"{base} with the adapters {saved.weights}")
+    logger.info("Loaded %s: %s", saved.weights, ttt_tensors(saved.weights, model))
     return model
 
 

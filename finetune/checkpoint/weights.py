@@ -1,5 +1,7 @@
 """The weights that are served: adapters or the whole model in one safetensors file, with the keys of stock moshi."""
 
+from pathlib import Path
+
 import torch
 from moshi.modules.lora import LoRALinear
 from torch import nn
@@ -10,6 +12,7 @@ from moshi_patch import stock_name
 
 from ..common.distributed import Context
 from ..model.adapters import lora_layers, lora_parameters
+from ..model.tensor_file import read_header
 from .base_fingerprint import in_precision
 from .training_state import quiet
 
@@ -57,6 +60,17 @@ def saved_tensors(model: nn.Module, *, adapters: bool, trained_alone: bool = Fal
     chosen = _trained_names(model) if trained_alone else chosen
     to_file = {inside: name for name, inside in renamed(layers).items()}
     return {to_file.get(name, name): value for name, value in state.items() if name in chosen}
+
+
+def ttt_tensors(weights: Path, model: nn.Module) -> str:
+    """How much of a file of weights TTT added to a stock model: `10 tensors of TTT, 335,626,240 bytes`.
+
+    Args:
+        model: that the file belongs to, wrapped or not.
+    """
+    names = {stock_name(name) for name in moshi_patch.ttt_parameters(model)}
+    held = [stored for name, stored in read_header(weights).items() if name in names]
+    return f"{len(held)} tensors of TTT, {sum(stored.bytes for stored in held):,} bytes"
 
 
 def renamed(layers: dict[str, LoRALinear]) -> dict[str, str]:

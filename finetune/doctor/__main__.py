@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 
 @program("python -m finetune.doctor", logging.WARNING)
 def main(argv: list[str], prog: str) -> int:
+    from ..common.errors import ConfigError
     from ..settings.command_line import parse
     from ..settings.commands import DoctorArgs
     from .finding import FAILED, OK
 
-    args = parse(DoctorArgs, argv, prog, "[CHECKPOINT] [--base PATH] [--device DEVICE] [--json]")
+    args = parse(
+        DoctorArgs, argv, prog, "[CHECKPOINT] [--base PATH] [--expect-layers LAYERS] [--device DEVICE] [--json]"
+    )
+    if args.expect_layers is not None and args.checkpoint is None:
+        raise ConfigError(f"expect_layers={args.expect_layers!r}: needs a CHECKPOINT to look at.")
     found = []
     for check in _checks(args):
         found.append(check)
@@ -56,7 +61,7 @@ def _checks(args: DoctorArgs) -> Iterator[Finding]:
         return
     from .checkpoint import check_checkpoint
 
-    yield from check_checkpoint(Path(args.checkpoint), args.base, args.device)
+    yield from check_checkpoint(Path(args.checkpoint), args.base, args.device, args.expect_layers)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ..data.text_tokenizer import UnfitTokenizer
 from ..model.tensor_file import HUGE, Size, read_header
 from .answers import check_answers
 from .finding import FAILED, OK, WARNING, Finding, guarded, in_units
-from .tensors import describe_tensors
+from .tensors import describe_tensors, expected_layers
 
 RESTORE = "copy the checkpoint again from where it was made, or take another one"
 REMEDIES = {
@@ -26,11 +26,12 @@ REMEDIES = {
 UNFINISHED = re.compile(r"\.(tmp|old)-checkpoint_\d+")
 
 
-def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Finding]:
+def check_checkpoint(path: Path, base: str | None, device: str, layers: str | None = None) -> Iterator[Finding]:
     """Checks of the checkpoint in `path`; the model is loaded only when nothing failed before.
 
     Args:
         base: the base model of adapters, as `saved.model_paths` takes it.
+        layers: which are to have TTT, `"5,11,17"`, or how many, `"3"`; None: not looked at.
     """
     try:
         saved = open_checkpoint(path, "CHECKPOINT")
@@ -42,6 +43,7 @@ def check_checkpoint(path: Path, base: str | None, device: str) -> Iterator[Find
         ("files", lambda: _files(saved)),
         ("training state", lambda: _training_state(saved.folder.parent)),
         ("weights", lambda: _parts(saved)),
+        ("expected layers", lambda: expected_layers(saved, layers)),
     ):
         for check in guarded(name, checks):
             failed |= check.status == FAILED

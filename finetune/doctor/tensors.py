@@ -1,13 +1,15 @@
 """What the weights of a checkpoint are: how large, and how far each TTT layer has come."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import moshi_patch
 
+from ..checkpoint.contradictions import listed
 from ..checkpoint.saved import SavedCheckpoint
-from ..model.tensor_file import Size, Stored
-from .finding import OK, WARNING, Finding, in_units
+from ..model.tensor_file import Size, Stored, read_header
+from .finding import FAILED, OK, WARNING, Finding, in_units
 
 OPENS = {"in_place": (moshi_patch.TARGET_KEYS[0], "the convolution"), "mlp": ("gating_alpha", "the gate")}
 """By kind of memory the weight that begins at zero, and keeps everything else from having any effect; and its name."""
@@ -20,6 +22,21 @@ def describe_tensors(saved: SavedCheckpoint, header: dict[str, Stored], sizes: d
     """One finding for each TTT layer, and the size of the file."""
     yield from _layers(header, sizes)
     yield _size(saved, sizes)
+
+
+def expected_layers(saved: SavedCheckpoint, expected: str | None) -> Iterator[Finding]:
+    """Whether the weights have TTT in the layers that somebody expects, `"5,11,17"`, or in so many, `"3"`."""
+    if expected is None:
+        return
+    there = sorted({found.layer for name in read_header(saved.weights) if (found := moshi_patch.memory_key(name))})
+    wanted = sorted({int(number) for number in re.findall(r"\d+", expected)})
+    if expected.strip().isdecimal():
+        good, what = len(there) == wanted[0], f"{wanted[0]} layer{'s' * (wanted[0] != 1)} expected"
+    else:
+        good, what = there == wanted, f"{listed(wanted)} expected"
+    text = f"{what}, TTT in {listed(there)}"
+    remedy = "" if good else "take the checkpoint that was meant, or correct --expect-layers"
+    yield Finding("expected layers", OK if good else FAILED, text, remedy, {"layers": there})
 
 
 def _layers(header: dict[str, Stored], sizes: dict[str, Size]) -> Iterator[Finding]:

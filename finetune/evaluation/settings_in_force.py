@@ -7,8 +7,9 @@ were trained to be comes from the checkpoint's `config.json` alone.
 """
 
 import dataclasses
+import logging
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from moshi_patch import TTTConfig
 
 from ..checkpoint.best import best_checkpoint
 from ..checkpoint.saved import SavedCheckpoint, model_paths, open_checkpoint
+from ..checkpoint.ttt_settings import has_ttt_settings, ttt_from
 from ..common.errors import ConfigError
-from ..settings.command_line import evaluation_options
+from ..settings.command_line import COMMAND_LINE, DEFAULT, evaluation_options
 from ..settings.evaluation import EvalArgs
 from ..settings.parsing import build, flat, merge, read_yaml
+from ..settings.plan_words import in_our_words, with_kind_settled
 from ..settings.schema import TrainArgs, ttt_setting
 
-COMMAND_LINE, FOLDER, DEFAULT = "command line", "the checkpoint's own folder", "default"
+FOLDER = "the checkpoint's own folder"
 TRAINING_FILE, CONFIG_FILE = "training_config.json", "config.json"
 """Where a setting may come from; or from the YAML file, whose name then stands there."""
 
@@ -34,6 +37,8 @@ CHANGEABLE = tuple(
     )
 )
 """Settings of TTT that fit any weights of their kind: the command line may replace what they were trained with."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
             f"checkpoint_dir={command['checkpoint_dir']!r}: has no training_config.json; give the YAML file of its "
             "training as --config FILE, or its base model as --moshi_paths.hf_repo_id FOLDER."
         )
+    saved, told = _with_ttt(saved, command, yaml, f"{config}")
     fixed = _architecture(saved)
     layers = [(COMMAND_LINE, command), (FOLDER, own), (TRAINING_FILE, trained or {}), (f"{config}", yaml)]
     values, sources = {}, {}
@@ -82,7 +88,7 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
         values[key], sources[key] = default, DEFAULT
         if key.startswith(("ttt.", "lora.")):
             if key in fixed:
-                values[key], sources[key] = fixed[key], CONFIG_FILE
+                values[key], sources[key] = fixed[key], told.get(key, CONFIG_FILE)
             if key in command and key in CHANGEABLE:
                 values[key], sources[key] = command[key], COMMAND_LINE
             continue
@@ -100,11 +106,35 @@ def load_settings(command: dict[str, Any], config: Path | None = None) -> Settin
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The settings of a training's YAML file by dotted key; it may also hold those that only an evaluation has."""
-    content = read_yaml(path)
+    content, notes = in_our_words(read_yaml(path))
+    content, more = with_kind_settled(content)
+    for note in notes + more:
+        logger.info("%s: %s", path, note)
     own = typing.get_type_hints(EvalArgs).keys() - typing.get_type_hints(TrainArgs).keys()
     build(EvalArgs, {key: value for key, value in content.items() if key in own})
     build(TrainArgs, {key: value for key, value in content.items() if key not in own}, roots=(TrainArgs, EvalArgs))
     return flat({key: value for key, value in content.items() if value is not None})
+
+
+def _with_ttt(
+    saved: SavedCheckpoint, command: dict[str, Any], yaml: dict[str, Any], file: str
+) -> tuple[SavedCheckpoint, dict[str, str]]:
+    """With the `ttt_` keys that its config.json lacks, if anything else says them, and where those come from.
+
+    What the weights contradict is refused with them, before a model is loaded.
+    """
+    if saved.completed:
+        return saved, {ttt_setting(key): TRAINING_FILE for key in saved.config if key.startswith("ttt_")}
+    if has_ttt_settings(saved.config):
+        return saved, {}
+    given = {key: value for key, value in {**yaml, **command}.items() if key.startswith("ttt.")}
+    missing = ttt_from(given)
+    layers = ((COMMAND_LINE, command), (file, yaml))
+    told = {
+        (key := ttt_setting(name)): next((source for source, layer in layers if key in layer), DEFAULT)
+        for name in missing
+    }
+    return replace(saved, config=saved.config | missing), told
 
 
 def _own_files(saved: SavedCheckpoint) -> dict[str, Any]:

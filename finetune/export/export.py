@@ -145,6 +145,6 @@ def _config(saved: SavedCheckpoint, names: dict[str, str], adapters: bool) -> di
 def _public(training: dict[str, Any]) -> dict[str, Any]:
     """`training_config.json` without what is of the machine."""
     settings = {key: value for key, value in training["training"].items() if key not in PRIVATE_SETTINGS}
-    trained = {key: value for key, value in training["lm_config"].items() if key not in moshi_patch.FILE_KEYS}
+    trained = {key: value for key, value in training.get("lm_config", {}).items() if key not in moshi_patch.FILE_KEYS}
     rest = {key: value for key, value in training.items() if key != "working_directory"}
     return rest | {"training": settings, "lm_config": trained}

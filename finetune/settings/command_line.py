@@ -8,10 +8,11 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import logging
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +20,23 @@ import simple_parsing
 from simple_parsing.wrappers.field_wrapper import ArgumentGenerationMode, DashVariant, FieldWrapper, NestedMode
 
 from ..common.errors import ConfigError
+from ..common.tables import columns
 from .evaluation import EvalArgs
 from .limits import allowed, check_limits
 from .modes import with_mode_settled
-from .parsing import build, merge, read_text, read_yaml, unknown_key
+from .parsing import build, flat, merge, read_text, read_yaml, unknown_key
+from .plan_words import in_our_words, with_kind_settled
+from .record import to_dict
 from .schema import TrainArgs
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+COMMAND_LINE, DEFAULT = "command line", "default"
+"""Where a setting may come from, beside a file."""
+
+SHOW_OPTIONS = ("--show-settings", "--show_settings")
 
 ROOT = "args"
 """Where simple-parsing keeps the settings; not part of any name."""
@@ -40,6 +51,11 @@ def parse_command_line(argv: Sequence[str], prog: str = "train.py") -> TrainArgs
         ConfigError: as `load_args`, or without exactly one FILE.
         SystemExit: after the help, with code 0.
     """
+    return parse_with_sources(argv, prog)[0]
+
+
+def parse_with_sources(argv: Sequence[str], prog: str = "train.py") -> tuple[TrainArgs, dict[str, str]]:
+    """As `parse_command_line`, and by dotted key where each setting comes from."""
     parser = SettingsParser(TrainArgs, prog, "FILE.yaml [--resume [STEP]] [--key value ...]")
     parser.add_argument(
         "FILE",
@@ -51,6 +67,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "train.py") -> TrainArgs
     parser.add_argument(
         "--resume", metavar="STEP", nargs="?", const="-1", help="go on at STEP, or the newest checkpoint"
     )
+    _add_show(parser)
     given = parser.given(argv)
     step = given.pop("resume", None)
     if step is not None:
@@ -59,8 +76,41 @@ def parse_command_line(argv: Sequence[str], prog: str = "train.py") -> TrainArgs
     files = given.pop("FILE", []) + [given.pop(name) for name in ("config",) if name in given]
     if len(files) != 1:
         raise ConfigError(f"config={files!r}: exactly one YAML file is needed, as FILE or as `--config FILE`.")
-    content = read_yaml(Path(files[0]))
-    return build(TrainArgs, with_mode_settled(merge(content, _of_its_run(Path(files[0]), given) | given)))
+    content, notes = in_our_words(read_yaml(Path(files[0])))
+    of_run = _of_its_run(Path(files[0]), given)
+    merged, told = with_kind_settled(merge(content, of_run | given))
+    settled = with_mode_settled(merged)
+    args = build(TrainArgs, settled)
+    for note in notes + told:
+        logger.info("%s", note)
+    layers = [
+        (COMMAND_LINE, given),
+        ("the folder of the file", of_run),
+        (str(files[0]), flat(content)),
+        ("its other keys", flat(merged)),
+        ("training_mode", flat(settled)),
+    ]
+    keys = flat(to_dict(args))
+    return args, {key: next((source for source, layer in layers if key in layer), DEFAULT) for key in keys}
+
+
+def wants_settings_shown(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether `--show-settings` is among the words of a command line, and the others."""
+    rest = [word for word in argv if word not in SHOW_OPTIONS]
+    return len(rest) < len(argv), rest
+
+
+def shown_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """A table of dotted keys: value and source of each."""
+    rows = [(key, _in_yaml(values[key]), source) for key, source in sources.items()]
+    return columns(["key", "value", "source"], rows)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    """For the help; `wants_settings_shown` takes it out before."""
+    parser.add_argument(
+        *SHOW_OPTIONS, action="store_true", help="print every setting with its value and source, and do nothing else"
+    )
 
 
 def _of_its_run(file: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +142,15 @@ def evaluation_options(
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of a training, for what the checkpoint does not say"
     )
+    _add_show(parser)
+    parser.add_argument("--batch_size", metavar="N", help="the same as --eval_batch_size")
     given = parser.given(argv)
-    config = given.pop("config", None)
+    config, batch = given.pop("config", None), given.pop("batch_size", None)
+    if batch is not None:
+        batch = read_text("batch_size", batch, int)
+        if given.setdefault("eval_batch_size", batch) != batch:
+            other = given["eval_batch_size"]
+            raise ConfigError(f"batch_size={batch}: contradicts eval_batch_size={other}, which is the same; give one.")
     if not given.get("checkpoint_dir"):
         raise ConfigError("checkpoint_dir: is required, as in `--checkpoint_dir RUN/checkpoints/checkpoint_000500`.")
     return given, None if config is None else Path(config)

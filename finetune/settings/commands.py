@@ -8,6 +8,13 @@ from .limits import limited, number, whole
 POSITIONAL = {"positional": True}
 """Metadata of a field that is an argument without a name on the command line."""
 
+LAYERS = re.compile(r"\d{1,4}|\d{1,4}(\s*,\s*\d{1,4})+|\[\s*\d{1,4}(\s*,\s*\d{1,4})*\s*\]")
+"""A number of layers, or a list of them."""
+
+
+def _names_layers(value: str | None) -> bool:
+    return value is None or LAYERS.fullmatch(value) is not None
+
 
 @dataclass
 class DoctorArgs:
@@ -21,6 +28,8 @@ class DoctorArgs:
     """where the model is loaded"""
     json: bool = False
     """print one JSON object instead of lines"""
+    expect_layers: str | None = limited(None, "layers such as 5,11,17, or their number", _names_layers)
+    """the layers that are to have TTT, or how many; [5] is layer 5 alone; null: not looked at"""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from .modes import with_mode_settled
 from .parsing import build
+from .plan_words import in_our_words, with_kind_settled
 from .schema import MoshiPaths, TrainArgs, ttt_names
 
 Place = Callable[[str], str]
@@ -28,7 +29,16 @@ def to_dict(args: TrainArgs) -> dict[str, Any]:
 
 def from_dict(content: dict[str, Any]) -> TrainArgs:
     """The inverse of `to_dict`, as strict as `load_args`."""
-    return build(TrainArgs, with_mode_settled(copy.deepcopy(content)))
+    return build(TrainArgs, in_force(copy.deepcopy(content)))
+
+
+def in_force(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings in today's words, with the keys that the kind of memory and the mode settle.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+    """
+    return with_mode_settled(with_kind_settled(in_our_words(content)[0])[0])
 
 
 def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:

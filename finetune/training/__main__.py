@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 
@@ -11,9 +12,16 @@ from ..common.program import program
 
 @program("python -m finetune.training")
 def main(argv: list[str], prog: str) -> None:
-    from ..settings.command_line import parse_command_line
+    from ..settings.command_line import parse_with_sources, shown_settings, wants_settings_shown
+    from ..settings.parsing import flat
+    from ..settings.record import to_dict
 
-    args = parse_command_line(argv, prog)
+    show, argv = wants_settings_shown(argv)
+    args, sources = parse_with_sources(argv, prog)
+    if show:
+        if os.environ.get("RANK", "0") == "0":
+            print(shown_settings(flat(to_dict(args)), sources))
+        return
     from .trainer import train
 
     threading.excepthook = _failed_thread

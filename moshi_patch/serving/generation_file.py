@@ -72,6 +72,15 @@ def reading(files: Files, file: StoredFile, sealer: Sealer | None) -> Iterator[M
         yield reader
 
 
+def mark_of(files: Files, file: StoredFile, sealer: Sealer | None) -> str | None:
+    """By which the writer of a file knows it again; None when it cannot be told."""
+    try:
+        with reading(files, file, sealer) as reader:
+            return reader.header.metadata.get("id")
+    except (ValueError, FileNotFoundError):
+        return None
+
+
 def _plain(file: StoredFile, read: Any, sealer: Sealer | None) -> tuple[int, Iterator[bytes]]:
     if sealer is not None:
         return sealer.open(file.size, read, _bound_to(file.folder, file.generation))

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 from ..errors import in_one_line
-from .generation_file import Files, GenerationToWrite
+from .generation_file import Files, GenerationToWrite, mark_of
 from .sealing import Sealer
+from .store_files import StoredFile
 from .store_types import Lost, StoreError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ def create_generation(
     size, pieces = content.pieces(target, sealer)
     try:
         files.create(content.folder, target, size, _until(given_up, pieces), check)
-    except FileExistsError:
-        raise _lost(target) from None
+    except FileExistsError:  # also for who sends again what had arrived
+        if mark_of(files, StoredFile(content.folder, target, size, 0.0), sealer) != content.mark:
+            raise _lost(target) from None
     generations = [file.generation for file in files.list(content.folder)]
     try:
         _require_alone(base, target, generations)

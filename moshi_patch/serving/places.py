@@ -11,7 +11,7 @@ from .policy import Policy
 from .remember import Memories
 from .rows import Rows
 
-INTERNAL_ERROR, POLICY_VIOLATION, TRY_AGAIN_LATER = 1011, 1008, 1013
+POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1011, 1012, 1013
 
 
 class Places:

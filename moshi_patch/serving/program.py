@@ -101,7 +101,7 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     if options.memory_dir:
         with ending_in_one_line("--memory-dir "):
             store = MemoryStore(options.memory_dir, model.lm, options.memory_key_file, options.memory_dtype)
-        memories = Memories(Writer(store))
+        memories = Memories(Writer(store, most=2 * options.rows))
     conditions = get_condition_tensors(model.info.model_type, model.lm, options.rows, options.cfg_coef)
     rows = Rows(model.mimi, model.lm, options.rows, conditions, options.cfg_coef)
     policy = Policy(queue=options.queue, idle_s=options.idle_timeout, write_s=60 * options.memory_every)

@@ -3,6 +3,7 @@
 The lock is the name: who goes on from generation 7 creates 8, and of two only one can. The loser is told, and stops.
 """
 
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from ..errors import in_one_line
 from ..memory import fast_weight_tensors, fingerprint
 from ..memory_file import object_in_header, write_memory
 from .bounded import BoundedCalls
-from .generation_file import GenerationToWrite, reading
+from .generation_file import GenerationToWrite, mark_of, reading
 from .new_generation import create_generation, require_newest
 from .persons import folder_of, person_of
 from .sealing import Sealer
@@ -153,11 +154,11 @@ class MemoryStore:
         """The generation to go on from, if one can."""
         files = self.files.list(content.folder)
         tried = self._tried[content.person]
-        if follow and files and files[-1].generation > base and self._id(files[-1]) in tried:
+        if follow and files and files[-1].generation > base and mark_of(self.files, files[-1], self._sealer) in tried:
             base = files[-1].generation
         require_newest(base, [file.generation for file in files])
         known, mark = self._known.get(content.person, (0, ""))
-        if base and base == known and mark and self._id(files[-1]) not in (mark, None, *tried):
+        if base and base == known and mark and mark_of(self.files, files[-1], self._sealer) not in (mark, None, *tried):
             raise Lost(f"generation {base} is not what it was: it was forgotten, and somebody else began anew.")
         return base
 
@@ -241,14 +242,6 @@ class MemoryStore:
             raise StoreError(f"{self.name}: has no generation {generation} of this person, only {list(found)}.")
         return found[generation or max(found)]
 
-    def _id(self, file: StoredFile) -> str | None:
-        """Of a file's write; None when it cannot be told."""
-        try:
-            with reading(self.files, file, self._sealer) as reader:
-                return reader.header.metadata.get("id")
-        except (ValueError, FileNotFoundError):
-            return None
-
     def _live(self) -> dict[str, torch.Tensor] | None:
         """What the model streams; None while it does not: then a memory is as large as its file alone says."""
         try:
@@ -279,5 +272,10 @@ class MemoryStore:
         except (StoreError, ValueError) as error:
             raise StoreError(f"{self.name}: cannot be {what}: {error}") from error
         except Exception as error:
-            reason = (isinstance(error, OSError) and error.strerror) or in_one_line(error) or type(error).__name__
+            reason = (isinstance(error, OSError) and error.strerror) or _without_names(error) or type(error).__name__
             raise Unavailable(f"{self.name}: cannot be {what}: {reason}.") from error
+
+
+def _without_names(error: Exception) -> str:
+    """What a library says, without its addresses: a person's folder is in them."""
+    return in_one_line(re.sub(r"[^\s'\"]*(/|%2F)[^\s'\"]*", "...", str(error)))

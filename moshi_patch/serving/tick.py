@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .person import End, Person, Room, Stage, late
-from .places import INTERNAL_ERROR, TRY_AGAIN_LATER, Places
+from .places import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN_LATER, Places
 from .policy import STEP_S, Policy
 from .remember import Memories
 from .rows import Answer, Rows
@@ -134,7 +134,7 @@ class Engine:
         """Lets nobody in any more; who waits is told to come again, and finds another server."""
         with self._changed:
             self.draining = True
-            self._turn_all_away("this server is about to stop")
+            self._turn_all_away("this server is about to stop", SERVICE_RESTART)
             self._changed.notify_all()
 
     def end_all(self, code: int, reason: str) -> None:
@@ -148,10 +148,10 @@ class Engine:
                     self._places.leaving.append(person)
             self._changed.notify_all()
 
-    def _turn_all_away(self, reason: str) -> None:
+    def _turn_all_away(self, reason: str, code: int = TRY_AGAIN_LATER) -> None:
         for person in self._places.waiting:
             person.stage = Stage.GONE
-            self._post(person, End(TRY_AGAIN_LATER, reason))
+            self._post(person, End(code, reason))
         self._places.waiting.clear()
 
     def stats(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("patched")
 def model(monkeypatch):
     monkeypatch.setattr(kept, "ROWS", 2)
     monkeypatch.setattr(kept, "GAP", 8)
-    model = start(dataclasses.replace(kept.RECALL, width=16, layers=2))
+    model = start(dataclasses.replace(kept.RECALL, width=16))
     for name, parameter in model.named_parameters():
         if "target_generator" in name:
             torch.nn.init.normal_(parameter, std=0.1)

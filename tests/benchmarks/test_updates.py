@@ -11,8 +11,8 @@ from benchmarks.evidence.settings import Settings
 pytestmark = pytest.mark.usefixtures("patched")
 
 NAMED = {model.name: model for model in (*updates.SCRATCH, *updates.CONTINUED, *updates.FORMS)}
-RESIDUAL = NAMED["gently, rows of four: residual, g 16, η 0.1"]
-WITHOUT = NAMED["gently, rows of four: no TTT"]
+RESIDUAL = NAMED["gently, then rows of four: residual"]
+WITHOUT = updates.NO_TTT
 
 
 def line(model: updates.Model, seed: int, within: float, heard: str = "fresh", **after) -> dict:
@@ -59,6 +59,5 @@ def test_a_stream_without_a_sweep_is_found_too_and_one_that_is_missing_is_a_dash
 
 def test_the_harm_is_told_with_updates_off_and_on():
     rows = BLOCKS["harm"](results(line(RESIDUAL, 0, 0.25), line(WITHOUT, 0, 0.2))).splitlines()
-    assert [row.split("|")[1].strip() for row in rows[2:]] == [
-        WITHOUT.name, f"{RESIDUAL.name}, updates off", f"{RESIDUAL.name}, updates on"
-    ]  # fmt: skip
+    expected = [WITHOUT.name, f"{RESIDUAL.name}, updates off", f"{RESIDUAL.name}, updates on"]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == expected

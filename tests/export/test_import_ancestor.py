@@ -11,6 +11,7 @@ from moshi.models import loaders
 from safetensors.torch import load_file, save_file
 
 import moshi_patch
+from finetune.doctor.__main__ import main as doctor
 from finetune.export.__main__ import main
 from finetune.export.ancestor_names import LAYOUTS, TENSORS, tensor_shapes
 from tests.support.ancestors import (
@@ -122,6 +123,14 @@ def test_an_imported_checkpoint_loads_strictly_and_streams(tmp_path, layout):
     assert model.ttt_config.mini_batch_size == 8
     assert_same(model.state_dict(), {name: tensor.double() for name, tensor in expected().items()})
     assert_learns_while_it_streams(model)
+
+
+def test_the_doctor_finds_nothing_wrong_with_an_imported_checkpoint(tmp_path, capsys):
+    assert run(write_ancestor(tmp_path / "a", ancestor_tensors()), tmp_path / "out") == 0
+    assert doctor([str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "ok settings: config.json describes these weights" in said
+    assert "ok TTT active" in said
 
 
 @pytest.mark.usefixtures("patched")
@@ -240,6 +249,11 @@ BAD_WEIGHTS = {
     "an unknown tensor": (moved(f"1.{LAST}.W1", f"1.{LAST}.W3"), "is no tensor of a known layout"),
     "adapters on TTT's own": (moved(f"1.{LAST}.wq.weight", f"1.{LAST}.wq.lora_A.weight"), "is no tensor of a known"),
     "in the depformer": (moved("depformer.layers.0.", "depformer.layers.0.original_layer."), "is no tensor of a known"),
+    "a stock layer missing": (lambda all: {n: t for n, t in all.items() if not n.startswith("transformer.layers.2.")},
+                              "num_layers=4 in config.json"),
+    "a stock tensor missing": (without("transformer.layers.0.norm1.alpha"), "1 tensor missing: transformer.layers.0"),
+    "a stock tensor of another shape": (replaced("out_norm.alpha", torch.ones(4, dtype=torch.float16)), "out_norm"),
+    "a tensor too many": (replaced("spare.weight", torch.ones(4, dtype=torch.float16)), "spare.weight"),
     "a layer that is not there": (moved("transformer.layers.3.", "transformer.layers.7."), "num_layers=4"),
     "this project's own": (moved(f"{LAST}.", "ttt."), "is a name of this project"),
     "adapters beside the model": (lambda all: all | lora_tensors(), "two layouts mixed"),

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from moshi.modules.lora import LoRALinear
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -281,6 +283,16 @@ def test_shipped_settings_are_read_and_make_sense(file):
     args = load_args(file)
     assert args.ttt.enabled == args.ttt.to_kwargs()["ttt_enabled"] == (file.name not in WITHOUT_TTT)
     assert not args.ttt.enabled or args.duration_sec * 12.5 >= 2 * args.ttt.chunk_size
+    assert unusual_settings(args) == []
+
+
+def test_the_other_kind_that_an_example_names_is_read(tmp_path):
+    text = (ROOT / "example" / "dailytalk.yaml").read_text()
+    settings = yaml.safe_load(text)
+    (section,) = re.findall(r"^# (ttt: .*)$", text, re.M)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings | yaml.safe_load(section)))
+    args = load_args(tmp_path / "run.yaml")
+    assert (args.ttt.kind, args.ttt.mini_batch_size, args.ttt.layers) == ("mlp", 8, "middle")
     assert unusual_settings(args) == []
 
 

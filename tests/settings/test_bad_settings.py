@@ -159,7 +159,6 @@ def test_a_setting_of_an_evaluation(key, value, capsys):
         "do_checkpoint: true": "do_ckpt",
         "chunk_size: 8": "ttt.chunk_size",
         "chunksize: 8": "ttt.chunk_size",
-        "ttt_chunk_size: 8": "ttt.chunk_size",
         "optim: {chunk_size: 8}": "ttt.chunk_size",
         "batch-size: 8": "batch_size",
         "batchSize: 8": "batch_size",

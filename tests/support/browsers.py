@@ -42,9 +42,11 @@ def chromium(microphone: Path) -> Iterator:
             browser.close()
 
 
-def open_page(context, url: str):
-    """A tab with the page. What its script throws, and what its policy forbids, fails the test that waits for more."""
+def open_page(context, url: str, clock: bool = False):
+    """A tab with the page. `clock`: whether its time can be put forward."""
     page = context.new_page()
+    if clock:
+        page.clock.install()
     page.set_default_timeout(WAIT_MS)
     page.goto(url)
     wait_for(page, "document.getElementById('status').textContent")

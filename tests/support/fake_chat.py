@@ -18,6 +18,7 @@ START_S = 30
 WORDS = ["▁my", "▁boat", "▁is", "▁Nim", "bus", "."]
 TOKEN = "secret-of-anna-0123456789abcdef"
 TICKET = "one-time"
+LAYERS = (5, 11)
 
 
 @dataclass
@@ -35,18 +36,21 @@ class FakeChat:
     Attributes:
         port: where.
         connections: what was heard, oldest first.
+        layers: of the model that have a memory.
         paths: what was asked for.
         asks_token: whether tickets are given for `TOKEN` alone.
         place: in the queue, told to who comes; None: there is room.
+        is_silent: whether it says nothing more, as when a network is gone.
         refusal: status and headers with which tickets are refused; None: they are not.
         close: code and reason with which the next connection is closed at once; None: none is.
     """
 
     def __init__(self) -> None:
         self.port = 0
+        self.layers = LAYERS
         self.connections: list[Heard] = []
         self.paths: list[str] = []
-        self.asks_token = False
+        self.asks_token = self.is_silent = False
         self.place: int | None = None
         self.close: tuple[int, str] | None = None
         self.refusal: tuple[int, dict[str, str]] | None = None
@@ -59,8 +63,8 @@ class FakeChat:
 
     def reset(self) -> None:
         """As new, for the next test."""
-        self.connections, self.paths = [], []
-        self.asks_token, self.place, self.close, self.refusal = False, None, None, None
+        self.connections, self.paths, self.layers = [], [], LAYERS
+        self.asks_token, self.is_silent, self.place, self.close, self.refusal = False, False, None, None, None
 
     def hang_up(self, code: int = 1000, reason: str = "", cut: bool = False) -> None:
         """Closes all that talk, or cuts their connections as a killed server does."""
@@ -133,6 +137,8 @@ class FakeChat:
                 heard.wishes.append(json.loads(message.data[1:]))
                 updates = heard.wishes[-1].get("updates", updates)
                 continue
+            if self.is_silent:
+                continue
             pcm = reader.append_bytes(message.data[1:])
             heard.pcm.append(pcm)
             rest = np.concatenate([rest, pcm])
@@ -144,7 +150,7 @@ class FakeChat:
                 if frames % 5 == 0:
                     await socket.send_bytes(b"\x02" + WORDS[frames // 5 % len(WORDS)].replace("▁", " ").encode())
                 frames += 1
-                layers = [figures(layer, frames) for layer in (5, 11)]
+                layers = [figures(layer, frames) for layer in self.layers]
                 state = {"updates": updates, "step_ms": 12.3, "waiting_frames": 0, "dropped_frames": 0}
                 if frames % 4 == 0:
                     await tell(socket, {"type": "memory", "layers": layers, **state})

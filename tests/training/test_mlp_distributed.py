@@ -1,4 +1,4 @@
-"""Under FSDP memories of the kind `mlp` train as on one process, under activation checkpointing, with adapters and in full."""
+"""Under FSDP memories of the kind `mlp` train as on one process, with activation checkpointing, adapters or in full."""
 
 import json
 

@@ -1,10 +1,13 @@
 """Each `training_mode` moves its own parameters and no other bit, and a frozen run saves nothing."""
 
+import logging
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import moshi_patch
+from finetune.checkpoint.saved import load_model, model_paths, open_checkpoint
 from finetune.common.errors import ConfigError
 from finetune.settings.record import from_dict
 from finetune.settings.validation import unusual_settings, validate
@@ -82,6 +85,23 @@ def test_lora_and_ttt_move_both(stock_repo, tmp_path, moved):
     assert len(on_w_down) == 4
 
 
+def test_a_file_of_the_plans_trains_ttt_mlp_alone_and_goes_on_from_what_it_saved(stock_repo, tmp_path, moved):
+    plan = {"enable": True, "layers": "1,3", "base_lr": 1.0, "mini_batch_size": 8, "initial_gating_alpha": 0.1}
+    settings = settings_of_mode(stock_repo, tmp_path / "run", "ttt", ttt=plan | {"persistent_states": True})
+    found, every = moved(settings)
+    new = {name for name in every if name.startswith(("transformer.layers.1.ttt.", "transformer.layers.3.ttt."))}
+    assert len(new) == 38
+    assert found == new
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint_000003" / "consolidated"
+    assert load_file(folder / "ttt.safetensors").keys() == new
+    saved = open_checkpoint(folder)
+    assert saved.config["ttt_kind"] == "mlp"
+    assert saved.config["ttt_base_lr"] == 1.0
+    load_model(saved, model_paths(saved), torch.device("cpu"), torch.float32)
+    train(from_dict(settings | {"max_steps": 4, "checkpoint": {"resume": True}}))
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
 def test_frozen_moves_nothing_measures_everything_and_saves_nothing(stock_repo, tmp_path, moved, caplog):
     run, twin = tmp_path / "run", tmp_path / "twin"
     found, every = moved(settings_of_mode(stock_repo, run, "frozen", do_eval=True, ckpt_freq=1, eval_freq=2))
@@ -132,8 +152,9 @@ def test_what_contradicts_the_mode_is_one_line(stock_repo, tmp_path, mode, chang
     assert not (tmp_path / "run").exists()
 
 
-def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_repo, tmp_path):
+def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_repo, tmp_path, caplog):
     run = tmp_path / "run"
+    caplog.set_level(logging.INFO)
     train(from_dict(settings_of_mode(stock_repo, run, "lora+ttt", max_steps=2)))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     resumed = {"checkpoint": {"resume": True}}
@@ -143,6 +164,11 @@ def test_another_mode_is_not_resumed_and_the_same_under_another_name_is(stock_re
     assert {path: path.stat().st_mtime_ns for path in before} == before
     train(from_dict(settings_for(stock_repo, run, max_steps=3, **resumed)))  # auto comes to lora+ttt
     assert [row["step"] for row in metrics(run)] == [1, 2, 3]
+    saved, resumed, again = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith(("Saved", "Resumed"))
+    ]
+    assert "4 tensors of TTT" in saved
+    assert {saved.split(": ")[1], resumed.split(": ")[1]} == {again.split(": ")[1]}, "the same count and bytes"
 
 
 def test_ttt_alone_in_auto_is_told_that_the_whole_model_is_saved(stock_repo, tmp_path):

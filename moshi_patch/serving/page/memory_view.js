@@ -13,7 +13,9 @@ export class MemoryView {
 
   show({ layers = [], updates = true, step_ms, waiting_frames, dropped_frames }) {
     for (const layer of layers) this.card(layer.layer).show(layer);
-    const said = [updates ? "The memory is learning." : "The memory is held as it is."];
+    const said = [];
+    if (layers.length === 0) said.push("This model has no memory.");
+    else said.push(updates ? "The memory is learning." : "The memory is held as it is.");
     if (Number.isFinite(step_ms)) said.push(`A step takes ${step_ms.toFixed(0)} of ${FRAME_MS} ms.`);
     if (waiting_frames > 1) said.push(`${waiting_frames} frames wait.`);
     if (dropped_frames > 0) said.push(`${dropped_frames} frames were left out.`);

@@ -54,6 +54,15 @@ def longest_pause(loudness: np.ndarray) -> int:
     return int(np.diff(loud).max()) - 1
 
 
+def test_a_model_without_memory_is_said_to_have_none(page, chat):
+    chat.layers = ()
+    talk(page)
+    wait_for(
+        page, "document.getElementById('memory-summary').textContent.startsWith('This model has no memory. A step')"
+    )
+    assert page.locator("#layers li").count() == 0
+
+
 def test_it_says_how_a_conversation_ended(page, chat):
     talk(page)
     endings = {
@@ -100,6 +109,25 @@ def test_a_lost_server_is_looked_for_again(cut, page, chat):
     while not (len(chat.connections) == 2 and chat.connections[1].wishes) and time.monotonic() < deadline:
         page.wait_for_timeout(50)
     assert chat.connections[1].wishes == [{"updates": False}]  # as the person had it
+
+
+def test_a_server_that_says_nothing_any_more_is_lost(context, chat):
+    page = open_page(context, chat.url, clock=True)
+    talk(page)
+    wait_for(page, "document.querySelector('#layers b')")
+    chat.is_silent = True
+    page.clock.fast_forward(9000)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.body.dataset.phase") == "talking"
+    page.evaluate(
+        "window.phases = new Set();"
+        "new MutationObserver(() => phases.add(document.body.dataset.phase)).observe(document.body, { attributes: true })"
+    )
+    page.clock.fast_forward(12_000)
+    wait_for(page, "window.phases.has('starting')")
+    chat.is_silent = False
+    wait_for(page, "window.phases.has('talking')")
+    assert len(chat.connections) == 2
 
 
 def test_the_buttons_tell_the_server_what_is_wished(page, chat):

@@ -122,7 +122,12 @@ def test_what_is_for_operators_is_seen_behind_the_proxy_alone_and_tickets_stand_
     status, text = site.servers["first"].get("/metrics")
     assert status == 200
     assert re.search(r"^moshi_rows 3\.0$", text, re.M)
-    assert re.search(r"^process_resident_memory_bytes \d", text, re.M)
+    numbers = dict(re.findall(r"^((?:moshi|process)\S+) ([\d.e+-]+)$", text, re.M))
+    for name in ("people", "queue", "late_frames_total", "dropped_frames_total", "since_last_write_seconds"):
+        assert float(numbers[f"moshi_{name}"]) >= 0
+    assert float(numbers["process_resident_memory_bytes"]) > 1e6
+    status, other = site.servers["second"].get("/metrics")
+    assert 'moshi_tick_seconds{quantile="0.99"}' in text + other  # of the one that Bob talked to
     for log in site.folder.glob("*.log"):
         said = log.read_text()
         assert "GET /api/chat 101" in said or log.name != "haproxy.log"

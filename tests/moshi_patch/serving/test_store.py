@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import moshi_patch
+from moshi_patch.memory import copy_memory
+from moshi_patch.memory_stream import is_delta
 from moshi_patch.serving.store import MemoryStore
 from moshi_patch.serving.store_types import Kept, Lost, StoreError, Unavailable
 from tests.support.disks import largest_file
 from tests.support.memories import assert_same, streaming_model
 from tests.support.memory_stores import file_of, key_file, model_and_memory, number_in, other_memory
+from tests.support.models import ttt_settings
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -86,6 +89,23 @@ def test_a_write_that_was_overtaken_while_it_was_under_way_takes_itself_back(url
     assert ahead.people()[0].generations == (5, 6)
 
 
+def test_an_upload_that_arrived_and_was_sent_again_is_no_loss(url):
+    model, memory = model_and_memory()
+    store = MemoryStore(url, model)
+    create = store.files.create
+
+    def twice(*args) -> None:
+        create(*args)
+        raise FileExistsError("412 Precondition Failed")
+
+    store.files.create = twice
+    assert store.write("anna", memory, 0) == 1
+    assert store.write("anna", other_memory(memory, 1), 1) == 2
+    assert number_in(store.read("anna").memory) == 1
+    with pytest.raises(Lost):
+        MemoryStore(url, model).write("anna", memory, 1)
+
+
 def test_after_forgetting_a_write_that_goes_on_from_before_is_lost(url):
     model, memory = model_and_memory()
     mine, other = MemoryStore(url, model), MemoryStore(url, model)
@@ -148,21 +168,24 @@ def test_a_generation_means_something_to_its_own_model_alone(tmp_path):
         MemoryStore(tmp_path, slower).read("anna")
 
 
-def test_what_was_saved_narrow_comes_back_as_float32_and_is_half_as_large(url):
-    model, memory = model_and_memory()
-    store = MemoryStore(url, model, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    "kind", [{}, {"ttt_update": "residual"}, {"ttt_kind": "mlp"}], ids=["hebbian", "residual", "mlp"]
+)
+def test_every_kind_of_memory_is_kept_bit_for_bit_or_narrow(tmp_path, kind):
+    model = streaming_model(1, **ttt_settings(**kind))
+    memory = copy_memory(model, [0])
+    store, narrow = MemoryStore(tmp_path, model), MemoryStore(tmp_path, model, dtype=torch.bfloat16)
     store.write("anna", memory, 0)
-    kept = store.read("anna").memory
+    narrow.write("otto", memory, 0)
+    assert_same(store.read("anna").memory, memory)
+    kept = store.read("otto").memory
     for key, tensor in memory.items():
-        expected = tensor.bfloat16().float() if key.endswith(".delta") else tensor
+        expected = tensor.bfloat16().float() if is_delta(key) else tensor
         assert kept[key].dtype == tensor.dtype
         assert torch.equal(kept[key], expected)
-    exact = MemoryStore(url, model)
-    exact.write("otto", memory, 0)
-    narrow, full = exact.people()
-    saved = sum(tensor.nbytes for key, tensor in memory.items() if key.endswith(".delta")) // 2
-    assert 0 < saved <= full.size - narrow.size + 200
-    assert_same(exact.read("anna").memory, kept)
+    saved = sum(tensor.nbytes for key, tensor in memory.items() if is_delta(key)) // 2
+    full, less = store.people()
+    assert 0 < saved <= full.size - less.size + 300
 
 
 def test_a_fast_weight_that_is_not_finite_is_not_written(url):
@@ -212,6 +235,28 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path):
         MemoryStore(tmp_path, model).write("anna", memory, -1)
     with pytest.raises(StoreError, match="cannot be a person's name"):
         MemoryStore(tmp_path, model).read("a\nb")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError('cannot connect: "http://host/bucket?prefix=people%2Fanna%2F&x=1".\nTry again'),
+        FileNotFoundError("bucket/people/anna/0000000001"),
+        PermissionError(13, "Permission denied", "/people/anna/0000000001"),
+        ConnectionError("people/anna"),
+    ],
+)
+def test_what_a_store_says_is_one_line_that_names_nobody(tmp_path, error):
+    store = MemoryStore(tmp_path / "store", None)
+
+    def refuse(folder=None) -> list:
+        raise error
+
+    store.files.list = refuse
+    with pytest.raises(Unavailable, match=r"store: cannot be read: .+\.$") as refused:
+        store.read("anna")
+    assert "anna" not in str(refused.value).replace(str(tmp_path), "")
+    assert "\n" not in str(refused.value)
 
 
 def test_whether_a_store_can_be_used_is_known_before_anything_is_kept(url, tmp_path):
