@@ -180,7 +180,7 @@ def test_names_that_wrappers_left_are_those_inside(tmp_path):
     assert_same(load_file(tmp_path / "out" / "consolidated.safetensors"), expected())
 
 
-YAML = "ttt:\n  enable: true\n  layers: [3, 1]\n  base_lr: 1.0e-4\n  ssm_layer: ttt_mlp\n"
+YAML = "ttt:\n  enable: true\n  layers: [3, 1]\n  base_lr: 1e-4\n  ssm_layer: ttt_mlp\n"
 
 
 def test_an_old_checkpoint_takes_its_settings_from_the_yaml_of_its_training(tmp_path, capsys):
