@@ -6,9 +6,12 @@ time, whatever somebody sends: 87 bytes of Opus can hold seconds.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import multiprocessing
 import signal
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sphn
@@ -92,6 +95,7 @@ class Codecs:
         count = 0 if rows <= PEOPLE_IN_PROCESS else -(-rows // PEOPLE_PER_PROCESS)
         self.processes = count
         self._workers = [self._start() for _ in range(max(1, count))]
+        self._homes: dict[int, concurrent.futures.Executor] = {}
         self._next = 0
 
     def _start(self) -> concurrent.futures.Executor:
@@ -104,32 +108,38 @@ class Codecs:
     def open(self) -> int:
         """A new person's number."""
         self._next += 1
+        self._homes[self._next] = self._workers[self._next % len(self._workers)]
         return self._next
 
     async def decode(self, person: int, data: bytes) -> tuple[np.ndarray, bool]:
-        """As :meth:`Codec.decode`."""
+        """As :meth:`Codec.decode`.
+
+        Raises:
+            NotOpusError: as it.
+            RuntimeError: when the process that had the streams of this person ended.
+        """
         return await self._do(person, _decode, data)
 
     async def encode(self, person: int, pcm: np.ndarray) -> bytes:
-        """As :meth:`Codec.encode`."""
+        """As :meth:`Codec.encode`.
+
+        Raises:
+            RuntimeError: as :meth:`decode`.
+        """
         return await self._do(person, _encode, pcm)
 
     def close(self, person: int) -> None:
         """Forgets a person."""
-        index = person % len(self._workers)
-        try:
-            self._workers[index].submit(_close, person)
-        except concurrent.futures.BrokenExecutor:
-            self._workers[index] = self._start()
+        with contextlib.suppress(RuntimeError):  # it ended, or is about to
+            self._homes.pop(person).submit(_close, person)
 
-    async def _do(self, person: int, work, *arguments):
-        index = person % len(self._workers)
-        worker = self._workers[index]
+    async def _do(self, person: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        home = self._homes[person]
         try:
-            return await asyncio.get_running_loop().run_in_executor(worker, work, person, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(home, work, person, *arguments)
         except concurrent.futures.BrokenExecutor as error:
-            if self._workers[index] is worker:
-                self._workers[index] = self._start()
+            if home in self._workers:
+                self._workers[self._workers.index(home)] = self._start()
             raise RuntimeError("a process for Opus ended") from error
 
     def shut_down(self) -> None:

@@ -51,6 +51,10 @@ class Drain:
 
         app.on_startup.append(begin)
 
+    def hurry(self) -> None:
+        """Those who talk may not go on; what they have learnt is written all the same."""
+        self._hurry.set()
+
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if (self.engine.draining or self.engine.failure) and request.path in self.closed_paths:
@@ -59,7 +63,7 @@ class Drain:
 
     def _on_signal(self) -> None:
         if self._task is not None:
-            self._hurry.set()
+            self.hurry()
             return
         self._task = asyncio.get_running_loop().create_task(self._end())
 

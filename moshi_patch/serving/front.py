@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -95,17 +96,19 @@ class Front:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One person, from the handshake of the websocket to its end."""
-        socket = web.WebSocketResponse(max_msg_size=self.engine.policy.message_bytes)
-        await socket.prepare(request)
+        websocket = web.WebSocketResponse(max_msg_size=self.engine.policy.message_bytes)
+        await websocket.prepare(request)
+        bound_output(request, self.engine.policy.socket_bytes)
         try:
             wishes = read_wishes(request.query)
             name = self._name(request)
+            person = Person(wishes.sampling, name, wishes.metadata, guest=self.tickets is None)
             with self._counted(request, name):
-                end = await self._converse(socket, Person(wishes.sampling, name, wishes.metadata, not self.tickets))
+                end = await self._converse(person, websocket, request.transport)
         except (ValueError, PermissionError, TooManyError) as error:
             end = End(POLICY_VIOLATION, str(error))
-        await refuse(request, socket, end.code, end.reason)
-        return socket
+        await refuse(request, websocket, end.code, end.reason)
+        return websocket
 
     def _name(self, request: web.Request) -> str | None:
         if self.tickets is None:
@@ -120,17 +123,26 @@ class Front:
             return contextlib.nullcontext()
         return self.limits.conversation(name if self.tickets else None, self.limits.address(request))
 
-    async def _converse(self, socket: web.WebSocketResponse, person: Person) -> End:
+    async def _converse(
+        self, person: Person, websocket: web.WebSocketResponse, transport: asyncio.Transport | None
+    ) -> End:
         if not self.engine.enter(person):
             why = "this server is about to stop" if self.engine.draining else "all places are taken, come again"
             return End(TRY_AGAIN_LATER, why)
-        session = self.sessions[person] = Session(self.engine, self.codecs, self.text_of, person, socket)
+        session = Session(self.engine, self.codecs, self.text_of, person, websocket, transport)
+        self.sessions[person] = session
         try:
             return await session.run()
         finally:
             self.engine.leave(person)
             del self.sessions[person]
             self.codecs.close(session.codec)
+
+
+def bound_output(request: web.Request, size: int) -> None:
+    """Has the system take no more than `size` bytes for a client that does not read: else it would take megabytes."""
+    if request.transport is not None:
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 FRONT = web.AppKey("front", Front)

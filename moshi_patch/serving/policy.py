@@ -20,6 +20,7 @@ class Policy:
         backlog: frames of somebody that may wait for the model. Above it, sound that comes faster than it is spoken
             is not read for now, and of sound that comes in time the oldest is dropped.
         outbox: frames that may wait for somebody to read them, who is sent away above that.
+        socket_bytes: that may be on their way to somebody who does not read them, here and in the system's buffer.
         queue: people who may wait for a place.
         joins: people who come or leave in one tick; more of them wait for the next.
         message_bytes: the longest message that is read.
@@ -33,6 +34,7 @@ class Policy:
 
     backlog: int = 6
     outbox: int = 125
+    socket_bytes: int = 32 << 10
     queue: int = 8
     joins: int = 2
     message_bytes: int = 4 << 20

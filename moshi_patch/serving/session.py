@@ -44,8 +44,10 @@ class Session:
         text_of: Callable[[int], str],
         person: Person,
         socket: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
     ):
-        self.engine, self.codecs, self.text_of, self.person, self.socket = engine, codecs, text_of, person, socket
+        self.engine, self.codecs, self.text_of, self.person = engine, codecs, text_of, person
+        self.socket, self.transport = socket, transport
         self.policy, self.codec = engine.policy, codecs.open()
         self._outbox: deque[Any] = deque()
         self._filled, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -164,6 +166,8 @@ class Session:
         while True:
             await self._filled.wait()
             while self._outbox:
+                while self.transport and self.transport.get_write_buffer_size() > self.policy.socket_bytes:
+                    await asyncio.sleep(STEP_S / 2)  # they do not read; aiohttp itself would take 64 KiB more
                 await self._say(self._outbox.popleft())
             self._filled.clear()
 

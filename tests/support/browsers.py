@@ -11,6 +11,9 @@ from tests.support.tiny_repository import DATA
 from tests.support.tools import find_chromium
 
 WAIT_MS = 60_000
+DELTA = "parseFloat(document.querySelector('#layers b')?.textContent)"
+"""What the page shows of the first layer's memory; NaN before anything."""
+
 INSECURE_NAME = "moshi.test"
 """A name that leads to this machine, and that is not `localhost` to a browser."""
 
@@ -42,9 +45,11 @@ def chromium(microphone: Path) -> Iterator:
             browser.close()
 
 
-def open_page(context, url: str):
-    """A tab with the page. What its script throws, and what its policy forbids, fails the test that waits for more."""
+def open_page(context, url: str, clock: bool = False):
+    """A tab with the page. `clock`: whether its time can be put forward."""
     page = context.new_page()
+    if clock:
+        page.clock.install()
     page.set_default_timeout(WAIT_MS)
     page.goto(url)
     wait_for(page, "document.getElementById('status').textContent")

@@ -40,6 +40,7 @@ class FakeChat:
         paths: what was asked for.
         asks_token: whether tickets are given for `TOKEN` alone.
         place: in the queue, told to who comes; None: there is room.
+        is_silent: whether it says nothing more, as when a network is gone.
         refusal: status and headers with which tickets are refused; None: they are not.
         close: code and reason with which the next connection is closed at once; None: none is.
     """
@@ -49,7 +50,7 @@ class FakeChat:
         self.layers = LAYERS
         self.connections: list[Heard] = []
         self.paths: list[str] = []
-        self.asks_token = False
+        self.asks_token = self.is_silent = False
         self.place: int | None = None
         self.close: tuple[int, str] | None = None
         self.refusal: tuple[int, dict[str, str]] | None = None
@@ -63,7 +64,7 @@ class FakeChat:
     def reset(self) -> None:
         """As new, for the next test."""
         self.connections, self.paths, self.layers = [], [], LAYERS
-        self.asks_token, self.place, self.close, self.refusal = False, None, None, None
+        self.asks_token, self.is_silent, self.place, self.close, self.refusal = False, False, None, None, None
 
     def hang_up(self, code: int = 1000, reason: str = "", cut: bool = False) -> None:
         """Closes all that talk, or cuts their connections as a killed server does."""
@@ -135,6 +136,8 @@ class FakeChat:
             if message.data[0] == 4:
                 heard.wishes.append(json.loads(message.data[1:]))
                 updates = heard.wishes[-1].get("updates", updates)
+                continue
+            if self.is_silent:
                 continue
             pcm = reader.append_bytes(message.data[1:])
             heard.pcm.append(pcm)

@@ -5,6 +5,7 @@ const SOUND = 1;
 const TEXT = 2;
 const METADATA = 4;
 const ERROR = 5;
+const SILENCE_MS = 10000; // after the handshake; a server sends something each second
 const MOST_WAITING_BYTES = 64 * 1024; // sound that a slow network has not taken yet; 16 s of it
 
 export class Connection {
@@ -20,14 +21,31 @@ export class Connection {
     this.socket = new WebSocket(url);
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = ({ data }) => this.take(data);
-    this.socket.onclose = ({ code, reason }) => events.closed(code, reason || this.reason);
+    this.socket.onclose = ({ code, reason }) => this.end(code, reason || this.reason);
+  }
+
+  // A network that is gone closes no connection: who hears nothing for long takes it as lost.
+  watch() {
+    this.heard = Date.now();
+    this.watchdog = setInterval(() => {
+      if (Date.now() - this.heard < SILENCE_MS) return;
+      this.close();
+      this.end(1006, "");
+    }, 1000);
+  }
+
+  end(code, reason) {
+    clearInterval(this.watchdog);
+    this.events.closed(code, reason);
   }
 
   take(data) {
     if (!(data instanceof ArrayBuffer) || data.byteLength === 0) return;
+    this.heard = Date.now();
     const bytes = new Uint8Array(data, 1);
     switch (new Uint8Array(data)[0]) {
       case HANDSHAKE:
+        if (!this.watchdog) this.watch();
         return this.events.ready();
       case SOUND:
         return this.events.sound(bytes);
@@ -69,6 +87,7 @@ export class Connection {
   }
 
   close() {
+    clearInterval(this.watchdog);
     this.socket.onmessage = this.socket.onclose = null;
     this.socket.close(1000, "the person ended it");
   }

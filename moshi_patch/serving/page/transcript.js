@@ -1,7 +1,9 @@
 // What the model says, as text: shown piece by piece, read out to screen readers phrase by phrase.
 
 const PHRASE_MS = 1500; // a pause that ends a phrase
-const MOST_PARAGRAPHS = 200;
+const LONG_PHRASE = 80; // characters; it ends with its word then
+const MOST_PIECES = 500; // of a paragraph; who never pauses gets a new one
+const MOST_PARAGRAPHS = 50;
 
 export class Transcript {
   // `shown` is what is seen; `spoken` is a live region that only screen readers meet.
@@ -13,11 +15,13 @@ export class Transcript {
 
   add(text) {
     const last = this.shown.lastElementChild;
-    const paragraph = this.paused || !last ? this.newParagraph() : last;
+    const isFull = last?.childNodes.length >= MOST_PIECES;
+    const paragraph = this.paused || isFull || !last ? this.newParagraph() : last;
     this.paused = false;
     const atEnd = this.shown.scrollHeight - this.shown.scrollTop - this.shown.clientHeight < 40;
     paragraph.append(paragraph.hasChildNodes() ? text : text.trimStart());
     if (atEnd) this.shown.scrollTop = this.shown.scrollHeight;
+    if (this.phrase.length > LONG_PHRASE && text.startsWith(" ")) this.endPhrase(false); // it never pauses
     this.phrase += text;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.endPhrase(true), PHRASE_MS);

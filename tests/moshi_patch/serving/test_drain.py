@@ -58,6 +58,19 @@ def test_who_waits_for_a_row_is_told_to_come_again_at_once(ttt_repo):
     assert run(conversation()) == (1012, 1012)
 
 
+def test_a_second_signal_ends_the_waiting(ttt_repo):
+    async def conversation():
+        async with serve(ttt_repo, rows=1, drain_s=1000.0) as server, server.connect() as socket:
+            ending = asyncio.create_task(server.app[DRAIN].run())
+            await asyncio.sleep(0.2)
+            assert not socket.closed
+            server.app[DRAIN].hurry()
+            await ending
+            return (await hear(socket)).end[0]
+
+    assert run(conversation()) == 1012
+
+
 class SlowMemories:
     """Of a store that takes its time; notes in which order things are done."""
 

@@ -111,6 +111,25 @@ def test_a_lost_server_is_looked_for_again(cut, page, chat):
     assert chat.connections[1].wishes == [{"updates": False}]  # as the person had it
 
 
+def test_a_server_that_says_nothing_any_more_is_lost(context, chat):
+    page = open_page(context, chat.url, clock=True)
+    talk(page)
+    wait_for(page, "document.querySelector('#layers b')")
+    chat.is_silent = True
+    page.clock.fast_forward(9000)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.body.dataset.phase") == "talking"
+    page.evaluate(
+        "window.phases = new Set(); const body = document.body;"
+        "new MutationObserver(() => phases.add(body.dataset.phase)).observe(body, { attributes: true })"
+    )
+    page.clock.fast_forward(12_000)
+    wait_for(page, "window.phases.has('starting')")
+    chat.is_silent = False
+    wait_for(page, "window.phases.has('talking')")
+    assert len(chat.connections) == 2
+
+
 def test_the_buttons_tell_the_server_what_is_wished(page, chat):
     updates, forget = page.get_by_role("button", name="Learn from me"), page.get_by_role("button", name="Forget me")
     assert updates.is_disabled()

@@ -145,6 +145,20 @@ def test_a_screen_reader_is_told_what_is_seen(new_page):
     assert page.locator("#text").get_attribute("aria-live") is None
 
 
+def test_who_never_pauses_is_told_phrase_by_phrase_and_fills_no_memory(new_page):
+    body = """async () => {
+        const { Transcript } = await import("/page/transcript.js");
+        const [shown, spoken] = [document.createElement("div"), document.createElement("div")];
+        const transcript = new Transcript(shown, spoken);
+        for (let at = 0; at < 40000; at++) transcript.add(at % 2 ? "la" : " tra");
+        return [spoken.lastElementChild.textContent, shown.childElementCount, shown.textContent.length];
+    }"""
+    phrase, paragraphs, letters = new_page().evaluate(body)
+    assert phrase == " ".join(["trala"] * 14)
+    assert paragraphs <= 50
+    assert 50_000 < letters <= 50 * 500 * 4
+
+
 def test_nothing_moves_for_who_wants_no_motion(new_page):
     for motion, seconds in [("reduce", "0s"), ("no-preference", "0.1s")]:
         page = new_page(reduced_motion=motion)

@@ -10,10 +10,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.browsers import DELTA, chromium, open_page, wait_for, write_microphone
+from tests.support.browsers import talk as start
 from tests.support.many import hear, receive, run, say
 from tests.support.servers import speech
 from tests.support.sites import HAProxy, RealServer, free_port
-from tests.support.tools import needs_haproxy
+from tests.support.tools import needs_chromium, needs_haproxy
 
 pytestmark = [pytest.mark.slow, needs_haproxy]
 
@@ -122,7 +124,12 @@ def test_what_is_for_operators_is_seen_behind_the_proxy_alone_and_tickets_stand_
     status, text = site.servers["first"].get("/metrics")
     assert status == 200
     assert re.search(r"^moshi_rows 3\.0$", text, re.M)
-    assert re.search(r"^process_resident_memory_bytes \d", text, re.M)
+    numbers = dict(re.findall(r"^((?:moshi|process)\S+) ([\d.e+-]+)$", text, re.M))
+    for name in ("people", "queue", "late_frames_total", "dropped_frames_total", "since_last_write_seconds"):
+        assert float(numbers[f"moshi_{name}"]) >= 0
+    assert float(numbers["process_resident_memory_bytes"]) > 1e6
+    status, other = site.servers["second"].get("/metrics")
+    assert 'moshi_tick_seconds{quantile="0.99"}' in text + other  # of the one that Bob talked to
     for log in site.folder.glob("*.log"):
         said = log.read_text()
         assert "GET /api/chat 101" in said or log.name != "haproxy.log"
@@ -195,3 +202,28 @@ def test_a_server_that_drains_loses_nobody(site):
     assert heard
     assert end[0] == 1012
     assert before < learnt <= remembered * 1.000001
+
+
+@needs_chromium
+def test_the_page_finds_the_other_server_by_itself_and_the_memory_there(site, tmp_path):
+    with chromium(write_microphone(tmp_path / "boat.wav")) as browser:
+        context = browser.new_context(ignore_https_errors=True)
+        page = open_page(context, site.proxy.url)
+        page.get_by_role("button", name="Start talking").click()
+        wait_for(page, "document.activeElement.id === 'token'")
+        page.get_by_label("Your token").fill(TOKENS["carol"])
+        page.keyboard.press("Enter")
+        wait_for(page, f"{DELTA} > 0")
+        page.get_by_role("button", name="Stop").click()
+        here = next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "SERVER")
+        site.servers[here].wait_for_metrics(moshi_people=0.0, moshi_oldest_unwritten_seconds=0.0)
+        kept = page.evaluate(DELTA)
+        start(page)
+        site.servers[here].kill()
+        wait_for(page, "document.body.dataset.phase === 'starting'")
+        wait_for(page, "document.body.dataset.phase === 'talking'")
+        there = next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "SERVER")
+        page.evaluate("document.querySelector('#layers b').textContent = '–'")  # until the next message
+        wait_for(page, f"{DELTA} >= 0")
+        assert there != here
+        assert page.evaluate(DELTA) > kept / 2
