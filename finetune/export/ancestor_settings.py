@@ -15,7 +15,7 @@ from ..settings.parsing import read_text, read_yaml
 DEFAULTS = {"mini_batch_size": 16, "base_lr": 1.0, "initial_gating_alpha": 0.1}
 """What ancestors took for a key that a file does not have."""
 
-READ = {*DEFAULTS, "layers", "enable", "enabled", "persistent_states"}
+READ = {*DEFAULTS, "layers", "enable", "enabled", "kind", "persistent_states"}
 IN_PLACE_ALONE = set(moshi_patch.TTTConfig().names()) - set(moshi_patch.TTTConfig(kind="mlp").names())
 
 MAY_BE_ADAPTED = (
@@ -63,10 +63,9 @@ def read_settings(weights: Path, config: str | None, layers: list[int], num_laye
         )
     _check_enabled(path, section)
     _check_layers(path, section, layers, num_layers)
-    for name in section:
-        require(
-            name not in IN_PLACE_ALONE, f"{path}: ttt.{name}", section[name], "belongs to In-Place TTT; no ancestor."
-        )
+    for name, value in section.items():
+        other = name in IN_PLACE_ALONE or (name == "kind" and value != "mlp")
+        require(not other, f"{path}: ttt.{name}", value, "belongs to In-Place TTT, which no ancestor has.")
     given = {name: default if section.get(name) is None else section[name] for name, default in DEFAULTS.items()}
     values = {
         name: read_text(f"{path}: ttt.{name}", value, type(DEFAULTS[name])) if isinstance(value, str) else value

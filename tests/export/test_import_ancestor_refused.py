@@ -106,6 +106,7 @@ BAD_SETTINGS = {
     "other layers": ({"layers": "28,29,30"}, "ttt.layers='28,29,30'"),
     "layers that the weights have not": ({"layers": "all"}, "means layers [0, 1, 2, 3]"),
     "off": ({"enable": False}, "contradicts the weights"),
+    "of another kind": ({"kind": "in_place"}, "ttt.kind='in_place': belongs to In-Place TTT"),
     "of In-Place TTT": ({"chunk_size": 256}, "ttt.chunk_size=256: belongs to In-Place TTT"),
     "no mini-batch": ({"mini_batch_size": 0}, "ttt.mini_batch_size=0"),
     "half a step": ({"mini_batch_size": 8.5}, "ttt.mini_batch_size=8.5"),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import ssl
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,16 +112,28 @@ async def talk(socket: aiohttp.ClientWebSocketResponse, steps: int = STEPS) -> i
     return len(heard.pcm)
 
 
+async def status_of(port: int, path: str) -> int:
+    """Of a request whose path is written as it is: a client would put it in order."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=context)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
+
+
 def test_what_is_for_operators_is_seen_behind_the_proxy_alone_and_tickets_stand_in_no_log(site):
     async def outside():
         async with site.proxy.client() as session:
             socket = await enter(session, "bob")
             await talk(socket, 10)
-            statuses = [(await session.get(path)).status for path in ("/metrics", "/healthz", "/")]
+            hidden = ("/metrics", "/healthz", "/%6detrics", "//metrics", "/api/../metrics", "/api/%2e%2e/healthz")
+            statuses = [await status_of(site.proxy.port, path) for path in (*hidden, "/", "/page/app.js")]
             await socket.close()
             return statuses
 
-    assert run(outside()) == [404, 404, 200]
+    assert run(outside()) == [404] * 6 + [200, 200]
     status, text = site.servers["first"].get("/metrics")
     assert status == 200
     assert re.search(r"^moshi_rows 3\.0$", text, re.M)
