@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
 
     try:
         store = MemoryStore(options.memory_dir, None, getattr(options, "key_file", None))
+        store.require()
         {"list": _list, "show": _show, "export": _export, "forget": _forget}[options.command](store, options)
     except StoreError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -176,7 +176,7 @@ def _report(names: AncestorNames, settings: AncestorSettings, adapters: bool) ->
         f"initial_gating_alpha {kept.initial_gating_alpha}.",
     ]
     if settings.left_out:
-        lines.append(f"Not carried over: {', '.join(settings.left_out)}; nothing here corresponds to them.")
+        lines.append(f"Not carried over: {', '.join(settings.left_out)}; they change nothing that is kept.")
     lines += [settings.about_states, DIFFERENT_FUNCTION]
     if adapters:
         lines.append("These are adapters: give their base model with --base.")

@@ -226,6 +226,9 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path):
         ("http://user:secret@host/store", "^http://host/store: two servers"),
         ("simplecache::s3://bucket/x", "two servers might"),
         ("memory://", "must name a folder"),
+        ("", "must be a folder, or a URL"),
+        ("s3:/bucket/folder", "must be a folder, or a URL"),
+        ("file://", "must be a folder, or a URL"),
     ):
         with pytest.raises(StoreError, match=reason):
             MemoryStore(url, model)
