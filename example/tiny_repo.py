@@ -1,7 +1,7 @@
 """Makes a tiny local repository, laid out like Moshi's on the Hub: language model, Mimi and text tokenizer.
 
     python example/tiny_repo.py tiny_repo              # a stock model, as training starts from
-    python example/tiny_repo.py tiny_repo_ttt --ttt    # with TTT, whose fast weights move
+    python example/tiny_repo.py tiny_repo_ttt --ttt    # with TTT, whose fast weights move (or --ttt-kind mlp)
     python -m moshi_patch moshi.run_inference --device cpu --hf-repo tiny_repo_ttt --batch-size 1 in.wav out.wav
 
 All weights are random. It shows that the machinery runs, and answers nothing sensible.
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import moshi_patch
 
+KINDS = ("in_place", "mlp")
 DATA = Path(__file__).parent / "data"
 
 LM: dict[str, Any] = {
@@ -62,8 +63,18 @@ TTT: dict[str, Any] = {
 }
 """A chunk of 16 steps is 1.28 s: a few seconds of speech make several updates."""
 
+TTT_MLP: dict[str, Any] = {
+    "ttt_enabled": True,
+    "ttt_kind": "mlp",
+    "ttt_layers": [1, 3],
+    "ttt_mini_batch_size": 16,
+    "ttt_base_lr": 1.0,
+}
+"""The same layers with the other kind of memory."""
+
 CONV_STD, TARGET_STD = 0.5, 0.1
-"""Spread of the target generators' weights around nothing (the filters) and around the identity (W_target)."""
+"""Spread of what opens a memory (the filters of a target generator, the gate of an MLP) and of all else that TTT adds,
+around what it begins as."""
 
 NAMES = {
     "moshi_name": "model.safetensors",
@@ -91,7 +102,8 @@ def make_tiny_repo(folder: str | Path, seed: int = 0, ttt: bool = False, **lm_ov
     tokenizer = _train_tokenizer()
     (folder / NAMES["tokenizer_name"]).write_bytes(tokenizer)
     text_card = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
-    lm_config = {**LM, "text_card": text_card, **(TTT if ttt else {}), **lm_overrides}
+    settings = TTT_MLP if lm_overrides.get("ttt_kind") == "mlp" else TTT
+    lm_config = {**LM, "text_card": text_card, **(settings if ttt else {}), **lm_overrides}
     mimi_config = _mimi_config(bins=lm_config["card"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -174,7 +186,8 @@ def _make_lm(config: dict[str, Any]) -> LMModel:
         if not installed:
             moshi_patch.uninstall()
     for name, parameter in moshi_patch.ttt_parameters(model).items():
-        parameter += torch.randn_like(parameter) * (TARGET_STD if name.endswith("W_target.weight") else CONV_STD)
+        opens = name.endswith(("conv.weight", "gating_alpha"))
+        parameter += torch.randn_like(parameter) * (CONV_STD if opens else TARGET_STD)
     return model
 
 
@@ -191,8 +204,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ttt", action="store_true", help="with TTT and random target generators; default: stock")
+    parser.add_argument("--ttt-kind", choices=KINDS, help="with --ttt, the kind of memory; default: in_place")
     args = parser.parse_args(argv)
-    print(make_tiny_repo(args.folder, args.seed, args.ttt))
+    if args.ttt_kind and not args.ttt:
+        parser.error("--ttt-kind: only with --ttt")
+    overrides = {"ttt_kind": args.ttt_kind} if args.ttt_kind not in (None, KINDS[0]) else {}
+    print(make_tiny_repo(args.folder, args.seed, args.ttt, **overrides))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Loading a checkpoint into a model with TTT: the weights of all its memories are there or none, and of no other kind."""
+"""Loading a checkpoint into a model with TTT: the weights of all its memories are there, or none of them."""
 
 import re
 from typing import NamedTuple

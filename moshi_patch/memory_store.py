@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
 
     try:
         store = MemoryStore(options.memory_dir, None, getattr(options, "key_file", None))
+        store.require()
         {"list": _list, "show": _show, "export": _export, "forget": _forget}[options.command](store, options)
     except StoreError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -86,13 +87,15 @@ def _list(store: Any, options: argparse.Namespace) -> None:
 
 
 def _show(store: Any, options: argparse.Namespace) -> None:
+    from .memory_stream import is_delta
+
     found = store.show(options.person, options.generation)
     if options.json:
         print(json.dumps(found, ensure_ascii=False))
         return
     settings = found["owner"].get("settings", {})
     rows = {shape[0] for _, shape in found["tensors"].values() if shape}
-    narrow = any(dtype == "bfloat16" and key.endswith(".delta") for key, (dtype, _) in found["tensors"].items())
+    narrow = any(dtype == "bfloat16" and is_delta(key) for key, (dtype, _) in found["tensors"].items())
     print(f"{options.person}, generation {found['generation']}, written {found['saved']}")
     print(f"size      {_mebibytes(found['size'])} in {len(found['tensors'])} tensors of {max(rows, default=0)} row(s)")
     print(f"deltas    {'bfloat16' if narrow else 'as they were learnt'}")

@@ -72,14 +72,14 @@ def memory_pieces(
         state: tensors by name, on the CPU, not to be changed meanwhile.
         owner: the fingerprint of the model.
         notes: what the header says besides.
-        narrow: store each `delta` as bfloat16, with half the bytes.
+        narrow: store the deltas as bfloat16, with half the bytes.
 
     Raises:
         ValueError: when a fast weight is not finite, before anything is made.
     """
     if broken := not_finite(state):
         raise ValueError(f"not saved, as {first_of(broken)} of the fast weights is not finite.")
-    narrowed = {key: str(t.dtype)[6:] for key, t in state.items() if narrow and _is_delta(key, t)}
+    narrowed = {key: str(t.dtype)[6:] for key, t in state.items() if narrow and _may_be_narrow(key, t)}
     state = {key: (t.bfloat16() if key in narrowed else t).detach().contiguous() for key, t in state.items()}
     if broken := not_finite(state):
         raise ValueError(f"not saved, as {first_of(broken)} of the fast weights is too large for bfloat16.")
@@ -226,8 +226,13 @@ class MemoryReader:
         return ValueError(f"{self.name}: the file is damaged or cut off: {reason}.")
 
 
-def _is_delta(key: str, tensor: torch.Tensor) -> bool:
-    return key.endswith(".delta") and str(tensor.dtype)[6:] in NARROWED
+def is_delta(key: str) -> bool:
+    """Whether a tensor of a memory is what was learnt, and most of it; the others are what is being learnt from."""
+    return key.rpartition(".")[2].startswith("delta")
+
+
+def _may_be_narrow(key: str, tensor: torch.Tensor) -> bool:
+    return is_delta(key) and str(tensor.dtype)[6:] in NARROWED
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:

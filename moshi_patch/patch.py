@@ -111,7 +111,7 @@ def _check_model(config: TTTConfig, kwargs: dict) -> list[int]:
     """The TTT layers of the model that `kwargs` describe, or ValueError before anything is built."""
     if kwargs.get("weights_per_step"):
         raise ValueError(
-            f"weights_per_step={kwargs['weights_per_step']!r}: ttt_enabled=True needs one gated MLP per layer, so 0."
+            f"weights_per_step={kwargs['weights_per_step']!r}: ttt_enabled=True needs one MLP per layer, so 0."
         )
     num_layers = kwargs.get("num_layers")
     if not isinstance(num_layers, int) or num_layers < 1:

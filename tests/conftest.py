@@ -59,6 +59,12 @@ def ttt_repo(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mlp_repo(tmp_path_factory):
+    """The same model with the other kind of memory, which moves too; only to be read."""
+    return build_repo(tmp_path_factory.mktemp("with_mlp") / "repo", ttt_kind="mlp")
+
+
+@pytest.fixture(scope="session")
 def saved_run(stock_repo, tmp_path_factory):
     """By mode, one of `saved_runs.MODES`, the folder of a short run over `stock_repo`. For reading alone."""
     folder, made = tmp_path_factory.mktemp("saved_runs"), {}

@@ -25,6 +25,7 @@ from tqdm import trange
 
 import moshi_patch
 from benchmarks.measure import PeakMemory, argument_parser, parse_arguments, write_result
+from moshi_patch import TTTMLP, TTTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def compared(times: dict[str, list[float]], place: str, args: argparse.Namespace
 
 def operations(size: int, args: argparse.Namespace) -> float:
     """Multiply-adds of a step forward over those of the layer without, attention's scores left out."""
-    width, hidden = args.dim, int(4.125 * args.dim)
+    width, hidden = args.dim, 2 * int(4.125 * args.dim) // 3  # as moshi splits it between gate and value
     stock = 4 * width**2 + 3 * width * hidden
     projections = 4 * width**2 + width * (width // HEAD)
     inner = 28 * width * HEAD + 10 * size * width  # seven products with an inner layer; those among C steps
@@ -128,42 +129,27 @@ def streamed(transformers: dict[str, StreamingTransformer], args: argparse.Names
     return rows
 
 
-def peak_memory(transformers: dict[str, StreamingTransformer], args: argparse.Namespace) -> list[dict[str, Any]]:
+def peak_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Bytes of one pass forward and backward of a memory alone, with groups of mini-batches computed again or not."""
     rows = []
     for size in args.mini_batch_sizes:
         for group in (0, 8):
-            ttt = {"ttt_mini_batch_size": size, "ttt_scan_checkpoint_group_size": group}
-            memory = memory_of(make_transformer(args, **on(ttt)))
-            x = torch.randn(1, args.memory_steps, args.dim, dtype=getattr(torch, args.dtype)).requires_grad_()
+            config = TTTConfig(kind="mlp", mini_batch_size=size, scan_checkpoint_group_size=group)
+            dtype = getattr(torch, args.dtype)
+            memory = TTTMLP(args.dim, args.dim // HEAD, config, dtype=dtype)
+            x = torch.randn(1, args.memory_steps, args.dim, dtype=dtype).requires_grad_()
             with PeakMemory(torch.device("cpu")) as peak:
                 memory(x).square().mean().backward()
             rows.append({"mini_batch_size": size, "group_size": group, "steps": args.memory_steps, "bytes": peak.bytes})
     return rows
 
 
-def memory_of(transformer: StreamingTransformer) -> torch.nn.Module:
-    (memory,) = moshi_patch.ttt_memories(transformer).values()
-    return memory
-
-
 def on(ttt: dict[str, Any]) -> dict[str, Any]:
     return {"ttt_enabled": True, "ttt_kind": "mlp", "ttt_layers": "all", "ttt_initial_gating_alpha": 0.1, **ttt}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argument_parser(__doc__, device=False)
-    parser.add_argument("--dim", type=int, default=1024, help=f"D, a multiple of {HEAD}; 4096 in Moshi 7B")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--mini-batch-sizes", type=int, nargs="+", default=[8, 16, 64])
-    parser.add_argument("--steps", type=int, default=640, help="T of one pass")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--stream-steps", type=int, default=512)
-    parser.add_argument(
-        "--memory-steps", type=int, default=1280, help="T of the pass whose memory is measured; 0: none"
-    )
-    args = parse_arguments(parser, argv)
-    moshi_patch.install()
+def timed_in_turns(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of results of all that is timed."""
     transformers = {"stock": make_transformer(args)}
     for size in args.mini_batch_sizes:
         transformers[str(size)] = make_transformer(args, **on({"ttt_mini_batch_size": size}))
@@ -172,8 +158,24 @@ def main(argv: list[str] | None = None) -> None:
         x = torch.randn(1, args.steps, args.dim, dtype=getattr(torch, args.dtype))
         runs = {name: partial(one_pass, transformer, x, backward) for name, transformer in transformers.items()}
         rows += compared(in_turns(runs, args.rounds, place), place, args)
-    rows += streamed(transformers, args)
-    memory = peak_memory(transformers, args) if args.memory_steps else []
+    return rows + streamed(transformers, args)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser(__doc__, device=False)
+    parser.add_argument("--dim", type=int, default=1024, help=f"D, a multiple of {HEAD}; 4096 in Moshi 7B")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--mini-batch-sizes", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--steps", type=int, default=640, help="T of one pass")
+    parser.add_argument("--rounds", type=int, default=9, help="0: nothing is timed")
+    parser.add_argument("--stream-steps", type=int, default=512)
+    parser.add_argument(
+        "--memory-steps", type=int, default=1280, help="T of the pass whose memory is measured; 0: none"
+    )
+    args = parse_arguments(parser, argv)
+    moshi_patch.install()
+    rows = timed_in_turns(args) if args.rounds else []
+    memory = peak_memory(args) if args.memory_steps else []
     for row in rows:
         logger.info(
             "%(place)-21s C=%(mini_batch_size)-3d processor time %(time_ratio).2fx (by operations "

@@ -28,6 +28,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 def machines() -> str:
     names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
+    names += ("hybrid", "hybrid_bfloat16")
     rows = []
     for name in names:
         machine = result(name)["machine"]
@@ -127,8 +128,29 @@ def moshi_7b() -> str:
     return markdown(header, rows)
 
 
+def hybrid() -> str:
+    narrow = {(row["place"], row["mini_batch_size"]): row for row in result("hybrid_bfloat16")["rows"]}
+    rows = []
+    for row in result("hybrid")["rows"]:
+        other = narrow[row["place"], row["mini_batch_size"]]
+        state = row.get("state_bytes_per_row")
+        rows.append(
+            [
+                row["place"],
+                row["mini_batch_size"],
+                f"{row['time_ratio']:.2f}",
+                "–".join(f"{value:.2f}" for value in row["quartiles"]),
+                f"{other['time_ratio']:.2f}",
+                f"{row['operations_ratio']:.2f}",
+                "" if state is None else f"{state / 2**20:.1f}",
+            ]
+        )
+    header = ["D 1024, one layer", "C", "float32", "quartiles", "bfloat16", "by operations", "state, MiB a row"]
+    return markdown(header, rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b)
+    part.__name__: part for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b, hybrid)
 }
 
 

@@ -78,9 +78,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argument_parser(__doc__, device=False)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=RECALL.steps, help="of training")
+    parser.add_argument("--update", choices=["hebbian", "residual"], default="hebbian", help="`ttt_update`")
     args: argparse.Namespace = parse_arguments(parser, argv)
     moshi_patch.install()
-    found = [measure(dataclasses.replace(RECALL, seed=seed, steps=args.steps)) for seed in range(args.seeds)]
+    kind = {} if args.update == "hebbian" else {"ttt": (("update", args.update),)}
+    settings = dataclasses.replace(RECALL, steps=args.steps, **kind)
+    found = [measure(dataclasses.replace(settings, seed=seed)) for seed in range(args.seeds)]
     differences = {name: [round(one[name]["bfloat16"] - one[name]["float32"], 6) for one in found] for name in VISITS}
     write_result("kept", args, nats=found, bfloat16_minus_float32=differences)
 

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 
 import moshi_patch
 
+from ..checkpoint.contradictions import contradictions
 from ..checkpoint.folders import ADAPTERS, MERGED, find_weights
+from ..checkpoint.saved import open_checkpoint
 from ..common.checksums import write_checksums
 from ..common.disk import reason_of
 from ..common.errors import ConfigError, DiskError
@@ -67,6 +69,7 @@ def import_ancestor(args: ImportArgs) -> list[str]:
             _write(folder, weights, names, ADAPTERS if adapters else MERGED)
             write_json(folder / "config.json", _config(config, settings, adapters))
             write_checksums(folder, [ADAPTERS if adapters else MERGED])
+            _refuse(weights, contradictions(open_checkpoint(folder, KEY)))
     except (OSError, SafetensorError) as error:
         raise DiskError(f"{out}: cannot be made ({reason_of(error, out.parent)}); nothing is left of it.") from error
     return _report(names, settings, adapters)
@@ -173,7 +176,7 @@ def _report(names: AncestorNames, settings: AncestorSettings, adapters: bool) ->
         f"initial_gating_alpha {kept.initial_gating_alpha}.",
     ]
     if settings.left_out:
-        lines.append(f"Not carried over: {', '.join(settings.left_out)}; nothing here corresponds to them.")
+        lines.append(f"Not carried over: {', '.join(settings.left_out)}; they change nothing that is kept.")
     lines += [settings.about_states, DIFFERENT_FUNCTION]
     if adapters:
         lines.append("These are adapters: give their base model with --base.")

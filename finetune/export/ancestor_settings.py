@@ -9,12 +9,14 @@ import moshi_patch
 
 from ..common.errors import ConfigError, shown
 from ..common.files import read_json
-from ..settings.parsing import read_yaml
+from ..settings.limits import require
+from ..settings.parsing import read_text, read_yaml
 
 DEFAULTS = {"mini_batch_size": 16, "base_lr": 1.0, "initial_gating_alpha": 0.1}
 """What ancestors took for a key that a file does not have."""
 
 READ = {*DEFAULTS, "layers", "enable", "enabled", "kind", "persistent_states"}
+IN_PLACE_ALONE = set(moshi_patch.TTTConfig().names()) - set(moshi_patch.TTTConfig(kind="mlp").names())
 
 MAY_BE_ADAPTED = (
     "W1, b1, W2 and b2 may be what one stream had adapted to, not weights that were learnt to begin from: ancestors "
@@ -61,7 +63,14 @@ def read_settings(weights: Path, config: str | None, layers: list[int], num_laye
         )
     _check_enabled(path, section)
     _check_layers(path, section, layers, num_layers)
-    values = {name: DEFAULTS[name] if section.get(name) is None else section[name] for name in DEFAULTS}
+    for name, value in section.items():
+        other = name in IN_PLACE_ALONE or (name == "kind" and value != "mlp")
+        require(not other, f"{path}: ttt.{name}", value, "belongs to In-Place TTT, which no ancestor has.")
+    given = {name: default if section.get(name) is None else section[name] for name, default in DEFAULTS.items()}
+    values = {
+        name: read_text(f"{path}: ttt.{name}", value, type(DEFAULTS[name])) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
     try:
         kept = moshi_patch.TTTConfig(enabled=True, kind="mlp", layers=layers, **values)
     except ValueError as error:

@@ -115,7 +115,7 @@ def _new_weights(model: nn.Module) -> list[tuple[str, set[nn.Parameter]]]:
     found: dict[str, set[nn.Parameter]] = {}
     for memory in moshi_patch.ttt_memories(model).values():
         for key, parameter in memory.new_parameters().items():
-            group = UNDECAYED if key in memory.undecayed_keys else NEW_WEIGHTS[memory.config.kind]
+            group = UNDECAYED if stock_name(key) in memory.undecayed_keys else NEW_WEIGHTS[memory.config.kind]
             found.setdefault(group, set()).add(parameter)
     return list(found.items())
 

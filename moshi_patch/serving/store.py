@@ -79,6 +79,15 @@ class MemoryStore:
         """
         self._call("used", lambda stop: self.files.check())
 
+    def require(self) -> None:
+        """That there is a store already: nobody should believe that they looked into, or forgot from, another one.
+
+        Raises:
+            StoreError: when there is none, or it does not answer.
+        """
+        if not self._call("found", lambda stop: self.files.exists()):
+            raise StoreError(f"{self.name}: there is no such store.")
+
     def read(self, person: str) -> Kept:
         """The newest memory of a person, checked as in :mod:`moshi_patch.memory_file`.
 

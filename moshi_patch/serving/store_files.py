@@ -53,7 +53,10 @@ def open_files(url: str) -> "LocalFiles | RemoteFiles":
         allowed = ", ".join(["a folder", *(f"{name}://" for name in sorted(EXCLUSIVE))])
         raise ValueError(f"{without_secrets(url)}: two servers might write one file there; it must be {allowed}.")
     if protocol in ("file", "local"):
-        return LocalFiles(Path(url.partition("://")[2] if "://" in url else url))
+        path = url.partition("://")[2] if "://" in url else url
+        if not path or re.match(r"\w+:/", path):  # s3:/ is a URL that was mistyped, and a folder that nobody wants
+            raise ValueError(f"{path!r}: must be a folder, or a URL such as s3://BUCKET/FOLDER.")
+        return LocalFiles(Path(path))
     try:
         system, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=protocol != "memory")
     except (ImportError, ValueError) as error:
@@ -81,6 +84,10 @@ class LocalFiles:
 
     def __init__(self, root: Path):
         self.root, self.name = root.absolute(), str(root)
+
+    def exists(self) -> bool:
+        """Whether there is such a folder."""
+        return self.root.is_dir()
 
     def list(self, folder: str | None = None) -> list[StoredFile]:
         """All whole files, or those of one person, the oldest generation first."""
@@ -192,6 +199,10 @@ class RemoteFiles:
     def __init__(self, system: Any, root: str, name: str):
         self.system, self.root, self.name = system, root.rstrip("/"), name
 
+    def exists(self) -> bool:
+        """Whether anything is there: folders are names alone."""
+        return bool(self.system.exists(self.root))
+
     def list(self, folder: str | None = None) -> list[StoredFile]:
         """As :meth:`LocalFiles.list`."""
         place = f"{self.root}/{folder}" if folder else self.root
@@ -270,6 +281,9 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some disks on a network sync no folders
+            raise
     finally:
         os.close(descriptor)
 

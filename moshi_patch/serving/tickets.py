@@ -208,4 +208,4 @@ def _version(path: Path) -> tuple[int, ...] | None:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -54,6 +54,17 @@ def test_step(tmp_path, tiny):
     assert all(row["ratio_p50"] > 0 and row["layers"] == ["transformer.layers.5.gating"] for row in rows)
 
 
+def test_hybrid(tmp_path):
+    options = ("--dim", "128", "--mini-batch-sizes", "2", "4", "--steps", "6", "--rounds", "3", "--stream-steps", "8")
+    found = run("hybrid", tmp_path, *options, "--memory-steps", "12", "--dtype", "float32")
+    places = [(row["place"], row["mini_batch_size"]) for row in found["rows"]]
+    assert places == [(p, c) for p in ("one pass", "forward and backward", "streamed step") for c in (2, 4)]
+    assert all(row["time_ratio"] > 0 and row["operations_ratio"] > 1 for row in found["rows"])
+    assert [row["group_size"] for row in found["memory"]] == [0, 8, 0, 8]
+    states = [row["state_bytes_per_row"] for row in found["rows"][4:]]
+    assert states[0] < states[1]
+
+
 def test_train_step(tmp_path, tiny):
     rows = run("train_step", tmp_path, "--steps", "12", "--chunk-size", "4", "--rank", "2", "--rounds", "1")["results"]
     names = ["lora", "lora, w_down of 5 layers", "lora, ttt in 5 layers", "lora, residual ttt in 5 layers"]

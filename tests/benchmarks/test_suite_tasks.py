@@ -224,3 +224,16 @@ def test_a_form_that_changes_nothing_is_the_method(update):
 def test_a_form_that_there_is_not_is_refused(form, named):
     with pytest.raises(ValueError, match=named):
         Settings(form=form)
+
+
+def test_the_stock_weights_have_a_rate_of_their_own_and_wait_for_the_memory():
+    settings = Settings(stock_rate=0.25, targets_first=2, steps=4, schedule="constant")
+    optimizer = training.make_optimizer(models.build_model(settings), settings)
+    schedule = training.make_schedule(optimizer, settings)
+    rates = []
+    for _ in range(3):
+        rates.append({group["name"]: group["lr"] / settings.lr for group in optimizer.param_groups})
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == rates[1] == {"stock": 0, "text": 0, "conv": 5, "W_target": 5, "w_down": 1}
+    assert rates[2] == {"stock": 0.25, "text": 0.25, "conv": 5, "W_target": 5, "w_down": 1}

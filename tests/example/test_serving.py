@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from moshi_patch.server import server_parser, wrong_numbers
+from moshi_patch.serving.front import CHAT_PATH
 from moshi_patch.serving.operators import HEALTH_PATH, METRICS_PATH
+from moshi_patch.serving.tickets import TICKET_PATH
 from tests.support.sites import CONFIGURATION, write_certificate
 from tests.support.tiny_repository import ROOT
 from tests.support.tools import find_haproxy, needs_haproxy
@@ -31,7 +33,10 @@ def test_haproxy_takes_the_configuration(tmp_path):
 def test_the_proxy_and_the_servers_speak_of_the_same_addresses():
     configuration = CONFIGURATION.read_text()
     assert f"option httpchk GET {HEALTH_PATH}" in configuration
-    assert f"path {METRICS_PATH} {HEALTH_PATH}" in configuration
+    allowed = re.search(r"deny_status 404 unless \{ path / \} \|\| \{ path_beg (.+) \}", configuration)[1].split()
+    assert CHAT_PATH.startswith(tuple(allowed))
+    assert TICKET_PATH.startswith(tuple(allowed))
+    assert not METRICS_PATH.startswith(tuple(allowed))
     services = COMPOSE["services"]
     assert set(re.findall(r"\$\{(\w+)\}", configuration)) == services["haproxy"]["environment"].keys()
     for name in ("first", "second"):

@@ -16,15 +16,12 @@ from finetune.common.errors import ConfigError
 from finetune.model.adapters import add_adapters
 from finetune.model.base import find_base_files
 from finetune.model.trainable import describe, parameter_groups
-from finetune.settings.command_line import load_args
 from finetune.settings.record import from_dict
 from finetune.settings.schema import TrainArgs
-from finetune.settings.validation import unusual_settings
 from finetune.training.build_model import build_model, trained_config
 from finetune.training.optimizer import MasterAdamW, build_optimizer
 from tests.support.loading import KEYS
 from tests.support.models import TTT, random_codes, tiny_model
-from tests.support.tiny_repository import ROOT
 
 LORA, FULL, ON = {"lora": {"enable": True, "rank": 3}}, {"full_finetuning": True}, {"ttt": {"enabled": True}}
 FROZEN_W_DOWN = {"ttt": {"enabled": True, "train_w_down": False}}
@@ -271,17 +268,6 @@ def test_a_repository_without_config_is_moshi_7b_and_moshis_own_defaults_stay_as
     assert config["moshi_name"] == "model.safetensors"
     assert config["ttt_chunk_size"] == 16
     assert loaders._lm_kwargs == before
-
-
-WITHOUT_TTT = ["moshi_7B.yaml"]
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "example").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_settings_are_read_and_make_sense(file):
-    args = load_args(file)
-    assert args.ttt.enabled == args.ttt.to_kwargs()["ttt_enabled"] == (file.name not in WITHOUT_TTT)
-    assert not args.ttt.enabled or args.duration_sec * 12.5 >= 2 * args.ttt.chunk_size
-    assert unusual_settings(args) == []
 
 
 def test_names_of_ttt_settings_are_those_of_the_patch():

@@ -10,7 +10,7 @@ from moshi.models.lm import LMModel
 
 import moshi_patch
 from moshi_patch import TTTConfig
-from tests.support.models import TINY, TTT, tiny_model
+from tests.support.models import TINY, TTT, TTT_MLP, tiny_model
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 BAD = [
@@ -56,8 +56,37 @@ BAD = [
     ({"ttt_target_gain": 1e5, "dtype": torch.float16}, "ttt_target_gain=100000.0", "at most 65504 with dtype=torch.fl"),
     ({"ttt_enabled": "yes"}, "ttt_enabled='yes'", "True or False"),
     ({"gating": "none"}, "gating='none'", "silu"),
-    ({"weights_per_step": 2}, "weights_per_step=2", "one gated MLP per layer"),
+    ({"weights_per_step": 2}, "weights_per_step=2", "needs one MLP per layer, so 0"),
+    ({"ttt_kind": "ttt-mlp"}, "ttt_kind='ttt-mlp'", "must be 'in_place' or 'mlp'"),
+    ({"ttt_kind": None}, "ttt_kind=None", "must be 'in_place' or 'mlp'"),
+    ({"ttt_kind": "mlp"}, "ttt_chunk_size=5", 'not with ttt_kind="mlp", which takes ttt_enabled, ttt_kind'),
+    ({"ttt_base_lr": 1.0}, "ttt_base_lr=1.0", 'not with ttt_kind="in_place", which takes ttt_enabled, ttt_kind, '),
+    ({"ttt_mini_batch_size": 8, "ttt_kind": "in_place"}, "ttt_mini_batch_size=8", 'not with ttt_kind="in_place"'),
     ({"depformer_ttt_enabled": True}, "depformer_ttt_enabled=True", "never gets TTT"),
+]
+
+
+BAD_MLP = [
+    ({"ttt_chunk_size": 256}, "ttt_chunk_size=256", 'not with ttt_kind="mlp"'),  # also what is the default there
+    ({"ttt_update": "hebbian"}, "ttt_update='hebbian'", "which takes ttt_enabled, ttt_kind, ttt_layers, ttt_base_lr"),
+    ({"ttt_learning_rate": 0.1}, "ttt_learning_rate=0.1", 'not with ttt_kind="mlp"'),
+    ({"ttt_delta_clip": None}, "ttt_delta_clip=None", 'not with ttt_kind="mlp"'),
+    ({"ttt_start_layer": 1}, "ttt_start_layer=1", 'not with ttt_kind="mlp"'),
+    ({"ttt_mini_batch_size": 0}, "ttt_mini_batch_size=0", "a whole number from 1 to 1000000"),
+    ({"ttt_mini_batch_size": 8.0}, "ttt_mini_batch_size=8.0", "a whole number from 1 to 1000000"),
+    ({"ttt_base_lr": 0}, "ttt_base_lr=0", "a positive number, at most 1e+06"),
+    ({"ttt_base_lr": math.nan}, "ttt_base_lr=nan", "a positive number, at most 1e+06"),
+    ({"ttt_base_lr": math.inf}, "ttt_base_lr=inf", "a positive number, at most 1e+06"),
+    ({"ttt_initial_gating_alpha": math.nan}, "ttt_initial_gating_alpha=nan", "a number from -1000 to 1000"),
+    ({"ttt_initial_gating_alpha": "0.1"}, "ttt_initial_gating_alpha='0.1'", "a number from -1000 to 1000"),
+    ({"ttt_scan_checkpoint_group_size": -1}, "ttt_scan_checkpoint_group_size=-1", "a whole number from 0 to 1000000"),
+    ({"ttt_layers": [4]}, "ttt_layers=[4]", "indices from 0 to 3"),
+    ({"ttt_persistent_states": True}, "ttt_persistent_states=True", "unknown argument; allowed are "),
+    ({"num_heads": 3}, "num_heads=3", 'must be a whole number that divides dim=16, with ttt_kind="mlp"'),
+    ({"num_heads": 0}, "num_heads=0", "must be a whole number that divides dim=16"),
+    ({"dim": 18, "num_heads": 4}, "num_heads=4", "must be a whole number that divides dim=18"),
+    ({"weights_per_step": 2}, "weights_per_step=2", "needs one MLP per layer, so 0"),
+    ({"num_layers": 0}, "num_layers=0", "positive whole number"),
 ]
 
 
@@ -83,6 +112,16 @@ def test_bad_settings_are_refused_before_anything_is_built(override, named, allo
     assert allowed in str(error.value)
 
 
+@pytest.mark.parametrize(("override", "named", "allowed"), BAD_MLP, ids=[named for _, named, _ in BAD_MLP])
+@pytest.mark.usefixtures("unbuilt")
+def test_bad_settings_of_the_kind_mlp_are_refused_before_anything_is_built(override, named, allowed):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 -- the message is checked below
+        LMModel(**{**TINY, **TTT_MLP, **override})
+    assert named in str(error.value)
+    assert allowed in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -102,6 +141,18 @@ def test_layer_selection_in_a_model_of_32_layers(settings, expected):
 def test_settings_survive_the_round_trip_through_keyword_arguments():
     config = TTTConfig(enabled=True, layers="middle", chunk_size=64, delta_clip=0.1)
     assert TTTConfig.from_kwargs(config.to_kwargs()) == config
+    assert "ttt_kind" not in config.to_kwargs()  # a model of before there were two kinds reads it
+    mlp = TTTConfig(enabled=True, kind="mlp", mini_batch_size=8, base_lr=0.05)
+    assert TTTConfig.from_kwargs(mlp.to_kwargs()) == mlp
+    assert mlp.to_kwargs() == {
+        "ttt_enabled": True,
+        "ttt_kind": "mlp",
+        "ttt_layers": "middle",
+        "ttt_base_lr": 0.05,
+        "ttt_mini_batch_size": 8,
+        "ttt_initial_gating_alpha": 0.0,
+        "ttt_scan_checkpoint_group_size": 8,
+    }
 
 
 @pytest.mark.usefixtures("patched")

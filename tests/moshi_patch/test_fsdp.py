@@ -11,6 +11,7 @@ from tests.support.processes import run_processes
 pytestmark = pytest.mark.slow
 
 TARGETS = "target_generator"
+MLP = {"ttt_kind": "mlp"}
 LORA = {"lora": True, "train": ["lora_", TARGETS]}
 CASES = {
     "everything": {},
@@ -35,6 +36,16 @@ CASES = {
             "ttt_target": "hidden_states",
         },
     },
+    "mlp-everything": {"settings": MLP},
+    "mlp-lora": {"lora": True, "train": ["lora_", ".ttt."], "settings": MLP},
+    "mlp-lora-second_process_on_meta": {"lora": True, "train": ["lora_", ".ttt."], "meta": True, "settings": MLP},
+    "mlp-alone-checkpointing-orig_params": {
+        "lora": True,
+        "train": [".ttt."],
+        "checkpointing": True,
+        "orig_params": True,
+        "settings": {**MLP, "ttt_scan_checkpoint_group_size": 2},
+    },
     "targets_alone": {"lora": True, "train": [TARGETS]},
     # x0 carries a gradient while the layers it is handed to are frozen: FSDP must not drop a layer's weights when the
     # gradient of one of its inputs has come, while that of the other is still to be computed.
@@ -55,14 +66,16 @@ def run(case: dict, folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_sharded_loss_gradients_and_state_dict_equal_the_whole_model(case, tmp_path):
-    reports = run(case, tmp_path)
+    reports, mlp = run(case, tmp_path), "ttt_kind" in case.get("settings", {})
     for report in reports:
         assert report["meta"] == []
         layers = {f"transformer.layers.{i}" for i in range(4)}
         assert layers <= set(report["wrapped"])
         if TARGETS in case.get("train", ()):
             assert f"transformer.layers.1.gating.{TARGETS}" in report["wrapped"]
-        assert report["updates_off"] > 1e-3  # TTT takes part in this loss
+        if ".ttt." in case.get("train", ()):
+            assert {f"transformer.layers.1.ttt{part}" for part in ("", ".wq", ".post_norm")} <= set(report["wrapped"])
+        assert report["updates_off"] > (1e-4 if mlp else 1e-3)  # TTT takes part in this loss
         assert report["own_loss"] < TOLERANCE
         assert report["mean_loss"] < TOLERANCE
         assert report["without_gradient"] == []
@@ -71,6 +84,7 @@ def test_sharded_loss_gradients_and_state_dict_equal_the_whole_model(case, tmp_p
         assert report["other_keys"] == []
         assert report["not_restored"] == []
         assert report["restored_loss"] < TOLERANCE
-    for part in case.get("train", [TARGETS, "linear_in", "emb"]):
+    new = ".ttt." if mlp else TARGETS
+    for part in case.get("train", [new, "linear_in", "emb"]):
         assert any(part in name for name in reports[0]["trained"])
     assert reports[0]["updates_off"] != reports[1]["updates_off"]  # the processes hear different rows

@@ -1,6 +1,7 @@
 """A reset row is bitwise a fresh row whatever stood in it before, NaN and inf too, and no other row notices."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,6 @@ from moshi.models.lm import LMGen
 from moshi.modules.transformer import RingKVCache
 
 import moshi_patch
-from moshi_patch.kinds.in_place.ops import FastWeight
 from moshi_patch.kinds.rows import _fill_masked_, fill_rows_
 from tests.support.model_kinds import build, codes_for, conditions, fused
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
@@ -28,7 +28,7 @@ def state_tensors(module) -> dict[str, torch.Tensor]:
         if isinstance(value, RingKVCache):
             found[f"{name}.cache"] = value.cache.transpose(0, 1)
             collect(f"{name}.end_offset", value.end_offset)
-        elif isinstance(value, FastWeight):
+        elif dataclasses.is_dataclass(value):  # fast weights
             for key, tensor in vars(value).items():
                 collect(f"{name}.{key}", tensor)
         elif isinstance(value, torch.Tensor):
@@ -55,7 +55,7 @@ def assert_fresh(module, blank, rows) -> None:
 
 
 @poisons
-@pytest.mark.parametrize("name", ["plain", "hidden_states", "clip and decay", "residual, K=5, decay, gain"])
+@pytest.mark.parametrize("name", ["plain", "hidden_states", "clip and decay", "residual, K=5, decay, gain", "mlp"])
 def test_a_spoilt_row_is_a_fresh_row_after_its_reset_and_the_others_go_on(name, poison):
     model = ttt_model(**SETTINGS[name])
     codes = random_codes(model, ROWS, BEFORE + AFTER)
@@ -90,15 +90,17 @@ def test_a_full_reset_makes_everything_fresh(poison):
         assert torch.equal(steps(model, codes), fresh)
 
 
-def test_one_inf_in_one_fast_weight_does_not_outlive_the_reset():
+@pytest.mark.parametrize("settings", [{}, {"ttt_kind": "mlp"}], ids=["in_place", "mlp"])
+def test_one_inf_in_one_fast_weight_does_not_outlive_the_reset(settings):
     """As it happens: everything behind it in the same row is spoilt step by step."""
-    model = ttt_model()
+    model = ttt_model(**settings)
     codes = random_codes(model, 1, 20)
     with model.streaming(1):
         fresh = steps(model, codes)
     with model.streaming(1):
         steps(model, codes)
-        model.transformer.layers[1].gating._streaming_state.fast.delta[0, 3, 5] = math.inf
+        fast = next(iter(moshi_patch.ttt_memories(model).values()))._streaming_state.fast
+        (fast.delta if hasattr(fast, "delta") else fast.delta2)[0, ..., 3, 5] = math.inf
         assert not steps(model, codes).isfinite().any()
         model.reset_streaming()
         assert torch.equal(steps(model, codes), fresh)

@@ -6,7 +6,7 @@ from moshi.models import LMGen, LMModel
 
 import moshi_patch
 from tests.support.model_kinds import STEPS, build, conditions, fused
-from tests.support.models import TTT, relative
+from tests.support.models import BY_KIND, relative
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -80,13 +80,17 @@ class Generation:
 
     def states(self) -> list[dict[str, torch.Tensor]]:
         """A copy of the fast-weight state of each TTT layer."""
-        gatings = moshi_patch.ttt_gatings(self.model).values()
-        return [{k: v.clone() for k, v in vars(gating._streaming_state.fast).items()} for gating in gatings]
+        memories = moshi_patch.ttt_memories(self.model).values()
+        return [{k: v.clone() for k, v in vars(memory._streaming_state.fast).items()} for memory in memories]
 
 
+every_memory = pytest.mark.parametrize("ttt", BY_KIND.values(), ids=BY_KIND)
+
+
+@every_memory
 @pytest.mark.parametrize(("kind", "settings"), GENERATIONS.values(), ids=GENERATIONS.keys())
-def test_what_lmgen_answers_equals_one_pass_over_what_it_heard_and_said(kind, settings):
-    model = build(kind, TTT)
+def test_what_lmgen_answers_equals_one_pass_over_what_it_heard_and_said(kind, settings, ttt):
+    model = build(kind, ttt)
     with Generation(model, kind, **settings) as run:
         run.run(STEPS)
         states = run.states()
@@ -103,17 +107,19 @@ def test_what_lmgen_answers_equals_one_pass_over_what_it_heard_and_said(kind, se
     coefficient = settings["cfg_coef"] if settings == GUIDED else 1.0
     assert relative(shown, null + (guided - null) * coefficient) < 1e-12
     for state in states:
-        assert state["delta"].shape[0] == rows
+        (delta,) = (state[name] for name in ("delta", "delta1") if name in state)
+        assert delta.shape[0] == rows
         assert state["updates"].tolist() == [STEPS // 5] * rows
-        assert all(not torch.equal(state["delta"][i], state["delta"][j]) for i in range(rows) for j in range(i))
+        assert all(not torch.equal(delta[i], delta[j]) for i in range(rows) for j in range(i))
     for head, answers in zip(model.extra_heads, zip(*run.extra, strict=True), strict=bool(run.extra)):
         assert relative(torch.cat(answers, 1), head(out).softmax(-1)) < 1e-12
 
 
+@every_memory
 @pytest.mark.parametrize("case", ["moshi", "hibiki-guided", "tts-guided_without_text"])
-def test_resetting_one_row_of_lmgen_resets_both_its_halves_and_no_other(case):
+def test_resetting_one_row_of_lmgen_resets_both_its_halves_and_no_other(case, ttt):
     kind, settings = GENERATIONS[case]
-    model = build(kind, TTT)
+    model = build(kind, ttt)
     with Generation(model, kind, start=8, **settings) as fresh:
         fresh.run(STEPS)
     with Generation(model, kind, **settings) as run:
@@ -131,10 +137,11 @@ def test_resetting_one_row_of_lmgen_resets_both_its_halves_and_no_other(case):
     assert relative(again[1::ROWS], reference[1::ROWS]) > 1e-3  # the other one has a longer past
 
 
+@every_memory
 @pytest.mark.parametrize("case", ["moshi", "hibiki-guided", "tts-guided_without_text"])
-def test_pausing_one_row_of_lmgen_pauses_both_its_halves_and_no_other(case):
+def test_pausing_one_row_of_lmgen_pauses_both_its_halves_and_no_other(case, ttt):
     kind, settings = GENERATIONS[case]
-    model = build(kind, TTT)
+    model = build(kind, ttt)
     with Generation(model, kind, **settings) as run:
         run.run(7)
         before = run.states()

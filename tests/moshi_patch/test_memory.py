@@ -20,8 +20,13 @@ pytestmark = pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"ttt_delta_clip": 0.05, "ttt_decay": 0.9}, {"ttt_update": "residual", "ttt_decay": 0.9}],
-    ids=["plain", "clip_and_decay", "residual"],
+    [
+        {},
+        {"ttt_delta_clip": 0.05, "ttt_decay": 0.9},
+        {"ttt_update": "residual", "ttt_decay": 0.9},
+        {"ttt_kind": "mlp"},
+    ],
+    ids=["plain", "clip_and_decay", "residual", "mlp"],
 )
 def test_what_was_saved_in_the_middle_of_a_chunk_comes_back_bit_for_bit(tmp_path, dtype, options):
     model = streaming_model(dtype=dtype, **options)
@@ -35,8 +40,9 @@ def test_what_was_saved_in_the_middle_of_a_chunk_comes_back_bit_for_bit(tmp_path
     assert any(not torch.equal(fresh[key], saved[key]) for key in saved)
 
 
-def test_a_stream_that_was_saved_and_loaded_goes_on_as_one_whose_attention_alone_was_reset(tmp_path):
-    straight, resumed = streaming_model(), streaming_model()
+@pytest.mark.parametrize("kind", ["in_place", "mlp"])
+def test_a_stream_that_was_saved_and_loaded_goes_on_as_one_whose_attention_alone_was_reset(tmp_path, kind):
+    straight, resumed = streaming_model(ttt_kind=kind), streaming_model(ttt_kind=kind)
     moshi_patch.save_memory(resumed, tmp_path / "memory")
     resumed.reset_streaming()
     moshi_patch.load_memory(resumed, tmp_path / "memory")
@@ -46,7 +52,7 @@ def test_a_stream_that_was_saved_and_loaded_goes_on_as_one_whose_attention_alone
         tensor.copy_(kept[key])
     torch.testing.assert_close(hear(resumed, STEPS, 2 * STEPS), hear(straight, STEPS, 2 * STEPS), rtol=0, atol=0)
     assert_same(snapshot(resumed), snapshot(straight))
-    forgetful = streaming_model(steps=0)
+    forgetful = streaming_model(steps=0, ttt_kind=kind)
     hear(forgetful, STEPS, 2 * STEPS)
     assert moshi_patch.ttt_stats(resumed) != moshi_patch.ttt_stats(forgetful)
 
@@ -98,6 +104,28 @@ def test_a_memory_of_another_model_is_refused_with_the_difference_and_nothing_ch
     with pytest.raises(ValueError, match=rf"{tmp_path}/memory: this memory was made with another.*{reason}"):
         moshi_patch.load_memory(other, tmp_path / "memory")
     assert_same(snapshot(other), before)
+
+
+@pytest.mark.parametrize(("saved", "here"), [("in_place", "mlp"), ("mlp", "in_place")])
+def test_a_memory_of_the_other_kind_is_refused_with_the_kinds_and_nothing_changes(tmp_path, saved, here):
+    moshi_patch.save_memory(streaming_model(ttt_kind=saved), tmp_path / "memory")
+    other = streaming_model(ttt_kind=here)
+    before = snapshot(other)
+    with pytest.raises(ValueError, match=f"settings: ttt_kind is '{saved}' in the file and '{here}' in the model; wei"):
+        moshi_patch.load_memory(other, tmp_path / "memory")
+    assert_same(snapshot(other), before)
+
+
+def test_a_memory_of_an_mlp_tells_its_settings_apart_but_not_how_its_training_was_computed(tmp_path):
+    kind = {"ttt_kind": "mlp"}
+    model = streaming_model(**kind)
+    moshi_patch.save_memory(model, tmp_path / "memory")
+    for setting, value in {"ttt_mini_batch_size": 4, "ttt_base_lr": 1.0}.items():
+        with pytest.raises(ValueError, match=rf"{setting} is \S+ in the file and {value} in the model\.$"):
+            moshi_patch.load_memory(streaming_model(**kind, **{setting: value}), tmp_path / "memory")
+    other = streaming_model(**kind, steps=3, ttt_scan_checkpoint_group_size=0, ttt_initial_gating_alpha=0.5)
+    moshi_patch.load_memory(other, tmp_path / "memory")
+    assert_same(snapshot(other), snapshot(model))
 
 
 @pytest.mark.parametrize("key", ["text_emb.weight", "transformer.layers.0.gating.linear_out.weight"])

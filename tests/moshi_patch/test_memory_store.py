@@ -70,6 +70,9 @@ def test_what_cannot_be_shown_is_one_line(store, capsys, tmp_path):
         capsys, "export", *place, *key, "Анна", tmp_path / "file", "--generation", 1
     )
     assert "cannot be a person's name" in refused(capsys, "forget", *place, "a\nb")
+    for command in (["list"], ["show", "anna"], ["forget", "anna"], ["export", "anna", tmp_path / "file"]):
+        assert "nosuch: there is no such store." in refused(capsys, *command, "--memory-dir", tmp_path / "nosuch")
+    assert not (tmp_path / "nosuch").exists()
     assert "No such file" in refused(capsys, "export", *place, *key, "Анна", tmp_path / "nosuch" / "file")
     other = ["--key-file", key_file(tmp_path, "other")]
     reason = "is not the one that it was encrypted with" if key else "it is not encrypted, but the key in"

@@ -7,17 +7,22 @@ from moshi.modules.gating import ActivationGating
 import moshi_patch
 from moshi_patch.kinds.in_place.ops import naive, naive_target
 from tests.support.model_kinds import STEPS, build, codes_for, conditions, fused, kinds, precisions, streamed
-from tests.support.models import TTT, relative
+from tests.support.models import TTT, TTT_MLP, relative
 
 pytestmark = pytest.mark.usefixtures("patched")
+MEMORIES = {
+    "token_embeddings": {**TTT, "ttt_target": "token_embeddings"},
+    "hidden_states": {**TTT, "ttt_target": "hidden_states"},
+    "mlp": TTT_MLP,
+}
 
 
-@pytest.mark.parametrize("target", ["token_embeddings", "hidden_states"])
+@pytest.mark.parametrize("ttt", MEMORIES.values(), ids=MEMORIES)
 @precisions
 @kinds
-def test_streaming_equals_one_pass_and_ttt_takes_part(kind, precision, target):
+def test_streaming_equals_one_pass_and_ttt_takes_part(kind, precision, ttt):
     overrides, dtype, tolerance = precision
-    model = build(kind, {**overrides, **TTT, "ttt_target": target}, dtype)
+    model = build(kind, {**overrides, **ttt}, dtype)
     codes, where = codes_for(model, 3), fused(model, conditions(model, kind, 3))
     with torch.no_grad():
         one_pass = model.forward_text(codes, *where)[1]
@@ -26,7 +31,8 @@ def test_streaming_equals_one_pass_and_ttt_takes_part(kind, precision, target):
     stepwise, stats = streamed(model, codes, where)
     assert relative(stepwise, one_pass) < tolerance
     assert relative(one_pass[:, :, 5:], off[:, :, 5:]) > 1e-3
-    assert torch.equal(one_pass[:, :, :5], off[:, :, :5])  # nothing is learnt before the first chunk has ended
+    if ttt != TTT_MLP:
+        assert torch.equal(one_pass[:, :, :5], off[:, :, :5])  # nothing is learnt before the first chunk has ended
     assert [layer["updates"] for layer in stats.values()] == [[STEPS // 5] * 3] * 2
     assert min(norm for layer in stats.values() for norm in layer["delta_norm"]) > 0
 
@@ -55,12 +61,13 @@ def test_every_layer_follows_the_specification_and_x0_holds_the_sum_condition(ki
             assert relative(out, expected) < 1e-12
 
 
+@pytest.mark.parametrize("ttt", [TTT, TTT_MLP], ids=["in_place", "mlp"])
 @precisions
 @kinds
-def test_before_training_every_kind_answers_bitwise_as_without_ttt(kind, precision):
+def test_before_training_every_kind_answers_bitwise_as_without_ttt(kind, precision, ttt):
     overrides, dtype, _ = precision
     stock = build(kind, overrides, dtype, trained=False)
-    model = build(kind, {**overrides, **TTT}, dtype, trained=False)
+    model = build(kind, {**overrides, **ttt}, dtype, trained=False)
     codes = codes_for(model, 2)
     tensors, stock_tensors = conditions(model, kind, 2), conditions(stock, kind, 2)
     with torch.no_grad():
@@ -72,10 +79,11 @@ def test_before_training_every_kind_answers_bitwise_as_without_ttt(kind, precisi
             )
 
 
+@pytest.mark.parametrize(("ttt", "place"), [(TTT, "gating"), (TTT_MLP, "ttt")], ids=["in_place", "mlp"])
 @kinds
-def test_the_depformer_never_gets_ttt(kind):
-    model = build(kind, {**TTT, "ttt_layers": "all"})
-    assert list(moshi_patch.ttt_gatings(model)) == [f"transformer.layers.{i}.gating" for i in range(4)]
+def test_the_depformer_never_gets_ttt(kind, ttt, place):
+    model = build(kind, {**ttt, "ttt_layers": "all"})
+    assert list(moshi_patch.ttt_memories(model)) == [f"transformer.layers.{i}.{place}" for i in range(4)]
     stock = build(kind, {}, trained=False)
     added = model.state_dict().keys() - stock.state_dict().keys()
     assert sorted(added) == sorted(moshi_patch.ttt_parameters(model))
@@ -89,6 +97,22 @@ def test_the_depformer_never_gets_ttt(kind):
     for module in model.depformer.modules():
         assert type(module).__module__.split(".")[0] in ("moshi", "torch")
         assert not module._forward_pre_hooks
+
+
+@kinds
+def test_an_mlp_reads_what_the_cross_attention_has_added(kind):
+    model, seen = build(kind, TTT_MLP), {}
+    layer = model.transformer.layers[1]
+    crossed = layer.cross_attention is not None
+    attention, norm = (layer.cross_attention, layer.norm_cross) if crossed else (layer.self_attn, layer.norm1)
+    norm.register_forward_pre_hook(lambda _, args: seen.update(before=args[0]))
+    attention.register_forward_hook(lambda _, args, out: seen.update(attended=out))
+    layer.ttt.register_forward_pre_hook(lambda _, args: seen.update(read=args[0]))
+    codes, where = codes_for(model, 2), fused(model, conditions(model, kind, 2))
+    with torch.no_grad():
+        model.forward_text(codes, *where)
+    assert crossed == (kind in ("hibiki", "tts"))
+    assert torch.equal(seen["read"], seen["before"] + seen["attended"])
 
 
 @pytest.mark.parametrize("kind", ["moshi", "hibiki", "tts"])

@@ -8,13 +8,13 @@ from moshi.modules.transformer import StreamingTransformerLayer
 
 import moshi_patch
 from moshi_patch.call import current_call
-from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
+from tests.support.models import TTT_MLP, random_codes, randomise_targets, relative, tiny_model, ttt_settings
 
 pytestmark = pytest.mark.usefixtures("patched")
 
 
 def ttt_model(**overrides):
-    return randomise_targets(tiny_model(**{**TTT, "positional_embedding": "none", **overrides}))
+    return randomise_targets(tiny_model(**{"positional_embedding": "none", **ttt_settings(**overrides)}))
 
 
 def loss_of(model, codes):
@@ -33,9 +33,14 @@ def assert_same_gradients(one, other, tolerance=1e-12):
         assert relative(one[name], other[name]) < tolerance, name
 
 
+KINDS = {"hebbian": {}, "residual": {"ttt_update": "residual"}, "mlp": {"ttt_kind": "mlp"}}
+every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+
+
+@every_kind
 @pytest.mark.parametrize("mode", ["train", "eval", "streaming"])
-def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
-    model = ttt_model()
+def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode, options):
+    model = ttt_model(**options)
     model.train(mode == "train")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     codes = random_codes(model, 2, 33)
@@ -43,7 +48,7 @@ def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
         with model.streaming(2), torch.no_grad():
             for t in range(33):
                 model.forward_text(codes[:, :, t : t + 1])
-            assert min(moshi_patch.ttt_stats(model)["transformer.layers.1.gating"]["updates"]) == 6
+            assert min(min(stats["updates"]) for stats in moshi_patch.ttt_stats(model).values()) == 6
             during = model.state_dict()
             assert list(during) == list(before)
     else:
@@ -62,6 +67,8 @@ def test_no_parameter_changes_and_state_dict_stays_as_it_is(mode):
         {"ttt_target": "hidden_states", "ttt_target_gain": 2.0},
         {"ttt_update": "residual", "ttt_decay": 0.8, "ttt_target_gain": 2.0},
         {"ttt_update": "residual", "ttt_target": "hidden_states"},
+        {"ttt_kind": "mlp"},
+        {"ttt_kind": "mlp", "ttt_base_lr": 1.0, "ttt_scan_checkpoint_group_size": 2},
     ],
     ids=str,
 )
@@ -70,8 +77,8 @@ def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
     codes = random_codes(model, 2, 23)
     grads = gradients(model, loss_of(model, codes))
     gating = "transformer.layers.1.gating."
-    names = ["linear_in.weight", "linear_out.weight", *(n for n in grads if n.startswith(gating + "target_generator"))]
-    for name in [n if n.startswith(gating) else gating + n for n in names] + ["text_emb.weight"]:
+    names = [gating + "linear_in.weight", gating + "linear_out.weight", "text_emb.weight"]
+    for name in [*names, *(name for name in moshi_patch.ttt_parameters(model) if ".1." in name)]:
         parameter = model.get_parameter(name)
         direction = torch.randn_like(parameter)
         step = 1e-5
@@ -85,18 +92,18 @@ def test_gradients_equal_finite_differences_of_the_loss_at_w0(options):
         assert numeric == pytest.approx((grads[name] * direction).sum().item(), rel=1e-6), name
 
 
-@pytest.mark.parametrize("update", ["hebbian", "residual"])
-def test_two_forwards_before_one_backward_give_the_gradients_of_each_alone(update):
-    model = ttt_model(ttt_update=update).train()
+@every_kind
+def test_two_forwards_before_one_backward_give_the_gradients_of_each_alone(options):
+    model = ttt_model(**options).train()
     one, other = random_codes(model, 2, 23, seed=7), random_codes(model, 2, 33, seed=8)
     together = gradients(model, loss_of(model, one) + loss_of(model, other))
     first, second = gradients(model, loss_of(model, one)), gradients(model, loss_of(model, other))
     assert_same_gradients(together, {name: first[name] + second[name] for name in first})
 
 
-@pytest.mark.parametrize("update", ["hebbian", "residual"])
-def test_activation_checkpointing_gives_the_gradients_of_the_plain_run(update):
-    plain, checkpointed = (ttt_model(gradient_checkpointing=on, ttt_update=update).train() for on in (False, True))
+@every_kind
+def test_activation_checkpointing_gives_the_gradients_of_the_plain_run(options):
+    plain, checkpointed = (ttt_model(gradient_checkpointing=on, **options).train() for on in (False, True))
     codes = random_codes(plain, 2, 33)
     assert checkpointed.transformer.checkpointing
     expected = gradients(plain, loss_of(plain, codes))
@@ -106,9 +113,13 @@ def test_activation_checkpointing_gives_the_gradients_of_the_plain_run(update):
     assert_same_gradients(gradients(checkpointed, both), {n: expected[n] + flipped[n] for n in expected})
 
 
-@pytest.mark.parametrize("update", ["hebbian", "residual"])
-def test_no_output_of_the_whole_model_depends_on_a_later_input(update):
-    model = ttt_model(ttt_conv_kernel_size=3, ttt_update=update)
+@pytest.mark.parametrize(
+    "options",
+    [{"ttt_conv_kernel_size": 3}, {"ttt_conv_kernel_size": 3, "ttt_update": "residual"}, {"ttt_kind": "mlp"}],
+    ids=str,
+)
+def test_no_output_of_the_whole_model_depends_on_a_later_input(options):
+    model = ttt_model(**options)
     steps = 18
     x = torch.randn(1, steps, model.dim, dtype=torch.float64, requires_grad=True)
     out = model.transformer(x)
@@ -128,10 +139,12 @@ def test_the_input_of_the_stack_is_remembered_by_nobody_after_the_call():
     assert current_call.get() is None
 
 
-@pytest.mark.parametrize("target", ["token_embeddings", "hidden_states"])
+@pytest.mark.parametrize(
+    "options", [{"ttt_target": "token_embeddings"}, {"ttt_target": "hidden_states"}, {"ttt_kind": "mlp"}], ids=str
+)
 @pytest.mark.parametrize("muted", ["forward", "backward"])
-def test_a_checkpointed_layer_is_recomputed_with_the_switch_of_its_forward(muted, target):
-    overrides = {"layer_scale": 0.3, "ttt_target": target}
+def test_a_checkpointed_layer_is_recomputed_with_the_switch_of_its_forward(muted, options):
+    overrides = {"layer_scale": 0.3, **options}
     plain = ttt_model(**overrides).train()
     checkpointed = ttt_model(gradient_checkpointing=True, **overrides).train()
     codes = random_codes(plain, 2, 23)
@@ -142,7 +155,22 @@ def test_a_checkpointed_layer_is_recomputed_with_the_switch_of_its_forward(muted
         with moshi_patch.ttt_updates(model, enabled=muted == "forward"):
             results.append(gradients(model, loss))
     assert_same_gradients(*results)
-    assert any("target_generator" in name for name in results[0]) == (muted == "backward")
+    learning = any(gradient.any() for name, gradient in results[0].items() if "target_gen" in name or "_lr_" in name)
+    assert learning == (muted == "backward")
+
+
+@every_kind
+def test_a_checkpointed_layer_is_recomputed_as_bypassed_as_in_its_forward(options):
+    plain = ttt_model(**options).train()
+    checkpointed = ttt_model(gradient_checkpointing=True, **options).train()
+    codes = random_codes(plain, 2, 23)
+    results = []
+    for model in (plain, checkpointed):
+        with moshi_patch.ttt_bypassed(model):
+            loss = loss_of(model, codes)
+        results.append(gradients(model, loss))
+    assert_same_gradients(*results)
+    assert not set(results[0]) & set(moshi_patch.ttt_parameters(plain))
 
 
 def test_hooks_on_the_down_projection_see_its_own_output():
@@ -156,23 +184,24 @@ def test_hooks_on_the_down_projection_see_its_own_output():
     assert seen["grad"].abs().max() > 0
 
 
-def test_a_layer_class_of_the_users_own_stays_in_place():
+@pytest.mark.parametrize("ttt", [ttt_settings(), TTT_MLP], ids=["in_place", "mlp"])
+def test_a_layer_class_of_the_users_own_stays_in_place(ttt):
     class Doubled(StreamingTransformerLayer):
         def _ff_block(self, x):
             return 2 * super()._ff_block(x)
 
-    stock, fresh = tiny_model(layer_class=Doubled), tiny_model(**TTT, layer_class=Doubled)
+    stock, fresh = tiny_model(layer_class=Doubled), tiny_model(**ttt, layer_class=Doubled)
     codes = random_codes(stock, 2, 23)
     assert all(type(layer) is Doubled for layer in fresh.transformer.layers)
     assert torch.equal(fresh.forward_text(codes)[1], stock.forward_text(codes)[1])
     assert not torch.equal(fresh.forward_text(codes)[1], tiny_model().forward_text(codes)[1])
 
 
-@pytest.mark.parametrize("update", ["hebbian", "residual"])
-def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive(update):
+@every_kind
+def test_activation_checkpointing_keeps_nothing_of_the_layers_width_alive(options):
     """A tensor kept on the side of autograd's own would survive checkpointing, one per layer."""
-    model = ttt_model(gradient_checkpointing=True, ttt_layers="all", ttt_update=update).train()
-    shape = (2, 33, model.transformer.layers[0].gating.hidden)
+    model = ttt_model(gradient_checkpointing=True, ttt_layers="all", **options).train()
+    shape = (2, 33, model.transformer.layers[0].gating.linear_out.weight.shape[1])
     loss = loss_of(model, random_codes(model, 2, 33))
     gc.collect()
     alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.shape == shape]

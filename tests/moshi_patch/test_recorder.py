@@ -14,7 +14,7 @@ import moshi_patch
 from moshi_patch import recorder
 from moshi_patch.recorder import Recorder, main, plot, read_records
 from tests.support.disks import largest_file
-from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
+from tests.support.models import BY_KIND, TTT, random_codes, randomise_targets, tiny_model
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
@@ -32,8 +32,9 @@ def stream(model, steps: int, rows: int = 2, reset_at: int | None = None, mask=N
     return torch.cat(logits, 2)
 
 
-def test_every_nth_step_is_read_and_says_what_the_state_says(tmp_path):
-    model = randomise_targets(tiny_model(**TTT))
+@pytest.mark.parametrize("ttt", BY_KIND.values(), ids=BY_KIND)
+def test_every_nth_step_is_read_and_says_what_the_state_says(tmp_path, ttt):
+    model = randomise_targets(tiny_model(**ttt))
     codes = random_codes(model, 2, 12)
     with torch.no_grad(), model.streaming(2), Recorder(model, tmp_path / "log.jsonl", every=4) as recorder:
         for t in range(12):
@@ -61,8 +62,9 @@ def test_the_device_is_asked_at_every_nth_step_alone(tmp_path, monkeypatch):
     assert len(asked) == 2
 
 
-def test_a_recorded_model_answers_bit_for_bit_as_before_and_is_left_as_it_was(tmp_path):
-    model = randomise_targets(tiny_model(**TTT))
+@pytest.mark.parametrize("ttt", BY_KIND.values(), ids=BY_KIND)
+def test_a_recorded_model_answers_bit_for_bit_as_before_and_is_left_as_it_was(tmp_path, ttt):
+    model = randomise_targets(tiny_model(**ttt))
     plain = stream(model, 17)
     before = set(vars(model))
     with Recorder(model, tmp_path / "log.jsonl", every=3):

@@ -1,6 +1,7 @@
 """Synthetic checkpoints of ancestors, the older hybrids of Moshi and TTT-MLP, in each layout that they had."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from moshi.modules.lora import replace_all_linear_with_lora
 from safetensors.torch import save_file
 
+from finetune.export.__main__ import main
 from finetune.export.ancestor_names import LAYOUTS, tensor_shapes
 from tests.support.models import TINY, tiny_model
 
@@ -95,3 +97,13 @@ def write_ancestor(
     if settings:
         (inside / "training_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def run(source, out, *options) -> int:
+    """Imports `source` into `out`; the exit code."""
+    return main(["--import-ancestor", str(source), "--out", str(out), *options])
+
+
+def without(*names: str) -> Callable[[dict], dict]:
+    """Takes the tensors out whose names end in one of `names`."""
+    return lambda tensors: {name: one for name, one in tensors.items() if not name.endswith(names)}

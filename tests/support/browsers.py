@@ -11,6 +11,9 @@ from tests.support.tiny_repository import DATA
 from tests.support.tools import find_chromium
 
 WAIT_MS = 60_000
+DELTA = "parseFloat(document.querySelector('#layers b')?.textContent)"
+"""What the page shows of the first layer's memory; NaN before anything."""
+
 INSECURE_NAME = "moshi.test"
 """A name that leads to this machine, and that is not `localhost` to a browser."""
 

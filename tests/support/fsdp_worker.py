@@ -20,7 +20,7 @@ from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, tra
 
 import moshi_patch
 from finetune.common.distributed import cleanup
-from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
+from tests.support.models import random_codes, randomise_targets, relative, tiny_model, ttt_settings
 
 WORLD = 2
 ROWS = 2
@@ -53,7 +53,7 @@ class Case:
 
 
 def build(case: Case, device: str = "cpu") -> LMModel:
-    settings = {**TTT, "positional_embedding": "none", "device": device, **case.settings}
+    settings = {"positional_embedding": "none", "device": device, **ttt_settings(**case.settings)}
     model = randomise_targets(tiny_model(gradient_checkpointing=case.checkpointing, **settings))
     if case.lora:
         replace_all_linear_with_lora(model, 3, 2.0)

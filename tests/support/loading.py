@@ -8,7 +8,7 @@ from moshi.modules.lora import replace_all_linear_with_lora
 from safetensors.torch import save_file
 
 import moshi_patch
-from tests.support.models import TINY, TTT, random_codes, randomise_targets, relative, tiny_model
+from tests.support.models import TINY, random_codes, randomise_targets, relative, tiny_model, ttt_settings
 
 STEPS = 24
 """Four full chunks of 5 and a ragged one, and more than the context of 9."""
@@ -30,7 +30,7 @@ def save(state: dict, path):
 
 
 def trained_model(dtype: torch.dtype, **overrides) -> LMModel:
-    return randomise_targets(tiny_model(dtype, **TTT, **overrides))
+    return randomise_targets(tiny_model(dtype, **ttt_settings(**overrides)))
 
 
 def load(path, dtype=torch.float32, base=TINY, lora_weights=None, fuse_lora=False, **overrides) -> LMModel:
@@ -84,7 +84,7 @@ def adapters(model: LMModel, ttt: bool = False, w_down: bool = False) -> dict[st
     state = model.state_dict()
     chosen = {key: value for key, value in state.items() if "lora_" in key}
     if ttt:
-        chosen |= {key: state[key] for key in KEYS}
+        chosen |= {key: state[key] for key in moshi_patch.ttt_parameters(model)}
     if w_down:
         chosen |= {key: state[key.replace("weight", "frozen_W.weight")] for key in W_DOWN}
     return chosen

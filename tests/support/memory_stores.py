@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from moshi_patch.memory import copy_memory
+from moshi_patch.memory_stream import is_delta
 from moshi_patch.serving.store import MemoryStore
 from tests.support.memories import streaming_model
 
@@ -20,12 +21,12 @@ def model_and_memory() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 
 def other_memory(memory: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
     """One that holds `number` in all of its deltas."""
-    return {key: torch.full_like(t, number) if key.endswith(".delta") else t for key, t in memory.items()}
+    return {key: torch.full_like(t, number) if is_delta(key) else t for key, t in memory.items()}
 
 
 def number_in(memory: dict[str, torch.Tensor]) -> int:
     """What :func:`other_memory` was made of; all of it must agree."""
-    numbers = {float(one) for key, t in memory.items() if key.endswith(".delta") for one in t.unique()}
+    numbers = {float(one) for key, t in memory.items() if is_delta(key) for one in t.unique()}
     assert len(numbers) == 1, numbers
     return int(numbers.pop())
 

@@ -109,6 +109,13 @@ class RealServer(Process):
             time.sleep(0.1)
         return self
 
+    def wait_for_metrics(self, **numbers: float) -> None:
+        """Until the server says these of itself."""
+        deadline = time.monotonic() + START_S
+        while not all(f"{name} {number}" in self.get("/metrics")[1] for name, number in numbers.items()):
+            assert time.monotonic() < deadline, self.get("/metrics")
+            time.sleep(0.1)
+
 
 class HAProxy(Process):
     """The example's configuration before two servers, at `https://localhost:PORT`."""

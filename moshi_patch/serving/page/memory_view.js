@@ -11,7 +11,8 @@ export class MemoryView {
     this.cards = new Map();
   }
 
-  show({ layers = [], updates = true, step_ms, waiting_frames, dropped_frames }) {
+  show({ layers: given, updates = true, step_ms, waiting_frames, dropped_frames }) {
+    const layers = Array.isArray(given) ? given : [];
     for (const layer of layers) this.card(layer.layer).show(layer);
     const said = [];
     if (layers.length === 0) said.push("This model has no memory.");

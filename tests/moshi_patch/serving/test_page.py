@@ -120,8 +120,8 @@ def test_a_server_that_says_nothing_any_more_is_lost(context, chat):
     page.wait_for_timeout(300)
     assert page.evaluate("document.body.dataset.phase") == "talking"
     page.evaluate(
-        "window.phases = new Set();"
-        "new MutationObserver(() => phases.add(document.body.dataset.phase)).observe(document.body, { attributes: true })"
+        "window.phases = new Set(); const body = document.body;"
+        "new MutationObserver(() => phases.add(body.dataset.phase)).observe(body, { attributes: true })"
     )
     page.clock.fast_forward(12_000)
     wait_for(page, "window.phases.has('starting')")

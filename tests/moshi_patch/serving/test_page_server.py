@@ -8,7 +8,7 @@ from moshi_patch.serving.remember import Memories
 from moshi_patch.serving.store import MemoryStore
 from moshi_patch.serving.tickets import Tickets
 from moshi_patch.serving.writer import Writer
-from tests.support.browsers import open_page, shown, talk, wait_for
+from tests.support.browsers import DELTA, open_page, shown, talk, wait_for
 from tests.support.many import SharedServer
 from tests.support.rows import load
 from tests.support.tools import needs_chromium
@@ -16,8 +16,6 @@ from tests.support.tools import needs_chromium
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 TOKENS = {name: f"{name}-0123456789-abcdefgh" for name in ("anna", "ben", "carl")}
-DELTA = "parseFloat(document.querySelector('#layers b')?.textContent)"
-"""What the page shows of the first layer's memory; NaN before anything."""
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ def test_a_revoked_token_ends_its_conversation_and_no_other(ttt_repo, tmp_path, 
             anna, ben = (server.connect(f"?ticket={known.issue(token)}") for token in (ANNA, BEN))
             async with anna as anna, ben as ben:
                 for socket in (anna, ben):
-                    await say(socket, speech("boat", 20))
-                while server.engine.frames < 30:
+                    await say(socket, speech("boat", 5))
+                while server.engine.frames < 8:
                     await asyncio.sleep(0.02)
                 token_file.write_text(f"ben {BEN}\n")
                 os.utime(token_file, (1, 1))

@@ -28,8 +28,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 SAMPLED = Sampling(seed=7, temperature=0.9)
 
 
-def test_rows_that_join_stall_and_leave_each_say_what_stocks_loop_says_to_one_person(ttt_repo):
+@pytest.mark.parametrize("repo", ["ttt_repo", "mlp_repo"])
+def test_rows_that_join_stall_and_leave_each_say_what_stocks_loop_says_to_one_person(repo, request):
     """In float64, where the order of sums does not flip a code."""
+    ttt_repo = request.getfixturevalue(repo)
     rng = random.Random(0)
     early = Person(frames("boat", end=30), row=2, pauses=frozenset(rng.sample(range(45), 12)))
     late = Person(frames("sister", end=20), row=0, comes=7, pauses=frozenset(rng.sample(range(30), 6)))
@@ -103,6 +105,28 @@ def test_what_a_person_hears_is_bitwise_the_same_whatever_the_other_rows_do(ttt_
         assert not company[0].hears[-1].finite
         assert not company[1].hears[-1].finite
         assert all(answer.finite for one in company[2:] for answer in one.hears)
+
+
+def test_with_an_mlp_too_what_a_person_hears_and_leaves_behind_is_their_own(mlp_repo):
+    rows, alone = make_rows(mlp_repo, 4), Person(frames(end=36), row=1, sampling=SAMPLED)
+    fresh = row_of_states(rows, 1)
+    converse(rows, alone)
+    changed = row_of_states(rows, 1)
+    assert any("ttt.fast.delta1" in name and not torch.equal(fresh[name], changed[name]) for name in fresh)
+    rows.forget()
+    for name, tensor in row_of_states(rows, 1).items():
+        assert torch.equal(tensor, fresh[name]), name
+    rows, person = make_rows(mlp_repo, 4), Person(frames(end=36), row=1, sampling=SAMPLED)
+    company = others(random.Random(1))
+
+    def around(step):
+        if step == 12:
+            memory = next(iter(moshi_patch.ttt_memories(rows.lm_gen.lm_model).values()))
+            memory._streaming_state.fast.delta1[0] = torch.nan
+
+    converse(rows, person, *company, around=around)
+    assert_same(person.hears, alone.hears)
+    assert not company[0].hears[-1].finite
 
 
 def test_the_seed_alone_decides_what_is_drawn(ttt_repo, alone):

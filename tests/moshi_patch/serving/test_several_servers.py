@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import ssl
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.browsers import DELTA, chromium, open_page, wait_for, write_microphone
+from tests.support.browsers import talk as start
 from tests.support.many import hear, receive, run, say
 from tests.support.servers import speech
 from tests.support.sites import HAProxy, RealServer, free_port
-from tests.support.tools import needs_haproxy
+from tests.support.tools import needs_chromium, needs_haproxy
 
 pytestmark = [pytest.mark.slow, needs_haproxy]
 
@@ -109,16 +112,28 @@ async def talk(socket: aiohttp.ClientWebSocketResponse, steps: int = STEPS) -> i
     return len(heard.pcm)
 
 
+async def status_of(port: int, path: str) -> int:
+    """Of a request whose path is written as it is: a client would put it in order."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=context)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
+
+
 def test_what_is_for_operators_is_seen_behind_the_proxy_alone_and_tickets_stand_in_no_log(site):
     async def outside():
         async with site.proxy.client() as session:
             socket = await enter(session, "bob")
             await talk(socket, 10)
-            statuses = [(await session.get(path)).status for path in ("/metrics", "/healthz", "/")]
+            hidden = ("/metrics", "/healthz", "/%6detrics", "//metrics", "/api/../metrics", "/api/%2e%2e/healthz")
+            statuses = [await status_of(site.proxy.port, path) for path in (*hidden, "/", "/page/app.js")]
             await socket.close()
             return statuses
 
-    assert run(outside()) == [404, 404, 200]
+    assert run(outside()) == [404] * 6 + [200, 200]
     status, text = site.servers["first"].get("/metrics")
     assert status == 200
     assert re.search(r"^moshi_rows 3\.0$", text, re.M)
@@ -200,3 +215,28 @@ def test_a_server_that_drains_loses_nobody(site):
     assert heard
     assert end[0] == 1012
     assert before < learnt <= remembered * 1.000001
+
+
+@needs_chromium
+def test_the_page_finds_the_other_server_by_itself_and_the_memory_there(site, tmp_path):
+    with chromium(write_microphone(tmp_path / "boat.wav")) as browser:
+        context = browser.new_context(ignore_https_errors=True)
+        page = open_page(context, site.proxy.url)
+        page.get_by_role("button", name="Start talking").click()
+        wait_for(page, "document.activeElement.id === 'token'")
+        page.get_by_label("Your token").fill(TOKENS["carol"])
+        page.keyboard.press("Enter")
+        wait_for(page, f"{DELTA} > 0")
+        page.get_by_role("button", name="Stop").click()
+        here = next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "SERVER")
+        site.servers[here].wait_for_metrics(moshi_people=0.0, moshi_oldest_unwritten_seconds=0.0)
+        kept = page.evaluate(DELTA)
+        start(page)
+        site.servers[here].kill()
+        wait_for(page, "document.body.dataset.phase === 'starting'")
+        wait_for(page, "document.body.dataset.phase === 'talking'")
+        there = next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "SERVER")
+        page.evaluate("document.querySelector('#layers b').textContent = '–'")  # until the next message
+        wait_for(page, f"{DELTA} >= 0")
+        assert there != here
+        assert page.evaluate(DELTA) > kept / 2

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import moshi_patch
+from moshi_patch.memory import copy_memory
+from moshi_patch.memory_stream import is_delta
 from moshi_patch.serving.store import MemoryStore
 from moshi_patch.serving.store_types import Kept, Lost, StoreError, Unavailable
 from tests.support.disks import largest_file
 from tests.support.memories import assert_same, streaming_model
 from tests.support.memory_stores import file_of, key_file, model_and_memory, number_in, other_memory
+from tests.support.models import ttt_settings
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -165,21 +168,24 @@ def test_a_generation_means_something_to_its_own_model_alone(tmp_path):
         MemoryStore(tmp_path, slower).read("anna")
 
 
-def test_what_was_saved_narrow_comes_back_as_float32_and_is_half_as_large(url):
-    model, memory = model_and_memory()
-    store = MemoryStore(url, model, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    "kind", [{}, {"ttt_update": "residual"}, {"ttt_kind": "mlp"}], ids=["hebbian", "residual", "mlp"]
+)
+def test_every_kind_of_memory_is_kept_bit_for_bit_or_narrow(tmp_path, kind):
+    model = streaming_model(1, **ttt_settings(**kind))
+    memory = copy_memory(model, [0])
+    store, narrow = MemoryStore(tmp_path, model), MemoryStore(tmp_path, model, dtype=torch.bfloat16)
     store.write("anna", memory, 0)
-    kept = store.read("anna").memory
+    narrow.write("otto", memory, 0)
+    assert_same(store.read("anna").memory, memory)
+    kept = store.read("otto").memory
     for key, tensor in memory.items():
-        expected = tensor.bfloat16().float() if key.endswith(".delta") else tensor
+        expected = tensor.bfloat16().float() if is_delta(key) else tensor
         assert kept[key].dtype == tensor.dtype
         assert torch.equal(kept[key], expected)
-    exact = MemoryStore(url, model)
-    exact.write("otto", memory, 0)
-    narrow, full = exact.people()
-    saved = sum(tensor.nbytes for key, tensor in memory.items() if key.endswith(".delta")) // 2
-    assert 0 < saved <= full.size - narrow.size + 200
-    assert_same(exact.read("anna").memory, kept)
+    saved = sum(tensor.nbytes for key, tensor in memory.items() if is_delta(key)) // 2
+    full, less = store.people()
+    assert 0 < saved <= full.size - less.size + 300
 
 
 def test_a_fast_weight_that_is_not_finite_is_not_written(url):
@@ -220,6 +226,9 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path):
         ("http://user:secret@host/store", "^http://host/store: two servers"),
         ("simplecache::s3://bucket/x", "two servers might"),
         ("memory://", "must name a folder"),
+        ("", "must be a folder, or a URL"),
+        ("s3:/bucket/folder", "must be a folder, or a URL"),
+        ("file://", "must be a folder, or a URL"),
     ):
         with pytest.raises(StoreError, match=reason):
             MemoryStore(url, model)
