@@ -28,7 +28,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 def machines() -> str:
     names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
-    names += ("hybrid", "hybrid_bfloat16")
+    names += ("hybrid", "hybrid_bfloat16", "hybrid_memory")
     rows = []
     for name in names:
         machine = result(name)["machine"]
@@ -149,8 +149,17 @@ def hybrid() -> str:
     return markdown(header, rows)
 
 
+def hybrid_memory() -> str:
+    peaks: dict[int, dict[int, int]] = {}
+    for row in result("hybrid_memory")["memory"]:
+        peaks.setdefault(row["mini_batch_size"], {})[row["group_size"]] = row["bytes"]
+    rows = [[size, *(f"{found[group] / 2**30:.2f}" for group in (0, 8))] for size, found in peaks.items()]
+    return markdown(["C", "all kept, GiB", "groups of 8 computed again, GiB"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b, hybrid)
+    part.__name__: part
+    for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b, hybrid, hybrid_memory)
 }
 
 
