@@ -10,6 +10,7 @@ this machine: its processor time and memory, and those of its children.
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import time
@@ -32,6 +33,7 @@ AHEAD = 12
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
+@functools.cache
 def encode(steps: int) -> list[bytes]:
     """The example's speech, repeated to `steps` steps, as the messages of one Opus stream."""
     pcm = np.concatenate([sphn.read(str(path))[0][1] for path in sorted(DATA.glob("*.wav"))])

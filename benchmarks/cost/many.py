@@ -50,18 +50,20 @@ def metrics(server: Server) -> dict[str, float]:
 def measure(servers: list[Server], people: int, seconds: float, fast: bool) -> dict[str, Any]:
     """`people` spread over `servers` talk for so long: processor time per frame, and what they heard."""
     urls = [chat(servers[number % len(servers)]) for number in range(people)]
-    asyncio.run(talk(urls, 2.0, fast=fast))  # so that everything has been used once
+    asyncio.run(talk(urls, min(2.0, seconds), fast=fast))  # so that everything has been used once
     before = sum(processor_s(server.process.pid) for server in servers)
     heard = asyncio.run(talk(urls, seconds, fast=fast))
     used = sum(processor_s(server.process.pid) for server in servers) - before
     return {"processor_ms_per_frame": round(1000 * used / max(1, heard.sent), 2), **heard.summary()}
 
 
-def measure_rows(repo: Path, rows: list[int], seconds: float, stock: int, fast: bool) -> list[dict[str, Any]]:
+def measure_rows(
+    repo: Path, rows: list[int], seconds: float, stock: int, fast: bool, options: list[str]
+) -> list[dict[str, Any]]:
     """One entry for each number of rows, up to the first at which a tick takes 80 ms."""
     results = []
     for count in rows:
-        with Server(repo, "--rows", str(count), program=MANY) as server:
+        with Server(repo, "--rows", str(count), *options, program=MANY) as server:
             mine = measure([server], count, seconds, fast)
             figures = metrics(server)
             steps, frames = (figures[f"moshi_{name}_total"] for name in ("steps", "frames"))
@@ -128,18 +130,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for each number of rows")
     parser.add_argument("--stock", type=int, default=2, help="stock servers beside each other at most; 0: none")
     parser.add_argument("--fast", action="store_true", help="not in real time, for a machine that is busy")
+    parser.add_argument("--float32", action="store_true", help="of the server for many; stock's is bfloat16")
     parser.add_argument("--minutes", type=float, default=60, help="0: leave that part out")
     parser.add_argument("--people", type=int, default=4, help="in that part")
     parser.add_argument("--joins", type=int, default=1000, help="in that part")
     args = parse_arguments(parser, argv)
+    options = ["--float32"] if args.float32 else []
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         repo = make_tiny_repo(Path(folder, "ttt"), ttt=True)
         rows = [int(count) for count in args.rows.split(",") if count]
         if rows:
-            results["rows"] = measure_rows(repo, rows, args.seconds, args.stock, args.fast)
+            results["rows"] = measure_rows(repo, rows, args.seconds, args.stock, args.fast, options)
         if args.minutes:
-            with Server(repo, "--rows", str(args.people), program=MANY) as server:
+            with Server(repo, "--rows", str(args.people), *options, program=MANY) as server:
                 results["steady"] = measure_hour(server, args.people, args.minutes, args.joins)
             logger.info("%s", results["steady"])
     write_result("many", args, results=results)

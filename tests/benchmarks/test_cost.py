@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.cost import evaluation, many, server, step, train_step
+from benchmarks.cost import evaluation, load, many, server, step, train_step
 from tests.support.many import SharedServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
@@ -109,8 +109,9 @@ def test_server_with_everything_left_out(tmp_path):
     assert len(server.encode(3)) > 0
 
 
-def test_many(ttt_repo):
+def test_many(ttt_repo, monkeypatch):
     """With a server in this process."""
+    monkeypatch.setattr(load, "ENCODED_STEPS", 20)
     here = SharedServer(ttt_repo, rows=2)
     try:
         address = here.server.url.split("/")[2]
