@@ -59,12 +59,12 @@ def with_kind_settled(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     """
     ttt = content.get("ttt")
     given = [name for name in ttt if ttt[name] is not None] if isinstance(ttt, Mapping) else []
-    kind = ttt["kind"] if "kind" in given else None
+    kind = ttt["kind"] if "kind" in given and isinstance(ttt["kind"], str) else None
     for name in (name for name in given if kind in DESIGNS and KIND_OF.get(name) not in (None, kind)):
         other = KIND_OF[name]
         raise ConfigError(
-            f"ttt.{name}={shown(ttt[name])}: not with ttt.kind={kind!r}: it belongs to {DESIGNS[other]} (ttt.kind: {other}) "
-            f"and has no counterpart in {DESIGNS[kind]}; leave it out, or change ttt.kind."
+            f"ttt.{name}={shown(ttt[name])}: not with ttt.kind={kind!r}: it belongs to {DESIGNS[other]} (ttt.kind: "
+            f"{other}) and has no counterpart in {DESIGNS[kind]}; leave it out, or change ttt.kind."
         )
     mlp = [name for name in given if KIND_OF.get(name) == "mlp"]
     if not mlp or "kind" in given:
