@@ -48,7 +48,7 @@ class Heard:
 
     Attributes:
         sent, answers: messages of sound.
-        responses: seconds from when a frame was sent until its answer came, of conversations in which all were answered.
+        responses: seconds from when a frame was sent until its answer came, where all were answered.
         conversations: that began.
         refused: how conversations ended that the server ended: code and reason, counted.
     """
