@@ -96,9 +96,9 @@ class Front:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One person, from the handshake of the websocket to its end."""
-        websocket = web.WebSocketResponse(max_msg_size=self.engine.policy.message_bytes)
+        websocket = make_websocket(self.engine.policy.message_bytes)
         await websocket.prepare(request)
-        bound_output(request, self.engine.policy.socket_bytes)
+        bound_buffers(request, self.engine.policy.socket_bytes)
         try:
             wishes = read_wishes(request.query)
             name = self._name(request)
@@ -139,10 +139,18 @@ class Front:
             self.codecs.close(session.codec)
 
 
-def bound_output(request: web.Request, size: int) -> None:
-    """Has the system take no more than `size` bytes for a client that does not read: else it would take megabytes."""
+def make_websocket(message_bytes: int) -> web.WebSocketResponse:
+    """Without compression: Opus has none to gain, and 4 KB of it may hold 4 MB. Its session answers pings."""
+    return web.WebSocketResponse(max_msg_size=message_bytes, compress=False, autoping=False)
+
+
+def bound_buffers(request: web.Request, size: int) -> None:
+    """Has the system take no more than `size` bytes from a client that floods, so that what is read at once is soon
+    seen through, and for one that does not read: else it would take megabytes."""
     if request.transport is not None:
-        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        connection = request.transport.get_extra_info("socket")
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 FRONT = web.AppKey("front", Front)

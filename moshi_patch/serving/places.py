@@ -198,7 +198,9 @@ class Places:
         """Takes a row back, with what was learnt in it if it is kept."""
         if person not in self.people:
             return
-        if keep and person.name and self.memories and person.heard:
+        if person.forget:
+            self.forget(person)
+        elif keep and person.name and self.memories and person.heard:
             self.memories.write(person.name, self.rows.copy_memory(person.row))
         self.rows.leave(person.row)
         self.people.remove(person)

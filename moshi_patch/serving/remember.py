@@ -37,9 +37,10 @@ class Memories:
     def __init__(self, writer: Writer, lost: Callable[[str], None] = lambda person: None):
         self.writer, self.lost = writer, lost
         self._changed = threading.Condition()
-        self._jobs: queue.SimpleQueue[tuple[str, Tensors, Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, int, Tensors, Any] | None] = queue.SimpleQueue()
         self._on_the_way: Counter[str] = Counter()  # copies that the writer has not got yet
         self._forgetting: Counter[str] = Counter()
+        self._forgotten: Counter[str] = Counter()  # how often: copies from before are not written
         self._parked: dict[str, Tensors] = {}  # to be written when the rest is forgotten
         self._generations: dict[str, int] = {}
         self._reading = 0
@@ -104,13 +105,13 @@ class Memories:
             copied.record()
         with self._changed:
             self._on_the_way[person] += 1
-        self._jobs.put((person, memory, copied))
+            self._jobs.put((person, self._forgotten[person], memory, copied))
 
     def _hand_over(self) -> None:
         """Copies to the host on a stream of its own: on the tick's, the next step would wait for that."""
         stream = None
         while (job := self._jobs.get()) is not None:
-            person, memory, copied = job
+            person, times_forgotten, memory, copied = job
             try:
                 if copied is not None:
                     stream = stream or torch.cuda.Stream()
@@ -118,6 +119,8 @@ class Memories:
                         stream.wait_event(copied)
                         memory = {key: tensor.cpu() for key, tensor in memory.items()}
                 with self._changed:
+                    if self._forgotten[person] != times_forgotten:
+                        continue
                     if self._forgetting[person]:
                         self._parked[person] = memory
                         continue
@@ -145,8 +148,11 @@ class Memories:
     def forget(self, person: str) -> None:
         """Has all removed that is kept of a person, and all that was to be written. What comes later is kept anew."""
         with self._changed:
-            self._forgetting[person] += 1
+            self._forgotten[person] += 1
             self._parked.pop(person, None)
+            if self._forgetting[person]:
+                return  # nothing is written before that ends
+            self._forgetting[person] += 1
         threading.Thread(target=self._forget, args=(person,), name="forget memory", daemon=True).start()
 
     def _forget(self, person: str) -> None:

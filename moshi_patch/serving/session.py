@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 
 from .codec import Codecs, NotOpusError
 from .person import Begin, End, Pace, Person, Place, Room, Told
 from .places import INTERNAL_ERROR, POLICY_VIOLATION
-from .policy import STEP_S
+from .policy import RATE, STEP_S
 from .rows import Answer
 from .tick import Engine
 
@@ -33,6 +33,9 @@ LARGEST_RATE = 64_000
 
 CLOSE_S = 5.0
 """Seconds that somebody has to read why they were sent away."""
+
+CHATTER_SAMPLES, CHATTER_S = RATE // 50, 20.0
+"""A message without sound counts as so many samples, and may come so much ahead: 1000 at once, then 50 a second."""
 
 UNSUPPORTED_DATA, INVALID_DATA, TOO_BIG = 1003, 1007, 1009
 
@@ -58,6 +61,7 @@ class Session:
         self._begun = asyncio.Event()
         self._pace = Pace(self.policy.backlog * STEP_S / 2)
         self._last_sound = time.monotonic()
+        self._chatter = Pace(CHATTER_S)
 
     def hand(self, notice: Any) -> None:
         """Something for this person, from the engine."""
@@ -103,17 +107,34 @@ class Session:
     async def _listen(self) -> None:
         while not self._over.is_set():
             try:
-                message = await self.socket.receive(timeout=self._patience())
+                await self._read(await self.socket.receive(timeout=self._patience()))
+                await asyncio.sleep(0)  # what is already here would else be read before anybody else's
             except asyncio.TimeoutError:
-                if self._begun.is_set() and time.monotonic() >= self._last_sound + self.policy.idle_s:
-                    self.end(POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
-                continue
-            if message.type is WSMsgType.BINARY:
-                await self._take(message.data)
-            elif message.type is WSMsgType.TEXT:
-                self.end(UNSUPPORTED_DATA, "text frames are no part of this protocol")
-            else:
-                self.end(self.socket.close_code or 1000, "")
+                pass
+            if self._is_idle():
+                self.end(POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
+
+    async def _read(self, message: WSMessage) -> None:
+        sound = message.type is WSMsgType.BINARY and message.data[:1] == bytes([SOUND]) and len(message.data) > 1
+        if not sound and self._chatter.hear(CHATTER_SAMPLES, time.monotonic()):
+            self.end(POLICY_VIOLATION, "too many messages without sound")
+        elif message.type is WSMsgType.BINARY:
+            await self._take(message.data)
+        elif message.type is WSMsgType.PING:
+            if not self._is_full():  # else who reads no answer would keep this from ending
+                await self.socket.pong(message.data)
+        elif message.type is WSMsgType.TEXT:
+            self.end(UNSUPPORTED_DATA, "text frames are no part of this protocol")
+        elif message.type is not WSMsgType.PONG:
+            self.end(self.socket.close_code or 1000, "")
+
+    def _is_idle(self) -> bool:
+        idle_s = self.policy.idle_s
+        return bool(idle_s) and self._begun.is_set() and time.monotonic() >= self._last_sound + idle_s
+
+    def _is_full(self) -> bool:
+        """Whether they do not read, and as much is on its way to them as may be."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > self.policy.socket_bytes
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next message."""
@@ -172,7 +193,7 @@ class Session:
         while True:
             await self._filled.wait()
             while self._outbox:
-                while self.transport and self.transport.get_write_buffer_size() > self.policy.socket_bytes:
+                while self._is_full():
                     await asyncio.sleep(STEP_S / 2)  # they do not read; aiohttp itself would take 64 KiB more
                 await self._say(self._outbox.popleft())
             self._filled.clear()

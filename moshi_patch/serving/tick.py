@@ -119,9 +119,9 @@ class Engine:
             self._changed.notify_all()
 
     def forget(self, person: Person) -> None:
-        """Somebody wants all to be forgotten that they have said, and talks on."""
+        """Somebody wants all to be forgotten that they have said, and talks on; once they talk, or as they leave."""
         with self._changed:
-            person.forget = person.stage is Stage.TALKING
+            person.forget = person.stage is not Stage.GONE
             self._changed.notify_all()
 
     def set_updates(self, person: Person, enabled: bool) -> None:
@@ -198,6 +198,8 @@ class Engine:
                 self.failure = f"{type(error).__name__} in the model"
                 self._turn_all_away("the model cannot go on")
                 for person in self._places.people:
+                    if person.forget:
+                        self._places.forget(person)
                     person.stage = Stage.GONE
                     self._post(person, End(INTERNAL_ERROR, "error in the server"))
                 self._places.people.clear()

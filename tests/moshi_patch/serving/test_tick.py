@@ -24,8 +24,8 @@ SAMPLED = Sampling(seed=7, temperature=0.9)
 class Hall:
     """An engine, and what it told everybody."""
 
-    def __init__(self, rows, policy=None):
-        self.engine, self.changed = Engine(rows, policy), threading.Condition()
+    def __init__(self, rows, policy=None, memories=None):
+        self.engine, self.changed = Engine(rows, policy, memories), threading.Condition()
         self.told: dict[Person, list] = {}
         self.engine.start(self.notify)
 
