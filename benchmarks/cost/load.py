@@ -48,7 +48,7 @@ class Heard:
 
     Attributes:
         sent, answers: messages of sound.
-        responses: seconds from when a frame was sent until its answer came.
+        responses: seconds from when a frame was sent until its answer came, where all were answered.
         conversations: that began.
         refused: how conversations ended that the server ended: code and reason, counted.
     """
@@ -104,6 +104,8 @@ async def converse(
         heard.answers += len(came)
         if came and not fast:
             behind = int((came[0] - start) / STEP_S)  # frames that the codebooks and the codec are delayed by
+            if len(came) + behind + 3 < sent:
+                return  # the server left frames out: which one an answer is to cannot be told
             heard.responses += [at - (start + (index + behind) * STEP_S) for index, at in enumerate(came)]
 
 
