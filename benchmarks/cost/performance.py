@@ -28,7 +28,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 def machines() -> str:
     names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
-    names += ("hybrid", "hybrid_bfloat16", "hybrid_memory")
+    names += ("hybrid", "hybrid_bfloat16", "hybrid_4096", "hybrid_memory")
     rows = []
     for name in names:
         machine = result(name)["machine"]
@@ -129,24 +129,17 @@ def moshi_7b() -> str:
 
 
 def hybrid() -> str:
-    narrow = {(row["place"], row["mini_batch_size"]): row for row in result("hybrid_bfloat16")["rows"]}
-    rows = []
-    for row in result("hybrid")["rows"]:
-        other = narrow[row["place"], row["mini_batch_size"]]
-        state = row.get("state_bytes_per_row")
-        rows.append(
-            [
-                row["place"],
-                row["mini_batch_size"],
-                f"{row['time_ratio']:.2f}",
-                "–".join(f"{value:.2f}" for value in row["quartiles"]),
-                f"{other['time_ratio']:.2f}",
-                f"{row['operations_ratio']:.2f}",
-                "" if state is None else f"{state / 2**20:.1f}",
-            ]
-        )
-    header = ["D 1024, one layer", "C", "float32", "quartiles", "bfloat16", "by operations", "state, MiB a row"]
+    names = {"D 1024": "hybrid", "D 1024, bfloat16": "hybrid_bfloat16", "D 4096": "hybrid_4096"}
+    rows = [[layer, *_hybrid(row)] for layer, name in names.items() for row in result(name)["rows"]]
+    header = ["one layer, float32", "", "C", "processor time", "quartiles", "by operations", "state, MiB a row"]
     return markdown(header, rows)
+
+
+def _hybrid(row: dict[str, Any]) -> list[str]:
+    quartiles = "–".join(f"{value:.2f}" for value in row["quartiles"])
+    state = f"{row['state_bytes_per_row'] / 2**20:.1f}" if "state_bytes_per_row" in row else ""
+    time, counted = ratios(row, "time_ratio", "operations_ratio")
+    return [row["place"], row["mini_batch_size"], time, quartiles, counted, state]
 
 
 def hybrid_memory() -> str:

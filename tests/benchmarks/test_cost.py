@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.cost import evaluation, server, step, train_step
+from benchmarks.cost import evaluation, load, many, server, step, train_step
+from tests.support.many import SharedServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
@@ -104,3 +107,22 @@ def test_server_with_everything_left_out(tmp_path):
     found = run("server", tmp_path, "--cycles", "0", "--memory-cycles", "0", "--minutes", "0")
     assert found["results"] == {}
     assert len(server.encode(3)) > 0
+
+
+def test_many(ttt_repo, monkeypatch):
+    """With a server in this process."""
+    monkeypatch.setattr(load, "ENCODED_STEPS", 20)
+    here = SharedServer(ttt_repo, rows=2)
+    try:
+        address = here.server.url.split("/")[2]
+        server = SimpleNamespace(address=address, process=SimpleNamespace(pid=os.getpid()))
+        cost = many.measure([server], 2, 0.5, fast=True)
+        steady = many.measure_hour(server, 2, 0.03, joins=2)
+    finally:
+        here.stop()
+    assert cost["conversations"] == 2
+    assert cost["processor_ms_per_frame"] > 0
+    assert cost["ended_by_server"] == steady["ended_by_server"] == {}
+    assert cost["frames"] > cost["answers"] > 0
+    assert steady["joined"] >= 3
+    assert steady["resident_mib"]["last"] > 0
