@@ -16,7 +16,7 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 
-from .arguments import OneLineParser, value_of, wrong_path
+from .arguments import value_of, wrong_path
 from .cpu import fitted_threads, without_compiling_before_import
 from .serving.options import server_options, server_parser
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     Raises:
         SystemExit: with code 2 for a missing or unknown module; and whatever the module itself raises.
     """
-    parser = OneLineParser(
+    parser = argparse.ArgumentParser(
         prog=prog,
         description="Run MODULE with In-Place TTT installed, as `python -m MODULE` would.\n"
         "Moshi's own programs also run without CUDA, and take a local folder as --hf-repo.",

@@ -99,7 +99,6 @@ WRONG += (
     "serve",
     "serve --hf-repo x --rows many",
     "serve --x",
-    "run",
 )
 
 
