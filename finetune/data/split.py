@@ -53,8 +53,8 @@ def split(source: Path, out: Path, share: float, seed: int) -> Split:
 
     Raises:
         ConfigError: when `out` exists, there is no such list, or there are fewer than two good conversations in it.
-        BrokenData: when more than 5 % of its lines are broken: all that `check` calls a problem, and paths that lead
-            out of its folder or are listed twice.
+        BrokenData: when more than 5 % of its lines are broken: all that `check` calls a problem, paths that lead out of
+            its folder, and files that are listed twice, also by a link.
     """
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT={str(out)!r}: exists, and nothing is overwritten; choose another name.")
@@ -97,12 +97,12 @@ def _good_entries(manifest: Path) -> tuple[list[Entry], list[str], list[str]]:
     entries, _ = read_entries(manifest)
     faults, seen = report.first_problems(), set()
     for entry in entries:
-        inside = os.path.relpath(entry.path, manifest.parent)
-        if inside.split(os.sep)[0] == os.pardir:
+        inside, file = os.path.relpath(entry.path, manifest.parent), os.path.realpath(entry.path)
+        if inside.split(os.sep)[0] == os.pardir or os.path.realpath(manifest.parent / inside) != file:
             faults.setdefault(entry.line, f"{entry.path}: leads out of the folder of {manifest.name}")
-        elif inside in seen:
+        elif file in seen:
             faults.setdefault(entry.line, f"{entry.path}: listed twice")
-        seen.add(inside)
+        seen.add(file)
     count = BrokenCount(
         str(manifest), "lines", report.lines, f"; see them all with `python -m finetune.data check {manifest}`"
     )

@@ -98,6 +98,15 @@ def test_who_is_taken_out_of_the_file_is_out_and_a_bad_file_changes_nothing(toke
         assert secret not in caplog.text.replace(str(token_file), "")
 
 
+@pytest.mark.parametrize("begin", ["", "\ufeff", "\ufeff# people\r\n", "\ufeff\r\n"])
+def test_a_file_of_any_editor_is_read(tmp_path, begin):
+    path = tmp_path / "tokens"
+    path.write_bytes(f"{begin}anna\t {ANNA} \r\n\t# \r\n  Otto\tMu\u0308ller {OTTO}\r\nanna {NEW}".encode())
+    path.chmod(0o600)
+    tickets = Tickets(path)
+    assert [tickets.name_of(token) for token in (ANNA, OTTO, NEW)] == ["anna", "Otto Müller", "anna"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
