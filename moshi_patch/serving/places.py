@@ -170,7 +170,12 @@ class Places:
         """Somebody wants to be forgotten, and talks on."""
         self.rows.leave(person.row)
         self.rows.join(person.row, person.sampling)
-        person.forget, person.forgot, person.muted, person.heard = False, now, False, 0
+        person.forgot, person.muted, person.heard = now, False, 0
+        self.forget(person)
+
+    def forget(self, person: Person) -> None:
+        """Has all removed that is kept of somebody, as they want it."""
+        person.forget = False
         if person.name and self.memories:
             self.memories.forget(person.name)
 
