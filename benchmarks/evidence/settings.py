@@ -10,7 +10,7 @@ from moshi_patch import TTTConfig
 
 from .forms import check_form
 
-TASKS = ("recall", "assoc", "shift", "speech")
+TASKS = ("recall", "assoc", "shift", "speech", "dialogue")
 MODELS = ("none", "ttt")
 TRAINED = ("full", "lora")
 STREAMS = (None, "fresh", "silence", "own")
@@ -52,7 +52,7 @@ class Settings:
     """Everything a run depends on. Lengths are in steps.
 
     Args:
-        task: `"recall"`, `"assoc"`, `"shift"` or `"speech"`, see `tasks` and `speech`.
+        task: `"recall"`, `"assoc"`, `"shift"`, `"speech"` or `"dialogue"`, see `tasks`, `speech` and `dialogue`.
         model: `"none"`, a stock `LMModel`, or `"ttt"`.
         seed: of weights and training sequences.
         steps, batch: of training; `batch` sequences per step.
@@ -67,7 +67,8 @@ class Settings:
         part, gap_min, gap_max, eval_gap: of `recall` and `speech`: what returns, and after how long.
         quiet: of `recall`: share of the training sequences whose gap is silence, one token again and again.
         pairs: of `assoc`: numbers of pairs, a training batch draws one of them.
-        length, jump: of `shift`: steps of a stream, and the share of steps that follow no rule.
+        length: of `shift` and `dialogue`: steps of a stream.
+        jump: of `shift`: the share of steps that follow no rule.
         base_steps: training of a stock model on `base_task` that the run starts from; 0 starts from random weights.
         base_task: task of that training.
         trained: `"full"`, or `"lora"`: adapters of rank `rank` (and the target generators) and nothing else.
@@ -169,7 +170,7 @@ class Settings:
 
     def _check_values(self) -> None:
         choices = {"task": (*TASKS, "local"), "model": MODELS, "trained": TRAINED, "stream": STREAMS}
-        choices |= {"base_task": ("local", "recall"), "audio": ("zero", "random")}
+        choices |= {"base_task": ("local", "recall", "dialogue"), "audio": ("zero", "random")}
         choices |= {"schedule": ("cosine", "constant"), "init_target": ("identity", "readout")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
