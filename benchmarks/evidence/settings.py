@@ -21,6 +21,7 @@ AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sw
 ADDED = (
     *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
     *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from", "form", "stock_rate"),
+    "recordings",
 )
 """Fields that came after the first committed results. With its default such a field stands neither in a line of the
 results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
@@ -95,6 +96,7 @@ class Settings:
             a batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
         form: changes of the update that are tried here alone, such as `{"gate": True}`; see `forms`.
+        recordings: of `speech`: the example's `"dialogues"`, or `"prompts"`, see `prompts`.
 
     Raises:
         ValueError: for a value that is not allowed, or a task that attention alone could solve.
@@ -159,6 +161,7 @@ class Settings:
     stock_rate: float = 1.0
     units: int = 1
     units_from: int = 0
+    recordings: str = "dialogues"
 
     def __post_init__(self):
         object.__setattr__(self, "pairs", tuple(self.pairs))
@@ -172,6 +175,7 @@ class Settings:
         choices = {"task": (*TASKS, "local"), "model": MODELS, "trained": TRAINED, "stream": STREAMS}
         choices |= {"base_task": ("local", "recall", "dialogue"), "audio": ("zero", "random")}
         choices |= {"schedule": ("cosine", "constant"), "init_target": ("identity", "readout")}
+        choices |= {"recordings": ("dialogues", "prompts")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(repr, allowed))
