@@ -1,6 +1,6 @@
 """An hour of dialogue: what is told is asked for again after 1, 10, 30 and 60 minutes.
 
-`python -m benchmarks.evidence.hour [--seeds 1] [--minutes 60] [--cache DIR] [--out FILE] [--report-only]`
+`python -m benchmarks.evidence.hour [--seeds 1] [--minutes 60] [--cache DIR] [--out FILE] [--fresh] [--report-only]`
 
 A small model that was taught on short dialogues (`dialogue`) streams 45,000 steps, 12.5 a second. Facts are told at
 the start and every ten minutes. Each is asked for once, so no question refreshes what another one asks. Where the
@@ -14,6 +14,7 @@ Shapes: `B` rows, `T` steps, through moshi's streaming state: one at a time wher
 import argparse
 import dataclasses
 import functools
+import json
 import math
 import sys
 import time
@@ -62,17 +63,21 @@ class Arm:
     Args:
         settings: beside `TAUGHT`.
         updates: whether the model may write while it streams.
+        talk: False leaves out all but facts and questions: silence in the place of small talk.
     """
 
     settings: dict[str, Any]
     updates: bool = True
+    talk: bool = True
 
 
 ARMS = {
     "residual": Arm(RESIDUAL),
     "residual, updates off": Arm(RESIDUAL, updates=False),
     "the paper's": Arm({"rate": 0.1}),
+    "the paper's, η 1": Arm({"rate": 1.0}),
     "no TTT": Arm({"model": "none"}),
+    "residual, silence instead of talk": Arm(RESIDUAL, talk=False),
 }
 
 
@@ -87,24 +92,27 @@ def events(minutes: int) -> list[tuple[int, int, int, int]]:
     return sorted(found)
 
 
-def write_script(rows: int, minutes: int, generator: torch.Generator) -> tuple[Script, list[dict[str, int]]]:
+def write_script(
+    rows: int, minutes: int, generator: torch.Generator, talk: bool = True
+) -> tuple[Script, list[dict[str, int]]]:
     """The dialogue, and its questions: `age` in minutes, the steps `told` and `asked` of the value."""
     script = Script(rows, minutes * MINUTE, generator)
     told: dict[int, int] = {}
     questions = []
     for step, is_statement, fact, age in events(minutes):
-        _small_talk(script, step)
+        _until(script, step, talk)
         script.pause(script.number(1, 4))
         if is_statement:
             told[fact] = script.tell(fact)
         else:
             questions.append({"age": age, "told": told[fact], "asked": script.ask(fact)})
-    _small_talk(script, minutes * MINUTE)
+    _until(script, minutes * MINUTE, talk)
     return script, questions
 
 
-def _small_talk(script: Script, until: int) -> None:
-    """Turns of one to four sentences of 2 to 8 words, and pauses, one in 32 of 6 to 30 seconds."""
+def _until(script: Script, until: int, talk: bool) -> None:
+    """Turns of one to four sentences of 2 to 8 words, and pauses, one in 32 of 6 to 30 seconds; or silence alone."""
+    script.pause(0 if talk else max(0, until - script.at))
     speaker = USER
     while script.at < until:
         silence = script.number(2, 20) if script.number(0, 31) else script.number(75, 375)
@@ -142,7 +150,13 @@ def segments(speaker: list[int], longest: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def stream(
-    model: LMModel, updates: bool, seed: int, minutes: int = 60, rows: int = ROWS, segment: int = SEGMENT
+    model: LMModel,
+    updates: bool,
+    seed: int,
+    minutes: int = 60,
+    rows: int = ROWS,
+    segment: int = SEGMENT,
+    talk: bool = True,
 ) -> dict[str, Any]:
     """Lets the model hear and speak the whole dialogue.
 
@@ -150,13 +164,13 @@ def stream(
         `questions`: per question its `age` and steps, the mean `nats` and share of `hits` over rows, and `by_minute`:
         lists over minutes of `cpu_ms` (processor time of a step of the model's turns, median), `rss_mib` (resident
         memory of the process), `chat` (nats of the user's words), `entropy` (nats, where the model speaks) and
-        `relative_delta` (a list per layer).
+        `relative_delta` (a list per layer); None where nothing was there to measure.
 
     Raises:
         Diverged: when a number is not finite.
     """
     generator = torch.Generator().manual_seed(EVAL_SEED + 13 + seed)
-    script, questions = write_script(rows, minutes, generator)
+    script, questions = write_script(rows, minutes, generator, talk)
     codes = codes_of(script.text, script.speaker)
     asked = {question["asked"]: question for question in questions}
     speaker = script.speaker.tolist()
@@ -198,10 +212,10 @@ class _Meter:
     def close_minute(self) -> None:
         self.found["rss_mib"].append(round(status_bytes("VmRSS") / 2**20, 2))
         for name, values in self._heard.items():
-            average = (median if name == "cpu_ms" else mean)(values) if values else math.nan
-            if not math.isfinite(average):
+            average = (median if name == "cpu_ms" else mean)(values) if values else None
+            if average is not None and not math.isfinite(average):
                 raise Diverged(f"{name} is {average} in minute {len(self.found[name]) + 1}")
-            self.found[name].append(round(average, 4))
+            self.found[name].append(None if average is None else round(average, 4))
             values.clear()
         if moshi_patch.ttt_gatings(self.model):
             stats = moshi_patch.ttt_stats(self.model).values()
@@ -219,9 +233,15 @@ def run(arm: Arm, seed: int, minutes: int, cache: Path | None) -> dict[str, Any]
     final = evaluate(model.eval(), settings, arm.updates)[""]
     found = {"seed": seed, "id": settings.id, "training_cpu_seconds": training["cpu_seconds"], "held_out": final}
     try:
-        return found | stream(model, arm.updates, seed, minutes)
+        return found | stream(model, arm.updates, seed, minutes, talk=arm.talk)
     except Diverged as error:
         return found | {"diverged": str(error)}
+
+
+def _kept(path: Path, minutes: int) -> list[dict[str, Any]]:
+    """What an earlier call of the same length has measured already."""
+    data = json.loads(path.read_text()) if path.exists() else {"settings": {}, "runs": []}
+    return data["runs"] if data["settings"].get("minutes") == minutes else []
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -229,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--cache", type=Path, help="folder for trained models")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the results already hold")
     parser.add_argument("--report-only", action="store_true", help="table and figure from the committed results")
     parser.set_defaults(out=DATA, threads=1)
     args: argparse.Namespace = parse_arguments(parser, argv)
@@ -239,11 +260,12 @@ def main(argv: list[str] | None = None) -> None:
     moshi_patch.install()
     command = " ".join(["python -m benchmarks.evidence.hour", *(sys.argv[1:] if argv is None else argv)])
     cache, args.cache = args.cache, None  # a folder of this machine says nothing about the numbers
-    runs: list[dict[str, Any]] = []
+    runs = [] if args.fresh else _kept(args.out, args.minutes)
     for seed in range(args.seeds):
         for name, arm in ARMS.items():
-            runs.append({"arm": name} | run(arm, seed, args.minutes, cache))
-            write_result("hour", args, command=command, runs=runs)
+            if not any((run["arm"], run["seed"]) == (name, seed) for run in runs):
+                runs.append({"arm": name} | run(arm, seed, args.minutes, cache))
+                write_result("hour", args, command=command, runs=runs)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import moshi_patch
 from benchmarks.evidence import dialogue as d
 from benchmarks.evidence import hour
 from benchmarks.evidence import model as models
@@ -65,6 +66,34 @@ def test_the_hour_asks_every_fact_once_at_its_age():
         assert torch.equal(script.text[:, question["told"]], script.text[:, question["asked"]])
     keys = (script.text >= d.FIRST_KEY) & (script.text < d.FIRST_VALUE)
     assert (keys.sum(1) == 2 * len(questions)).all(), "told once and asked once"
+
+
+def test_without_talk_there_are_facts_and_silence():
+    script, questions = hour.write_script(2, 10, generator(), talk=False)
+    assert (script.speaker != d.NOBODY).sum() == 6 * len(questions)
+    assert (script.text != d.SILENCE).sum() == 2 * 6 * len(questions)
+
+
+def test_segments_follow_each_other_and_end_before_a_step_that_is_drawn():
+    speaker = [d.USER] * 5 + [d.MODEL] * 3 + [d.NOBODY] * 20
+    found = hour.segments(speaker, 8)
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(speaker) - 1
+    assert all(end - begin <= 8 and d.MODEL not in speaker[begin + 1 : end] for begin, end in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["hebbian", "residual"])
+def test_segments_answer_as_single_steps_do(monkeypatch, update):
+    monkeypatch.setattr(hour, "MINUTE", 100)
+    monkeypatch.setattr(hour, "LAST_QUESTIONS", 20)
+    model = models.build_model(Settings(**SMALL, rate=0.1, ttt={"update": update})).eval()
+    with torch.no_grad():
+        for parameter in moshi_patch.ttt_parameters(model).values():
+            parameter.normal_(std=0.3)
+    long, single = (hour.stream(model, True, 0, minutes=1, rows=2, segment=n)["questions"] for n in (16, 1))
+    assert [q["nats"] for q in long] == pytest.approx([q["nats"] for q in single], abs=1e-3)
+    assert next(layer.self_attn.context for layer in model.transformer.layers) == 16
 
 
 @pytest.mark.slow

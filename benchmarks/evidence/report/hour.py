@@ -60,10 +60,19 @@ def recall(data: dict[str, Any]) -> str:
     return table([*heading, "seeds"], rows)
 
 
-def _part(values: list[Any], last: bool) -> float:
-    """The median of the minutes 2 to 11, or of the last ten: the first one holds the start."""
-    chosen = values[-10:] if last else values[1:11]
-    return median(mean(value) if isinstance(value, list) else value for value in chosen)
+PARTS_OF_THE_HOUR = {"start": slice(1, 11), "middle": slice(24, 35), "end": slice(-10, None)}
+"""The minutes 2 to 11, 25 to 35 and the last ten; the first one holds the start of the process."""
+
+
+def part_of_the_hour(values: list[Any], part: str) -> float:
+    """The median over minutes; of several layers their mean."""
+    return median(mean(value) if isinstance(value, list) else value for value in values[PARTS_OF_THE_HOUR[part]])
+
+
+def by_minute(run: Run, kind: str) -> list[Any]:
+    """What was measured every minute; nothing where a minute had nothing to measure."""
+    values = run["by_minute"][kind]
+    return [] if None in values else values
 
 
 FLAT = {"cpu_ms": ("ms of processor time a step", 2), "rss_mib": ("memory of the process, MiB", 1)} | {
@@ -74,16 +83,16 @@ FLAT = {"cpu_ms": ("ms of processor time a step", 2), "rss_mib": ("memory of the
 
 
 def flat(data: dict[str, Any]) -> str:
-    """What was measured every minute, at the start and at the end of the hour."""
+    """What was measured every minute, at the start, in the middle and at the end of the hour."""
     rows = []
     for name, runs in arms(data).items():
         row = [name]
         for kind, (_, digits) in FLAT.items():
-            series = [run["by_minute"][kind] for run in runs if run["by_minute"][kind]]
-            ends = [mean([_part(one, last) for one in series]) for last in (False, True)] if series else []
-            row.append(" → ".join(f"{end:.{digits}f}" for end in ends) or "–")
+            series = [values for run in runs if (values := by_minute(run, kind))]
+            found = [mean([part_of_the_hour(one, part) for one in series]) for part in PARTS_OF_THE_HOUR if series]
+            row.append(" → ".join(f"{value:.{digits}f}" for value in found) or "–")
         rows.append(row)
-    return table(["minutes 2 to 11 → last ten", *(name for name, _ in FLAT.values())], rows)
+    return table(["minutes 2 to 11 → 25 to 35 → last ten", *(name for name, _ in FLAT.values())], rows)
 
 
 def measured(data: dict[str, Any]) -> str:
@@ -121,9 +130,9 @@ def draw(data: dict[str, Any]) -> plt.Figure:
             points = [mean([recalled(run, age, kind) for run in runs]) for age in ages(data)]
             panels[kind].plot(ages(data), points, "o-", color=colour, label=name)
         for kind in ("relative_delta", "cpu_ms", "rss_mib", "chat"):
-            series = [run["by_minute"][kind] for run in runs if run["by_minute"][kind]]
-            values = [mean([mean(v) if isinstance(v, list) else v for v in at]) for at in zip(*series, strict=True)]
-            panels[kind].plot(range(1, len(values) + 1), values, color=colour, linewidth=1.2)
+            series = [values for run in runs if (values := by_minute(run, kind))]
+            curve = [mean([mean(v) if isinstance(v, list) else v for v in at]) for at in zip(*series, strict=True)]
+            panels[kind].plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.2)
     chance = {"nats": math.log(VALUES), "hits": 1 / VALUES}
     titles = {"nats": "nats of an answer", "hits": "share of answers right", "relative_delta": "delta / W_down"}
     titles |= {"cpu_ms": "ms of processor time a step", "rss_mib": "memory of the process, MiB"}
