@@ -76,7 +76,7 @@ def listen(model: LMModel, spoken: Spoken, updates: bool = True) -> dict[str, An
 
     def look(steps: int) -> None:
         seconds.append((seconds[-1] if seconds else 0.0) + steps * STEP_S)
-        if moshi_patch.ttt_gatings(model):
+        if moshi_patch.ttt_memories(model):
             layers = moshi_patch.ttt_stats(model).values()
             delta.append(float(np.mean([layer["relative_delta"] for layer in layers])))
 

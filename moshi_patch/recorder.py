@@ -31,7 +31,7 @@ STEP_METHODS = ("step", "step_with_extra_heads", "forward_text")
 
 PANELS = {
     "delta_norm": "‖delta‖ (Frobenius)",
-    "relative_delta": "‖delta‖ / ‖W_down‖",
+    "relative_delta": "‖delta‖ / ‖what it began as‖",
     "known": "share of the chunk's\ntargets that was known",
 }
 

@@ -96,7 +96,7 @@ def compared(times: dict[str, list[float]], place: str, args: argparse.Namespace
 
 def operations(size: int, args: argparse.Namespace) -> float:
     """Multiply-adds of a step forward over those of the layer without, attention's scores left out."""
-    width, hidden = args.dim, int(4.125 * args.dim)
+    width, hidden = args.dim, 2 * int(4.125 * args.dim) // 3  # as moshi splits it between gate and value
     stock = 4 * width**2 + 3 * width * hidden
     projections = 4 * width**2 + width * (width // HEAD)
     inner = 28 * width * HEAD + 10 * size * width  # seven products with an inner layer; those among C steps

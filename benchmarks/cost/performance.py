@@ -28,6 +28,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 def machines() -> str:
     names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
+    names += ("hybrid", "hybrid_bfloat16", "hybrid_4096", "hybrid_memory")
     rows = []
     for name in names:
         machine = result(name)["machine"]
@@ -127,8 +128,31 @@ def moshi_7b() -> str:
     return markdown(header, rows)
 
 
+def hybrid() -> str:
+    names = {"D 1024": "hybrid", "D 1024, bfloat16": "hybrid_bfloat16", "D 4096": "hybrid_4096"}
+    rows = [[layer, *_hybrid(row)] for layer, name in names.items() for row in result(name)["rows"]]
+    header = ["one layer, float32", "", "C", "processor time", "quartiles", "by operations", "state, MiB a row"]
+    return markdown(header, rows)
+
+
+def _hybrid(row: dict[str, Any]) -> list[str]:
+    quartiles = "–".join(f"{value:.2f}" for value in row["quartiles"])
+    state = f"{row['state_bytes_per_row'] / 2**20:.1f}" if "state_bytes_per_row" in row else ""
+    time, counted = ratios(row, "time_ratio", "operations_ratio")
+    return [row["place"], row["mini_batch_size"], time, quartiles, counted, state]
+
+
+def hybrid_memory() -> str:
+    peaks: dict[int, dict[int, int]] = {}
+    for row in result("hybrid_memory")["memory"]:
+        peaks.setdefault(row["mini_batch_size"], {})[row["group_size"]] = row["bytes"]
+    rows = [[size, *(f"{found[group] / 2**30:.2f}" for group in (0, 8))] for size, found in peaks.items()]
+    return markdown(["C", "all kept, GiB", "groups of 8 computed again, GiB"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b)
+    part.__name__: part
+    for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b, hybrid, hybrid_memory)
 }
 
 

@@ -27,15 +27,15 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-import sphn
-from tqdm import tqdm, trange
+from tqdm import trange
 
+from benchmarks.cost.load import encode
 from benchmarks.measure import argument_parser, parse_arguments, write_result
-from example.tiny_repo import DATA, make_tiny_repo
+from example.tiny_repo import make_tiny_repo
 
 ROOT = Path(__file__).parents[2]
 
-RATE, FRAME, STEPS_PER_S = 24_000, 1920, 12.5
+STEPS_PER_S = 12.5
 WORDS = 8  # messages of 80 ms per cycle
 WARM_UP = 0.1  # of the cycles
 BUSY = 1013
@@ -43,15 +43,18 @@ BUSY = 1013
 logger = logging.getLogger(__name__)
 
 
-class Server:
-    """`python -m moshi_patch moshi.server` with a local repository, in a process of its own."""
+STOCK = ("moshi_patch", "moshi.server", "--static", "none")
 
-    def __init__(self, repo: Path, *options: str):
+
+class Server:
+    """A server with a local repository, in a process of its own; `program`: what `python -m` runs."""
+
+    def __init__(self, repo: Path, *options: str, program: tuple[str, ...] = STOCK):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         host, port = self.address.split(":")
-        command = [sys.executable, "-m", "moshi_patch", "moshi.server", "--device", "cpu", "--static", "none"]
+        command = [sys.executable, "-m", *program, "--device", "cpu"]
         command += ["--hf-repo", str(repo), "--host", host, "--port", port, *options]
         environment = os.environ | {"NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -87,15 +90,6 @@ class Server:
     def __exit__(self, *_) -> None:
         self.process.terminate()
         self.process.wait()
-
-
-def encode(steps: int) -> list[bytes]:
-    """The example's speech, repeated to `steps` steps, as the messages of one Opus stream."""
-    pcm = np.concatenate([sphn.read(str(path))[0][1] for path in sorted(DATA.glob("*.wav"))])
-    writer = sphn.OpusStreamWriter(RATE)
-    frames = (np.take(pcm, range(i * FRAME, (i + 1) * FRAME), mode="wrap") for i in range(steps))
-    messages = [writer.append_pcm(frame) for frame in tqdm(frames, "Opus", steps, leave=False)]
-    return [b"\x01" + message for message in messages if message]
 
 
 async def next_audio(websocket: aiohttp.ClientWebSocketResponse) -> None:

@@ -1,6 +1,6 @@
 """The command of the evidence suite: runs a grid of small trainings, then makes the tables and figures of its page.
 
-`python -m benchmarks.evidence [--grid evidence|recall|plateau|FILE] [--budget 1m|30m|4h] [--fresh] [--report-only]`
+`python -m benchmarks.evidence [--grid evidence|recall|plateau|hybrid|FILE] [--budget 30m|4h] [--fresh] [--report-only]`
 
 Every run adds one JSON line to the results as soon as it is over; a stopped suite, started again, goes on where it was.
 `--fresh` keeps the old results aside and begins anew. With `--budget` the runs are done in the order of the grid's
@@ -44,6 +44,8 @@ class Page:
     file: Path
     figures: dict[str, Callable[[Results], plt.Figure | None]]
     appendix: tuple[Path, ...] = ()
+    results: str | None = None
+    """Name of the file of results, where it is not the grid's."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -65,6 +67,7 @@ PAGES = {
     ),
     "recall": Page(ROOT / "docs" / "evidence_recall.md", {"recall": recall.draw}),
     "plateau": Page(ROOT / "docs" / "evidence_plateau.md", {"plateau": plateau.draw}),
+    "hybrid": Page(ROOT / "docs" / "evidence_hybrid.md", {}, results="evidence_hybrid"),
 }
 
 
@@ -97,7 +100,7 @@ def parse_arguments(argv: list[str], prog: str) -> argparse.Namespace:
     args.page = PAGES[args.grid if committed else "evidence"]
     args.grid = GRIDS / f"{args.grid}.yaml" if committed else Path(args.grid)
     args.results = args.results or (
-        RESULTS / f"{args.grid.stem}.jsonl" if committed else args.grid.with_suffix(".jsonl")
+        RESULTS / f"{args.page.results or args.grid.stem}.jsonl" if committed else args.grid.with_suffix(".jsonl")
     )
     args.doc = args.doc or (args.page.file if committed else args.results.with_suffix(".md"))
     args.plots = args.plots or args.results.parent

@@ -18,6 +18,9 @@ PERSISTENT = "ttt.persistent_states"
 KIND_OF = {field.name: field.metadata.get("kind") for field in dataclasses.fields(TTTArgs)}
 """By the name of a setting of TTT, the kind of memory that alone has it; None: every kind."""
 
+DESIGNS = {"in_place": "In-Place TTT", "mlp": "TTT-MLP"}
+"""What the kinds of memory are called."""
+
 SECTIONS = tuple(name for name, hint in typing.get_type_hints(TrainArgs).items() if dataclasses.is_dataclass(hint))
 
 
@@ -56,6 +59,13 @@ def with_kind_settled(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     """
     ttt = content.get("ttt")
     given = [name for name in ttt if ttt[name] is not None] if isinstance(ttt, Mapping) else []
+    kind = ttt["kind"] if "kind" in given and isinstance(ttt["kind"], str) else None
+    for name in (name for name in given if kind in DESIGNS and KIND_OF.get(name) not in (None, kind)):
+        other = KIND_OF[name]
+        raise ConfigError(
+            f"ttt.{name}={shown(ttt[name])}: not with ttt.kind={kind!r}: it belongs to {DESIGNS[other]} (ttt.kind: "
+            f"{other}) and has no counterpart in {DESIGNS[kind]}; leave it out, or change ttt.kind."
+        )
     mlp = [name for name in given if KIND_OF.get(name) == "mlp"]
     if not mlp or "kind" in given:
         return dict(content), []

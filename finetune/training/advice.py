@@ -17,6 +17,8 @@ ADVICE = {
     "falling": "the held-out loss falls, and these weights predict better with updates; go on.",
     "plateau": "these weights predict better with updates, and the held-out loss does not fall: the plateau before "
     "memory sets in. Go on while the reliance grows.",
+    "hollow": "no gain: these weights got worse without updates, and no better with them. Only a control says what TTT "
+    "gains (control: true); if the loss stays, lower optim.lr.",
     "dead": "nothing that can be told from chance. That should change well before the loss falls; if it never does, "
     "see whether relative_delta rises, and whether what is to be remembered returns after more than a chunk.",
     "harmed": "they do harm at present. Early on that is usual; if it stays, lower ttt.learning_rate.",
@@ -33,12 +35,15 @@ class Advice:
 
     def __init__(self):
         self._best: tuple[float, int] | None = None
+        self._best_off: tuple[float, int] | None = None
         self._last, self._told = "", 0.0
 
-    def remember(self, step: int, loss: float) -> None:
-        """Takes note of the loss of an earlier evaluation, of which there is nothing more to say."""
+    def remember(self, step: int, loss: float, updates_off: float | None = None) -> None:
+        """Takes note of the losses of an earlier evaluation, of which there is nothing more to say."""
         if self._best is None or loss < self._best[0]:
             self._best = (loss, step)
+        if updates_off is not None and (self._best_off is None or updates_off < self._best_off[0]):
+            self._best_off = (updates_off, step)
 
     def observe(self, step: int, values: dict[str, float]) -> str:
         """The finding after `step`, a key of `ADVICE`, or "" when nothing is known yet.
@@ -46,8 +51,8 @@ class Advice:
         Args:
             values: of an evaluation; those of a model without TTT hold no `ttt_reliance_error`.
         """
-        loss, best = values["loss"], self._best
-        self.remember(step, loss)
+        loss, off, best, best_off = values["loss"], values.get("loss_updates_off"), self._best, self._best_off
+        self.remember(step, loss, off)
         rising = best is not None and not loss <= best[0] * (1 + RISE)
         flat = best is not None and loss > best[0] * (1 - RISE)
         reliance, error = values.get("ttt_reliance"), values.get("ttt_reliance_error")
@@ -58,8 +63,13 @@ class Advice:
         if error is None:
             self._last = ""
             return ""
+        worse_off = None not in (off, best_off) and off > best_off[0] * (1 + RISE)
         clear = abs(reliance) > CLEAR_ERRORS * error and abs(reliance) >= CLEAR_NATS
         finding = "dead" if not clear else "harmed" if reliance > 0 else "plateau" if flat else "falling"
+        if finding == "plateau" and worse_off:
+            said = "Step %d: the loss without updates rose from %.4g (step %d) to %.4g, and with them it stays: %s"
+            self._tell("hollow", off - best_off[0], said, step, best_off[0], best_off[1], off)
+            return "hollow"
         self._tell(finding, abs(reliance), "Step %d: updates change the loss of these weights by %.2g ± %.1g nats: %s",
                    step, reliance, error)  # fmt: skip
         return finding
@@ -68,5 +78,5 @@ class Advice:
         """Logs a finding that is new, or twice as large as when it was last told."""
         if finding != self._last or (finding != "dead" and size >= 2 * self._told):
             self._last, self._told = finding, size
-            level = logging.WARNING if finding in ("rising", "harmed") else logging.INFO
+            level = logging.WARNING if finding in ("rising", "harmed", "hollow") else logging.INFO
             logger.log(level, said, *values, ADVICE[finding])

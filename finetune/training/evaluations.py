@@ -48,7 +48,7 @@ class Evaluations:
         path = Path(self._args.run_dir) / "metrics.eval.jsonl"
         for entry in read_metrics(path) if self._ctx.rank == 0 else ():
             if entry["step"] <= step and isinstance(entry.get("loss"), float):
-                self._advice.remember(entry["step"], entry["loss"])
+                self._advice.remember(entry["step"], entry["loss"], entry.get("loss_updates_off"))
         if self._loader is not None and self._args.keep_best and saves(self._args):
             on_rank_0(self._ctx, lambda: self._find_best(step))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..checkpoint.folders import checkpoint_name, list_checkpoints
 from ..common.commands import command, program_words, torchrun_words
 from ..settings.schema import TrainArgs
 from .activity import INACTIVE_BELOW
-from .advice import CLEAR_NATS
+from .advice import CLEAR_NATS, RISE
 from .control import CONTROL_FOLDER, DIFFERENCE, compared
 from .metrics import read_metrics
 
@@ -29,7 +30,8 @@ class Verdict:
     """What is known of TTT in a run.
 
     Args:
-        kind: `helped`, `harmed`, `chance`, `dead`, `no control`, `no evaluation`, `without TTT`, or `frozen`.
+        kind: `helped`, `harmed`, `control rose`, `chance`, `dead`, `exploded`, `no control`, `no evaluation`,
+            `without TTT`, or `frozen`.
         sentence: the same in words.
     """
 
@@ -37,12 +39,18 @@ class Verdict:
     sentence: str
 
 
-def verdict(train: list[dict[str, Any]], held_out: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Verdict:
+def verdict(
+    train: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    differences: list[dict[str, Any]],
+    control: Sequence[dict[str, Any]] = (),
+) -> Verdict:
     """What the metrics of a run, and its differences to its control, let one say.
 
     Args:
         train, held_out: entries of the metrics of the run.
         differences: as from `control.compared`.
+        control: entries of the evaluations of the control.
     """
     relative = [value for name, value in (train[-1] if train else {}).items() if name.endswith("/relative_delta")]
     if not relative:
@@ -53,9 +61,14 @@ def verdict(train: list[dict[str, Any]], held_out: list[dict[str, Any]], differe
             f"TTT is dead: its fast weights change W_down by less than {INACTIVE_BELOW:g} of its norm. Raise "
             "ttt.optim_lr, then ttt.learning_rate.",
         )
+    if any(value is None for value in relative):
+        return Verdict(
+            "exploded", "TTT exploded: how far its fast weights moved is no number any more. Lower ttt.learning_rate."
+        )
     if differences:
         last = differences[-1]
-        return _of_difference(last["step"], last[DIFFERENCE], last.get(f"{DIFFERENCE}_error"))
+        found = _of_difference(last["step"], last[DIFFERENCE], last.get(f"{DIFFERENCE}_error"))
+        return _unless_control_rose(found, last["step"], _known(held_out), _known(control))
     if not held_out:
         return Verdict("no evaluation", "Whether TTT helps is not known: nothing was held out (do_eval: false).")
     reliance = held_out[-1].get("ttt_reliance")
@@ -77,6 +90,29 @@ def _of_difference(step: int, difference: float, error: float | None) -> Verdict
     if difference < 0:
         return Verdict("helped", f"TTT helped: the held-out loss is lower than trained without, {size}.")
     return Verdict("harmed", f"TTT harmed: the held-out loss is higher than trained without, {size}.")
+
+
+def _unless_control_rose(
+    found: Verdict, step: int, held_out: list[dict[str, Any]], control: list[dict[str, Any]]
+) -> Verdict:
+    """`found`, but for a gain that the control makes by getting worse: at their best the two are no different."""
+    at = [entry["loss"] for entry in control if entry["step"] == step]
+    if found.kind != "helped" or not at or not held_out:
+        return found
+    ours, theirs = (min(entries, key=lambda entry: entry["loss"]) for entries in (held_out, control))
+    if at[0] <= theirs["loss"] * (1 + RISE) or ours["loss"] < theirs["loss"]:
+        return found
+    return Verdict(
+        "control rose",
+        f"No gain is shown: the loss trained without TTT rose from {theirs['loss']:.4g} (step {theirs['step']}) to "
+        f"{at[0]:.4g} at step {step}, where it is compared; at its best the run with TTT has {ours['loss']:.4g} (step "
+        f"{ours['step']}). Train for fewer steps, or on more data.",
+    )
+
+
+def _known(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluations whose loss is finite."""
+    return [entry for entry in entries if isinstance(entry.get("loss"), float)]
 
 
 def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
@@ -108,7 +144,7 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     width = max(map(len, rows))
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
     frozen = args.training_mode == "frozen"
-    said = Verdict("frozen", MEASURED) if frozen else verdict(train, held_out, differences)
+    said = Verdict("frozen", MEASURED) if frozen else verdict(train, held_out, differences, control)
     lines += ["", said.sentence]
     if said.kind == "no control":
         lines.append(f"  {resume_command(args, world_size)} --control")
@@ -159,7 +195,7 @@ def resume_command(args: TrainArgs, world_size: int) -> str:
 
 
 def _losses(entries: list[dict[str, Any]]) -> str:
-    known = [entry for entry in entries if entry.get("loss") is not None]
+    known = _known(entries)
     if not known:
         return "not finite"
     best, last = min(known, key=lambda entry: entry["loss"]), known[-1]

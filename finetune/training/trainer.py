@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +26,7 @@ from .activity import Activity, InactivityWatch
 from .build_model import build_model
 from .control import check_control, control_args, is_finished
 from .evaluations import Evaluations, is_due
+from .explosion import ExplosionWatch, relative_deltas, suspects
 from .metrics import Monitor
 from .open_data import check_data, open_data
 from .optimizer import build_optimizer
@@ -133,6 +135,9 @@ class Trainer:
         self.evaluations = Evaluations(self.eval_loader, args, ctx, self.monitor, self.checkpointer, stop.agreed)
         self.evaluations.resume(self.state.step)
         self.activity, self._watch = Activity(self.model, ctx), InactivityWatch()
+        self._explosion = ExplosionWatch(args)
+        self._grad_norm: tuple[int, float] | None = None
+        self._deltas: dict[str, float] = {}
         self._bad_steps, self._save_owed = 0, False
         self._progress = Progress(args, ctx)
 
@@ -177,9 +182,13 @@ class Trainer:
         Raises:
             TrainingDiverged: after `MAX_BAD_STEPS` steps whose loss or gradients were not finite.
         """
-        measuring = self.activity.measure if measure else contextlib.nullcontext
+        measuring = self.activity.measure if measure or self._bad_steps else contextlib.nullcontext
         result = update(self.state, self.args, self.ctx, measure=measuring, votes=self._stop.votes)
         self._bad_steps = 0 if result.applied else self._bad_steps + 1
+        if math.isfinite(result.grad_norm):
+            self._grad_norm = (self.state.step, result.grad_norm)
+        if self._bad_steps > 1:
+            self._deltas = relative_deltas(self.activity.values())
         if not result.applied:
             logger.warning(
                 "Step %d: loss %g, gradient norm %g; the update is skipped (%d in a row).",
@@ -191,17 +200,20 @@ class Trainer:
         if self._bad_steps >= MAX_BAD_STEPS:
             raise TrainingDiverged(
                 f"Loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.state.step}. "
-                "The parameters are those of the last good step; lower optim.lr or max_norm and continue with --resume."
+                f"The parameters are those of the last good step. {suspects(self.args, self._grad_norm, self._deltas)} "
+                "Lower one of them and continue with --resume."
             )
         return result
 
     def _log(self, result: StepResult, in_lines: bool) -> None:
         activity = self.activity.values()
+        self._deltas = relative_deltas(activity)
         values = self._progress.values(self.state, result) | activity
         on_rank_0(self.ctx, lambda: self.monitor.train(self.state.step, values))  # a full disk ends all ranks
         if self.ctx.rank == 0:
             if trains_ttt(self.args):
                 self._watch.observe(self.state.step, activity)
+            self._explosion.observe(self.state.step, activity)
             if in_lines:
                 logger.info("%s", progress_line(self.state.step, self.args.max_steps, values))
 

@@ -7,6 +7,7 @@ time, whatever somebody sends: 87 bytes of Opus can hold seconds.
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import signal
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import sphn
 
-from .ogg import OggPages
+from .ogg import CAPTURE, FIRST, OggPages
 from .policy import FRAME, RATE
 
 PEOPLE_IN_PROCESS = 8
@@ -24,6 +25,10 @@ PEOPLE_IN_PROCESS = 8
 
 PEOPLE_PER_PROCESS = 12
 """A person's Opus takes 3 to 5 ms of a step of 80."""
+
+
+FLAGS, GRANULE = 5, slice(6, 14)
+"""Of a page of Ogg; the granule position of the pages that a stream begins with is 0."""
 
 
 class NotOpusError(ValueError):
@@ -45,21 +50,38 @@ class Codec:
         """
         self._waiting.extend(self._pages.feed(data))
         if self._waiting:
-            try:
-                pcm = self._reader.append_bytes(self._waiting.popleft())
-            except BaseException as error:  # a panic in Rust is no Exception
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                raise NotOpusError(f"the audio is not Opus in Ogg: {error}") from None
-            self._rest = np.concatenate([self._rest, pcm])
+            self._rest = np.concatenate([self._rest, self._read(self._waiting.popleft())])
         whole = len(self._rest) // FRAME * FRAME
         frames, self._rest = self._rest[:whole].reshape(-1, FRAME), self._rest[whole:]
         return frames, bool(self._waiting)
+
+    def skip(self, data: bytes) -> None:
+        """Hears nothing of `data` but what a stream begins with, without which what follows could not be decoded.
+
+        Raises:
+            NotOpusError: as :meth:`decode`.
+        """
+        for piece in self._pages.feed(data):
+            if piece.startswith(CAPTURE) and piece[GRANULE] == bytes(8):
+                self._read(piece)
+
+    def _read(self, piece: bytes) -> np.ndarray:
+        if piece.startswith(CAPTURE) and len(piece) > FLAGS and piece[FLAGS] & FIRST:
+            self._reader = sphn.OpusStreamReader(RATE)  # files of several streams are files too
+        try:
+            return self._reader.append_bytes(piece)
+        except BaseException as error:  # a panic in Rust is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise NotOpusError(f"the audio is not Opus in Ogg: {error}") from None
 
     def encode(self, pcm: np.ndarray) -> bytes:
         """The next bytes of the stream for `pcm [F]`; none at times."""
         return self._writer.append_pcm(pcm)
 
+
+_numbers = itertools.count(1)
+"""Of people in this process, whatever server they are on."""
 
 _codecs: dict[int, Codec] = {}
 """In the thread or process that does the work."""
@@ -69,6 +91,10 @@ def _decode(person: int, data: bytes) -> tuple[np.ndarray, bool]:
     return (
         _codecs.setdefault(person, Codec()).decode(data) if data or person in _codecs else (np.zeros((0, FRAME)), False)
     )
+
+
+def _skip(person: int, data: bytes) -> None:
+    _codecs.setdefault(person, Codec()).skip(data)
 
 
 def _encode(person: int, pcm: np.ndarray) -> bytes:
@@ -96,7 +122,6 @@ class Codecs:
         self.processes = count
         self._workers = [self._start() for _ in range(max(1, count))]
         self._homes: dict[int, concurrent.futures.Executor] = {}
-        self._next = 0
 
     def _start(self) -> concurrent.futures.Executor:
         if not self.processes:
@@ -107,9 +132,9 @@ class Codecs:
 
     def open(self) -> int:
         """A new person's number."""
-        self._next += 1
-        self._homes[self._next] = self._workers[self._next % len(self._workers)]
-        return self._next
+        person = next(_numbers)
+        self._homes[person] = self._workers[person % len(self._workers)]
+        return person
 
     async def decode(self, person: int, data: bytes) -> tuple[np.ndarray, bool]:
         """As :meth:`Codec.decode`.
@@ -119,6 +144,14 @@ class Codecs:
             RuntimeError: when the process that had the streams of this person ended.
         """
         return await self._do(person, _decode, data)
+
+    async def skip(self, person: int, data: bytes) -> None:
+        """As :meth:`Codec.skip`.
+
+        Raises:
+            NotOpusError, RuntimeError: as :meth:`decode`.
+        """
+        await self._do(person, _skip, data)
 
     async def encode(self, person: int, pcm: np.ndarray) -> bytes:
         """As :meth:`Codec.encode`.

@@ -15,7 +15,7 @@ import numpy as np
 from aiohttp import WSCloseCode, web
 from torch import nn
 
-from ..model import finite_rows, ttt_gatings, ttt_stats
+from ..model import finite_rows, ttt_memories, ttt_stats
 from .kept_memory import KeptMemory
 from .ogg import cut_messages
 
@@ -90,7 +90,7 @@ class Conversations:
         self.times = np.zeros(RECENT_STEPS, np.float32)  # a ring: seconds per answered step of this connection
         self.status: dict[str, Any] = {}
         self.status_read = float("-inf")
-        self.has_ttt = bool(ttt_gatings(self.model))
+        self.has_ttt = bool(ttt_memories(self.model))
         if memory:
             memory.check(self.model)
 
@@ -229,13 +229,13 @@ class Conversations:
         return web.json_response(self.status)
 
     async def _read_status(self) -> dict[str, Any]:
-        gatings = ttt_gatings(self.model)
-        config = next(iter(gatings.values())).config if gatings else None
+        memories = ttt_memories(self.model)
+        config = next(iter(memories.values())).config if memories else None
         while True:
             connection = self.connection if self.connection and self.connection.ready else None
             layers = {}
-            for name, gating in gatings.items():
-                layers[name] = layer_status(gating if connection else None)
+            for name, memory in memories.items():
+                layers[name] = layer_status(memory if connection else None)
                 await asyncio.sleep(0)  # a step that is due comes first
             if connection is None or self.connection is connection:
                 break  # and otherwise the numbers are of two conversations
@@ -251,11 +251,11 @@ class Conversations:
         }
 
 
-def layer_status(gating: nn.Module | None) -> dict[str, Any]:
-    """`updates` and `relative_delta` of the first row that a gating streams; None for no gating or no finite number."""
-    if gating is None:
+def layer_status(memory: nn.Module | None) -> dict[str, Any]:
+    """`updates` and `relative_delta` of the first row that a memory streams; None for no memory or no finite number."""
+    if memory is None:
         return {"updates": None, "relative_delta": None}
-    (stats,) = ttt_stats(gating).values()
+    (stats,) = ttt_stats(memory).values()
     relative = stats["relative_delta"][0]
     return {"updates": stats["updates"][0], "relative_delta": relative if np.isfinite(relative) else None}
 

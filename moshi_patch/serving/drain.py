@@ -5,6 +5,7 @@ person has learnt is written first and their websocket is closed after that: whe
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -47,7 +48,8 @@ class Drain:
         """Has SIGTERM begin the end of a program that `aiohttp.web.run_app` runs. A second one ends the waiting."""
 
         async def begin(app: web.Application) -> None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_signal)
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_signal)
 
         app.on_startup.append(begin)
 

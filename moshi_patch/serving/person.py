@@ -98,7 +98,7 @@ class Person:
         step_ms: how long the last one took.
         memory, problem: what the store gave, or why it did not.
         updates, muted: whether they want what they say to be learnt, and whether their row does not.
-        forget: whether they want to be forgotten.
+        forget, forgot: whether they want to be forgotten, and when they last were.
     """
 
     sampling: Sampling
@@ -121,6 +121,7 @@ class Person:
     updates: bool = True
     muted: bool = False
     forget: bool = False
+    forgot: float = float("-inf")
     told: float = 0.0
 
     def take(self, frames: Iterable[np.ndarray], ahead: bool, backlog: int, now: float) -> bool:

@@ -13,6 +13,9 @@ from .rows import Rows
 
 POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1011, 1012, 1013
 
+FORGET_EVERY_S = 1.0
+"""Who asks to be forgotten more often than that waits: each time the store is asked."""
+
 
 class Places:
     """Rows and their people. Used under the engine's lock, but for what asks the model, which its thread alone does.
@@ -54,7 +57,7 @@ class Places:
         """Seconds until :meth:`move` has something to do; 0: now."""
         if self.leaving or self.lost or any(person.stage is Stage.COPYING for person in self.people):
             return 0.0
-        if any(person.forget or person.muted is person.updates for person in self.talking()):
+        if any(person.muted is person.updates for person in self.talking()):
             return 0.0
         if self._next_in_queue() is not None and len(self.people) < self.rows.count:
             return 0.0
@@ -62,6 +65,7 @@ class Places:
             return 0.0
         times = [person.since + self.policy.read_s for person in self.people if person.stage is Stage.READING]
         times += [person.born + self.policy.name_s for person in self.waiting if self._talks_already(person)]
+        times += [person.forgot + FORGET_EVERY_S for person in self.talking() if person.forget]
         if self.memories:
             times += [person.written + self.policy.write_s for person in self.talking() if person.name]
         return max(0.0, min(times, default=now + 60.0) - now)
@@ -85,8 +89,8 @@ class Places:
             person.place = place
             self.post(person, Place(place))
         for person in self.talking():
-            if person.forget:
-                self._start_anew(person)
+            if person.forget and now >= person.forgot + FORGET_EVERY_S:
+                self._start_anew(person, now)
             if person.muted is person.updates and self.rows.learns:
                 self.rows.set_updates(person.row, person.updates)
             person.muted = not person.updates
@@ -150,22 +154,23 @@ class Places:
             return
         if person.memory is not None:
             try:
-                layers = self._copying.setdefault(person, self.rows.give_memory(person.row, person.memory))
+                if person not in self._copying:
+                    self._copying[person] = self.rows.give_memory(person.row, person.memory)
             except ValueError:
                 self.dismiss(person, INTERNAL_ERROR, "your memory is of another model")
                 return
-            if next(layers, None) is not None:
+            if next(self._copying[person], None) is not None:
                 return
         self._copying.pop(person, None)
         person.memory = None
         person.written = now
         self._begin(person)
 
-    def _start_anew(self, person: Person) -> None:
+    def _start_anew(self, person: Person, now: float) -> None:
         """Somebody wants to be forgotten, and talks on."""
         self.rows.leave(person.row)
         self.rows.join(person.row, person.sampling)
-        person.forget, person.muted, person.heard = False, False, 0
+        person.forget, person.forgot, person.muted, person.heard = False, now, False, 0
         if person.name and self.memories:
             self.memories.forget(person.name)
 

@@ -165,7 +165,7 @@ def load_model(options: argparse.Namespace, prog: str) -> Model:
                 config_path=options.config_path,
             )
             mimi = info.get_mimi(device=device)
-            dtype = torch.float16 if options.half else torch.bfloat16
+            dtype = torch.float16 if options.half else torch.float32 if options.float32 else torch.bfloat16
             lm = info.get_moshi(device=device, dtype=dtype, fuse_lora=options.fuse_lora)
     except (RepositoryError, LocalEntryNotFoundError) as error:
         raise ServerError(str(error)) from error

@@ -28,6 +28,9 @@ HANDSHAKE, SOUND, TEXT, CONTROL, METADATA, ERROR, PING = range(7)
 NO_TEXT = (0, 3)
 """Tokens that stand for no text."""
 
+LARGEST_RATE = 64_000
+"""Bytes of Opus for a second of sound: 510 kbit are the most that there are."""
+
 CLOSE_S = 5.0
 """Seconds that somebody has to read why they were sent away."""
 
@@ -52,7 +55,7 @@ class Session:
         self._outbox: deque[Any] = deque()
         self._filled, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._end = End(1000, "")
-        self._begun = False
+        self._begun = asyncio.Event()
         self._pace = Pace(self.policy.backlog * STEP_S / 2)
         self._last_sound = time.monotonic()
 
@@ -102,7 +105,7 @@ class Session:
             try:
                 message = await self.socket.receive(timeout=self._patience())
             except asyncio.TimeoutError:
-                if self._begun and time.monotonic() >= self._last_sound + self.policy.idle_s:
+                if self._begun.is_set() and time.monotonic() >= self._last_sound + self.policy.idle_s:
                     self.end(POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
                 continue
             if message.type is WSMsgType.BINARY:
@@ -114,15 +117,18 @@ class Session:
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next message."""
-        if not self._begun or not self.policy.idle_s:
+        if not self._begun.is_set() or not self.policy.idle_s:
             return 1.0
         return max(0.01, self._last_sound + self.policy.idle_s - time.monotonic())
 
     async def _take(self, data: bytes) -> None:
         kind = data[0] if data else PING
-        if kind == SOUND:
-            if self._begun:  # what was said before is not heard
-                await self._hear(data[1:])
+        if kind == SOUND and not self._begun.is_set():  # what is said before is not heard
+            await self.codecs.skip(self.codec, data[1:])
+            with contextlib.suppress(asyncio.TimeoutError):  # nobody needs to send faster than Opus can
+                await asyncio.wait_for(self._begun.wait(), len(data) / LARGEST_RATE)
+        elif kind == SOUND:
+            await self._hear(data[1:])
         elif kind == METADATA:
             self._command(data[1:])
         elif kind > PING:
@@ -174,8 +180,9 @@ class Session:
     async def _say(self, notice: Any) -> None:
         send = self.socket.send_bytes
         if isinstance(notice, Begin):
-            self._begun, self._last_sound = True, time.monotonic()
+            self._last_sound = time.monotonic()
             self._pace.resume(self._last_sound)
+            self._begun.set()
             await send(bytes([HANDSHAKE]))
         elif isinstance(notice, Answer):
             if notice.pcm is None:

@@ -62,7 +62,7 @@ class Watch:
             if name not in self._initial:
                 self._initial[name] = memory.initial_norm().item()
             known = one.stats()["known"]
-            position, size = one._streaming_state.fast.position.item(), one.config.chunk_size
+            position, size = one._streaming_state.fast.position.item(), one.update_steps
             yield {
                 "layer": layer_number(name),
                 "relative_delta": finite(one.delta_norm().item() / self._initial[name]),

@@ -21,15 +21,23 @@ MOST_WAITING = 64
 """Memories that may wait, of one person each: what a store that does not answer costs in memory of the machine."""
 
 RETRY_EVERY_S = 5.0
-RETRY_FOR_S = 120.0
+RETRY_FOR_S = 600.0
 """For how long a write is tried again when the store is not available; one that was lost to another writer never is."""
 
 
 @dataclass(eq=False)
 class _Entry:
+    """A memory that waits.
+
+    Attributes:
+        dones: of this submission and of those whose place it took.
+        waiting_since: when the first of them came, and `submitted`: this one; monotonic.
+    """
+
     memory: Mapping[str, torch.Tensor]
     generation: int
-    done: Done | None
+    dones: list[Done]
+    waiting_since: float = field(default_factory=time.monotonic)
     submitted: float = field(default_factory=time.monotonic)
     not_before: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -84,13 +92,13 @@ class Writer:
                 if before is not None:
                     self._waiting[person] = before
             else:
-                entry = _Entry(memory, generation, _both(before and before.done, done))
-                if before is not None:  # how long this person has been waiting
-                    entry.submitted, entry.not_before = before.submitted, before.not_before
-                self._waiting[person] = entry
+                entry = self._waiting[person] = _Entry(memory, generation, [done] if done else [])
+                if before is not None:
+                    entry.dones, entry.not_before = before.dones + entry.dones, before.not_before
+                    entry.waiting_since = before.waiting_since
                 self._changed.notify_all()
         if refused is not None:
-            _tell(done, refused)
+            _tell([done] if done else [], refused)
 
     def pending(self, person: str) -> bool:
         """Whether something of this person is not written yet: what the store has is older than what was learnt."""
@@ -117,7 +125,7 @@ class Writer:
         """Seconds that the longest waiting memory has waited; 0 when nothing waits."""
         with self._changed:
             entries = [*self._waiting.values(), *([self._now[1]] if self._now else [])]
-            return max((time.monotonic() - entry.submitted for entry in entries), default=0.0)
+            return max((time.monotonic() - entry.waiting_since for entry in entries), default=0.0)
 
     def forget(self, person: str) -> int:
         """Removes everything of a person: what waits, what is being written, and every generation in the store.
@@ -139,7 +147,7 @@ class Writer:
                 now.cancel(forgotten)
             self._changed.notify_all()
         if entry is not None:
-            _tell(entry.done, forgotten)
+            _tell(entry.dones, forgotten)
         with self._changed:  # a write that hangs is given up by the store itself, and cannot appear any more
             self._changed.wait_for(lambda: now is None or self._now is None or self._now[1] is not now)
         return self.store.forget(person)
@@ -166,7 +174,7 @@ class Writer:
                 self._now[1].cancel(ended)
             self._changed.notify_all()
         for entry in given_up:
-            _tell(entry.done, ended)
+            _tell(entry.dones, ended)
         return left
 
     def _run(self) -> None:
@@ -187,7 +195,7 @@ class Writer:
                     self._try_again(person, entry)
                     self._changed.notify_all()
             if result is not None:
-                _tell(entry.done, result)
+                _tell(entry.dones, result)
                 with self._changed:
                     self._now = None
                     self._changed.notify_all()
@@ -195,7 +203,7 @@ class Writer:
     def _try_again(self, person: str, entry: _Entry) -> None:
         newer = self._waiting.get(person)
         if newer is not None:
-            newer.done, newer.submitted = _both(entry.done, newer.done), entry.submitted
+            newer.dones, newer.waiting_since = entry.dones + newer.dones, entry.waiting_since
         else:
             entry.not_before = time.monotonic() + self.retry_every_s
             self._waiting[person] = entry
@@ -223,22 +231,10 @@ class Writer:
         return None if soonest is None else max(soonest - time.monotonic(), 0.001)
 
 
-def _both(first: Done | None, second: Done | None) -> Done | None:
-    """One callback for two submissions, as the later memory holds what the earlier one did."""
-    if first is None or second is None:
-        return first or second
-
-    def both(generation: int | None, error: StoreError | None) -> None:
-        _tell(first, error or generation)
-        _tell(second, error or generation)
-
-    return both
-
-
-def _tell(done: Done | None, result: int | StoreError | None) -> None:
-    if done is not None:
+def _tell(dones: list[Done], result: int | StoreError) -> None:
+    failed = isinstance(result, StoreError)
+    for done in dones:
         try:
-            failed = isinstance(result, StoreError)
             done(None if failed else result, result if failed else None)
         except Exception:
             logger.exception("Who waited for a memory to be written failed.")

@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.cost import evaluation, server, step, train_step
+from benchmarks.cost import evaluation, load, many, server, step, train_step
+from tests.support.many import SharedServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched")]
 
@@ -51,6 +54,17 @@ def test_step(tmp_path, tiny):
     assert all(row["ratio_p50"] > 0 and row["layers"] == ["transformer.layers.5.gating"] for row in rows)
 
 
+def test_hybrid(tmp_path):
+    options = ("--dim", "128", "--mini-batch-sizes", "2", "4", "--steps", "6", "--rounds", "3", "--stream-steps", "8")
+    found = run("hybrid", tmp_path, *options, "--memory-steps", "12", "--dtype", "float32")
+    places = [(row["place"], row["mini_batch_size"]) for row in found["rows"]]
+    assert places == [(p, c) for p in ("one pass", "forward and backward", "streamed step") for c in (2, 4)]
+    assert all(row["time_ratio"] > 0 and row["operations_ratio"] > 1 for row in found["rows"])
+    assert [row["group_size"] for row in found["memory"]] == [0, 8, 0, 8]
+    states = [row["state_bytes_per_row"] for row in found["rows"][4:]]
+    assert states[0] < states[1]
+
+
 def test_train_step(tmp_path, tiny):
     rows = run("train_step", tmp_path, "--steps", "12", "--chunk-size", "4", "--rank", "2", "--rounds", "1")["results"]
     names = ["lora", "lora, w_down of 5 layers", "lora, ttt in 5 layers", "lora, residual ttt in 5 layers"]
@@ -93,3 +107,22 @@ def test_server_with_everything_left_out(tmp_path):
     found = run("server", tmp_path, "--cycles", "0", "--memory-cycles", "0", "--minutes", "0")
     assert found["results"] == {}
     assert len(server.encode(3)) > 0
+
+
+def test_many(ttt_repo, monkeypatch):
+    """With a server in this process."""
+    monkeypatch.setattr(load, "ENCODED_STEPS", 20)
+    here = SharedServer(ttt_repo, rows=2)
+    try:
+        address = here.server.url.split("/")[2]
+        server = SimpleNamespace(address=address, process=SimpleNamespace(pid=os.getpid()))
+        cost = many.measure([server], 2, 0.5, fast=True)
+        steady = many.measure_hour(server, 2, 0.03, joins=2)
+    finally:
+        here.stop()
+    assert cost["conversations"] == 2
+    assert cost["processor_ms_per_frame"] > 0
+    assert cost["ended_by_server"] == steady["ended_by_server"] == {}
+    assert cost["frames"] > cost["answers"] > 0
+    assert steady["joined"] >= 3
+    assert steady["resident_mib"]["last"] > 0

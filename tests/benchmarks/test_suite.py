@@ -219,7 +219,8 @@ def test_a_budget_that_means_nothing_is_named(text):
 
 
 def committed(grid: str) -> Results:
-    lines = map(json.loads, (suite.RESULTS / f"{grid}.jsonl").read_text().splitlines())
+    file = suite.RESULTS / f"{suite.PAGES[grid].results or grid}.jsonl"
+    lines = map(json.loads, file.read_text().splitlines())
     return Results(read_grid(suite.GRIDS / f"{grid}.yaml"), {line["id"]: line for line in lines})
 
 

@@ -179,3 +179,18 @@ def test_what_began_from_other_weights_says_which_base_it_needs(saved_run, stock
         loaded(run)
     base = whole / "checkpoints" / "checkpoint_000002" / "consolidated" / "consolidated.safetensors"
     assert torch.isfinite(logits(loaded(run, base))).all()
+
+
+@pytest.mark.slow
+def test_the_control_of_such_a_run_is_trained_and_compared_with(stock_repo, tmp_path, capsys):
+    settings = settings_for(stock_repo, tmp_path / "run", training_mode="ttt", lora={}, max_steps=2, do_eval=True)
+    train_fully(from_dict(settings | {"control": True}))
+    name = "checkpoints/checkpoint_000002/consolidated/ttt.safetensors"
+    ours, theirs = load_file(tmp_path / "run" / name), load_file(tmp_path / "run" / "control" / name)
+    assert theirs.keys() == {key for key in ours if key.endswith("linear_out.weight")} != set()
+    words = [f"--checkpoint_dir={tmp_path / 'run'}", f"--data.eval_data={DATA}/eval.jsonl", "--by_layer"]
+    assert evaluate(words) == 0
+    page = capsys.readouterr().out
+    assert "with TTT - trained without" in page
+    assert "layer without updates" in page
+    assert doctor([str(tmp_path / "run" / "control")]) == 0

@@ -6,17 +6,18 @@ from moshi.models.lm import LMGen
 from moshi.utils.compile import no_cuda_graph
 
 import moshi_patch
-from tests.support.models import TTT, random_codes, randomise_targets, relative, tiny_model
+from tests.support.models import BY_KIND, random_codes, randomise_targets, relative, tiny_model, ttt_settings
 
 pytestmark = pytest.mark.usefixtures("patched")
 STEPS = 83
-updates = pytest.mark.parametrize("update", ["hebbian", "residual"])
+KINDS = {"hebbian": {}, "residual": {"ttt_update": "residual"}, "mlp": {"ttt_kind": "mlp"}}
+every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 CUDA = {"device": "cuda", "positional_embedding": "none", "norm": "rms_norm_f32"}
 
 
 def ttt_model(dtype=torch.float32, **overrides):
     torch.manual_seed(0)
-    model = tiny_model(dtype, **{**TTT, **CUDA, **overrides})
+    model = tiny_model(dtype, **{**CUDA, **ttt_settings(**overrides)})
     with torch.no_grad():
         generator = torch.Generator("cuda").manual_seed(1)
         for parameter in moshi_patch.ttt_parameters(model).values():
@@ -38,20 +39,20 @@ def generate(model, rows=2):
         return torch.stack(logits), moshi_patch.ttt_stats(model), graphed
 
 
-@updates
-def test_updates_happen_in_every_chunk_of_a_replayed_graph(update):
-    _, stats, graphed = generate(ttt_model(ttt_update=update))
+@every_kind
+def test_updates_happen_in_every_chunk_of_a_replayed_graph(options):
+    _, stats, graphed = generate(ttt_model(**options))
     assert graphed, "LMGen did not capture a graph: this test would show nothing"
     for layer in stats.values():
         assert layer["updates"] == [STEPS // 5, (STEPS - 41) // 5]
         assert min(layer["delta_norm"]) > 0
 
 
-@updates
-def test_graph_on_equals_graph_off(update):
-    on, stats_on, graphed = generate(ttt_model(ttt_update=update))
+@every_kind
+def test_graph_on_equals_graph_off(options):
+    on, stats_on, graphed = generate(ttt_model(**options))
     with no_cuda_graph():
-        off, stats_off, ungraphed = generate(ttt_model(ttt_update=update))
+        off, stats_off, ungraphed = generate(ttt_model(**options))
     assert graphed
     assert not ungraphed
     assert relative(on, off) < 1e-5
@@ -60,8 +61,9 @@ def test_graph_on_equals_graph_off(update):
         assert layer["delta_norm"] == pytest.approx(stats_off[name]["delta_norm"], rel=1e-4)
 
 
-def test_the_control_switch_holds_inside_a_replayed_graph():
-    model = ttt_model()
+@every_kind
+def test_the_control_switch_holds_inside_a_replayed_graph(options):
+    model = ttt_model(**options)
     codes = random_codes(model, 1, STEPS).cuda()
     lm_gen = LMGen(model, use_sampling=False)
     with lm_gen.streaming(1):
@@ -74,12 +76,41 @@ def test_the_control_switch_holds_inside_a_replayed_graph():
             assert layer["updates"] == [4]
 
 
+@every_kind
+def test_a_row_is_muted_and_all_are_bypassed_inside_a_replayed_graph(options):
+    model, logits = ttt_model(**options), []
+    stock = tiny_model(torch.float32, **CUDA)
+    stock.load_state_dict(model.state_dict(), strict=False)
+    codes = random_codes(model, 2, STEPS).cuda()
+    lm_gen = LMGen(model, use_sampling=False, on_text_logits_hook=lambda x: logits.append(x[:, 0, 0].clone()))
+    with lm_gen.streaming(2):
+        for t in range(20):
+            lm_gen.step(codes[:, 3:, t : t + 1])
+        moshi_patch.ttt_row_updates(model, [1], False)
+        for t in range(20, 60):
+            lm_gen.step(codes[:, 3:, t : t + 1])
+        assert lm_gen._streaming_state.graphed_main._graph is not None
+        for layer in moshi_patch.ttt_stats(model).values():
+            assert layer["updates"] == [12, 4]
+        lm_gen.reset_streaming()
+        logits.clear()
+        with moshi_patch.ttt_bypassed(model):
+            for t in range(20):
+                lm_gen.step(codes[:, 3:, t : t + 1])
+    expected = []
+    plain = LMGen(stock, use_sampling=False, on_text_logits_hook=lambda x: expected.append(x[:, 0, 0].clone()))
+    with plain.streaming(2):
+        for t in range(20):
+            plain.step(codes[:, 3:, t : t + 1])
+    assert torch.equal(torch.stack(logits), torch.stack(expected))
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)]
 )
-@updates
-def test_streaming_equals_one_pass(dtype, tolerance, update):
-    model = ttt_model(dtype, ttt_update=update, norm="rms_norm" if dtype == torch.float64 else "rms_norm_f32")
+@every_kind
+def test_streaming_equals_one_pass(dtype, tolerance, options):
+    model = ttt_model(dtype, **options, norm="rms_norm" if dtype == torch.float64 else "rms_norm_f32")
     codes = random_codes(model, 2, STEPS).cuda()
     with torch.no_grad():
         expected = model.forward_text(codes)[0]
@@ -88,10 +119,10 @@ def test_streaming_equals_one_pass(dtype, tolerance, update):
     assert relative(torch.cat(steps, 1), expected) < tolerance
 
 
-@updates
-def test_gradients_equal_those_on_the_cpu(update):
-    model = ttt_model(torch.float64, norm="rms_norm", ttt_update=update).train()
-    settings = {**TTT, **CUDA, "device": "cpu", "norm": "rms_norm", "ttt_update": update}
+@every_kind
+def test_gradients_equal_those_on_the_cpu(options):
+    model = ttt_model(torch.float64, norm="rms_norm", **options).train()
+    settings = {**CUDA, "device": "cpu", "norm": "rms_norm", **ttt_settings(**options)}
     twin = tiny_model(torch.float64, **settings).train()
     twin.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     codes = random_codes(model, 2, 33)
@@ -102,19 +133,20 @@ def test_gradients_equal_those_on_the_cpu(update):
             assert relative(model.get_parameter(name).grad.cpu(), parameter.grad) < 1e-10, name
 
 
+@pytest.mark.parametrize("ttt", BY_KIND.values(), ids=BY_KIND)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_fresh_weights_are_bitwise_stock_moshi(dtype):
+def test_fresh_weights_are_bitwise_stock_moshi(dtype, ttt):
     """With `torch.compile` away (NO_TORCH_COMPILE=1, see conftest)."""
-    stock, model = tiny_model(dtype, **CUDA), tiny_model(dtype, **{**TTT, **CUDA})
+    stock, model = tiny_model(dtype, **CUDA), tiny_model(dtype, **{**ttt, **CUDA})
     model.load_state_dict(stock.state_dict())
     codes = random_codes(stock, 2, STEPS).cuda()
     with torch.no_grad():
         assert torch.equal(stock.forward_text(codes)[1], model.forward_text(codes)[1])
 
 
-@updates
-def test_no_step_waits_for_the_device(update):
-    settings = {**TTT, "positional_embedding": "none", "ttt_update": update}
+@every_kind
+def test_no_step_waits_for_the_device(options):
+    settings = {"positional_embedding": "none", **ttt_settings(**options)}
     model = randomise_targets(tiny_model(torch.float32, **settings)).cuda()
     codes = random_codes(model, 2, 12).cuda()
     with torch.no_grad(), model.streaming(2):
@@ -125,4 +157,4 @@ def test_no_step_waits_for_the_device(update):
                 model.forward_text(codes[:, :, t : t + 1])
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert model.ttt_config.chunk_size < 12
+    assert all(memory.update_steps < 12 for memory in moshi_patch.ttt_memories(model).values())

@@ -44,7 +44,7 @@ def test_a_replayed_graph_goes_on_with_a_loaded_memory_as_with_one_that_stayed(t
 def test_a_memory_of_the_gpu_is_one_of_the_same_weights_on_the_cpu(tmp_path):
     model = ttt_model()
     twin = tiny_model(torch.float32, **{**TTT, **CUDA, "device": "cpu"})
-    twin.loadfast_weight_tensors_dict(model.state_dict())
+    twin.load_state_dict(model.state_dict())
     assert moshi_patch.fingerprint(twin) == moshi_patch.fingerprint(model)
     codes = random_codes(model, 1, STEPS).cuda()
     with torch.no_grad(), model.streaming(1), twin.streaming(1):

@@ -53,6 +53,11 @@ def test_flat_or_nested_old_or_new_it_is_the_same(tmp_path, content):
         ({"ttt": {"chunk_size": 8}, "ttt_chunk_size": 64}, "ttt_chunk_size=64: contradicts ttt.chunk_size=8"),
         ({"ttt": {"persistent_states": "often"}}, "ttt.persistent_states='often': must be true or false"),
         ({"ttt": {"enable": True, "base_lr": 1.0, "chunk_size": 64}}, "belongs to TTT-MLP (ttt.kind: mlp), and"),
+        (
+            {"ttt": {"kind": "in_place", "base_lr": 1.0}},
+            "it belongs to TTT-MLP (ttt.kind: mlp) and has no counterpart in In-",
+        ),
+        ({"ttt": {"kind": "mlp", "learning_rate": 1e-3}}, "it belongs to In-Place TTT (ttt.kind: in_place) and has no"),
         ({"ttt": {"enable": True, "mini_batch_size": 8, "learning_rate": 1e-3}}, "to In-Place TTT (ttt.kind: in"),
     ],
 )

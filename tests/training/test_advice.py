@@ -39,6 +39,25 @@ def test_what_a_series_means(series, expected):
     assert findings([evaluation(*values) for values in series]) == expected
 
 
+def with_off(loss: float, off: float) -> dict[str, float]:
+    return evaluation(loss, loss - off, 1e-3) | {"loss_updates_off": off}
+
+
+def test_a_reliance_that_grows_as_the_weights_without_updates_get_worse_is_no_gain(caplog):
+    series = [with_off(3.0, 3.1), with_off(3.0, 3.12), with_off(2.99, 3.4), with_off(2.9, 3.4)]
+    with caplog.at_level(logging.INFO):
+        assert findings(series) == ["falling", "plateau", "hollow", "falling"]
+    [said] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the loss without updates rose from 3.1 (step 10) to 3.4, and with them it stays: no gain" in said.message
+
+
+def test_a_resumed_run_remembers_what_its_weights_were_without_updates():
+    advice = Advice()
+    advice.remember(10, 3.0, 3.1)
+    advice.remember(20, 3.0, None)
+    assert advice.observe(30, with_off(3.0, 3.4)) == "hollow"
+
+
 def test_a_rising_loss_is_told_with_its_best_step_and_never_go_on(caplog):
     with caplog.at_level(logging.INFO):
         findings([evaluation(2.96, -0.1, 1e-3), evaluation(3.39, -2.4, 1e-3)])

@@ -49,6 +49,30 @@ def test_the_verdict(train, held_out, differences, kind, words):
     assert re.search(words, found.sentence)
 
 
+@pytest.mark.parametrize(
+    ("ours", "control", "kind"),
+    [
+        ({10: 3.0, 20: 3.2}, {10: 2.9, 20: 3.4}, "control rose"),
+        ({10: 2.8, 20: 3.2}, {10: 2.9, 20: 3.4}, "helped"),
+        ({10: 3.0, 20: 3.2}, {10: 3.5, 20: 3.4}, "helped"),
+        ({10: 3.0, 20: 3.2}, {}, "helped"),
+    ],
+)
+def test_a_gain_that_the_control_makes_by_getting_worse_is_none(ours, control, kind):
+    held_out, other = ([{"step": step, "loss": loss} for step, loss in one.items()] for one in (ours, control))
+    found = verdict(
+        ALIVE, held_out, [{"step": 20, "control_difference": -0.2, "control_difference_error": 0.01}], other
+    )
+    assert found.kind == kind
+    if kind == "control rose":
+        assert "rose from 2.9 (step 10) to 3.4 at step 20" in found.sentence
+        assert "at its best the run with TTT has 3 (step 10)" in found.sentence
+
+
+def test_a_memory_whose_size_is_no_number_has_exploded():
+    assert verdict([{"step": 9, "ttt/layers.1/relative_delta": None}], HELD_OUT, []).kind == "exploded"
+
+
 def logged(folder: Path, losses: dict[int, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shares = {step: {f"{number}.wav": loss / 6 + number * 1e-4 for number in range(6)} for step, loss in losses.items()}

@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks.pages import fill
 
 from ..results import Results
-from . import continued, memory, plateau, recall, runs, spoken, streams, updates  # noqa: F401  they register their blocks
+from . import continued, hybrid, memory, plateau, recall, runs, spoken, streams, updates  # noqa: F401  they register their blocks
 from .blocks import BLOCKS
 
 

@@ -42,8 +42,8 @@ class Model:
         return self._first(results, asked)
 
     def _first(self, results: Results, asked: tuple[dict[str, Any], ...]) -> list[Line]:
-        found = (results.same(Settings(**self.settings | after)) for after in asked)
-        return next((lines for lines in found if lines), [])
+        found = [results.same(Settings(**self.settings | after)) for after in asked]
+        return max(found, key=len)  # the first of those with most seeds
 
     @property
     def condition(self) -> str:
@@ -206,7 +206,7 @@ def harm(results: Results) -> str:
 REACHED = (
     ("the paper's update, from scratch", "from scratch: the paper's, η 1"),
     ("residual, from scratch", "from scratch: residual, g 16, η 0.1"),
-    ("the paper's, taught on gently, then in rows of four", "gently, then rows of four: the paper's, η 0.1"),
+    ("the paper's, taught on gently", "gently: the paper's, η 0.1"),
     ("residual, taught on gently", "gently: residual"),
     ("residual, taught on gently, then in rows of four", "gently, then rows of four: residual"),
 )

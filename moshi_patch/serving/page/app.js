@@ -10,6 +10,7 @@ import { Transcript } from "./transcript.js";
 
 const TRIES = 6; // after a lost connection; half a second before the first, each wait twice as long
 const FIRST_WAIT_MS = 500;
+const NO_NAMES = "This server knows no names: if it keeps a memory, a new person goes on with it.";
 const NOTHING_YET = "It is shown here while you talk.";
 
 const part = (id) => document.getElementById(id);
@@ -17,7 +18,9 @@ const transcript = new Transcript(part("text"), part("spoken"));
 const memory = new MemoryView(part("layers"), part("layer"), part("memory-summary"));
 
 // `phase`: "idle", "starting" (asked for the microphone, connecting, in the queue) or "talking".
-const state = { phase: "idle", updates: true, tries: 0, round: 0, microphone: null, player: null, connection: null };
+// `round` counts starts and stops; `hasNames`: whether the server gives tickets.
+const state = { phase: "idle", updates: true, tries: 0, round: 0, hasNames: true };
+Object.assign(state, { microphone: null, player: null, connection: null });
 
 function say(sentence, isProblem = false) {
   part("status").textContent = isProblem ? "" : sentence;
@@ -57,21 +60,21 @@ async function start() {
 }
 
 function fail(error) {
-  const sentence = error instanceof TypeError ? "The server does not answer." : error.message;
-  stop(sentence, true);
+  stop(error.message, true);
   if (error instanceof NeedsToken) askForToken();
-  else if (!(error instanceof NoMicrophone || error instanceof TypeError)) console.error(error);
+  else if (!(error instanceof NoMicrophone)) console.error(error);
 }
 
 async function connect(round) {
   say("Connecting …");
   const ticket = await fetchTicket();
+  state.hasNames = ticket !== null;
   if (round !== state.round) return;
   state.connection = new Connection(ticket, {
     ready: () => beginTalk(),
     sound: (bytes) => state.player.hear(bytes),
     text: (text) => transcript.add(text),
-    memory: (figures) => takeFigures(figures),
+    memory: (figures) => memory.show(figures),
     place: (place) => say(`All places are taken: you are number ${place} in the queue.`),
     closed: (code, reason) => ended(round, code, reason),
   });
@@ -84,14 +87,6 @@ function beginTalk() {
   if (!state.updates) state.connection.sendWish({ updates: false }); // as it was before the connection was lost
   show("talking");
   say("Connected: speak.");
-}
-
-function takeFigures(figures) {
-  if (typeof figures.updates === "boolean" && figures.updates !== state.updates) {
-    state.updates = figures.updates;
-    show(state.phase);
-  }
-  memory.show(figures);
 }
 
 function ended(round, code, reason) {
@@ -141,7 +136,10 @@ part("updates").addEventListener("click", () => {
   show(state.phase);
 });
 
-part("forget").addEventListener("click", () => part("forget-dialog").showModal());
+part("forget").addEventListener("click", () => {
+  part("forget-dialog").returnValue = ""; // Escape may leave the last one there
+  part("forget-dialog").showModal();
+});
 part("forget-dialog").addEventListener("close", () => {
   if (part("forget-dialog").returnValue !== "forget" || state.phase !== "talking") return;
   state.connection.sendWish({ forget: true });
@@ -152,7 +150,7 @@ part("forget-dialog").addEventListener("close", () => {
 
 part("new-person").addEventListener("click", () => {
   const askedForToken = hasToken();
-  stop("A new person may start.");
+  stop(state.hasNames ? "A new person may start." : NO_NAMES);
   forgetToken();
   transcript.clear();
   memory.clear(NOTHING_YET);

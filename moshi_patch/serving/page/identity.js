@@ -24,7 +24,10 @@ export async function fetchTicket() {
   const token = sessionStorage.getItem(KEY);
   if (token && !/^[!-~]+$/.test(token)) throw new NeedsToken(UNKNOWN); // it cannot even stand in a header
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(new URL("api/ticket", document.baseURI), { method: "POST", headers, cache: "no-store" });
+  const url = new URL("api/ticket", document.baseURI);
+  const answer = await fetch(url, { method: "POST", headers, cache: "no-store" }).catch(() => {
+    throw new Error("The server does not answer.");
+  });
   if (answer.status === 404) return null;
   if (answer.status === 401) throw new NeedsToken(token ? UNKNOWN : "This server asks for a token.");
   if (!answer.ok) throw new Error(await reasonOf(answer));

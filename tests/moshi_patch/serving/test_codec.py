@@ -82,3 +82,19 @@ def test_for_more_than_eight_people_opus_is_done_in_other_processes_with_the_sam
         heard = [sphn.OpusStreamReader(RATE).append_bytes(one) for one in (there[name][1], opus)]
         np.testing.assert_array_equal(*heard)
     np.testing.assert_array_equal(again["boat"][0], here["boat"][0])
+
+
+def test_a_stream_that_was_skipped_at_first_is_heard_from_there_on_and_streams_may_follow_each_other():
+    first, second = speech("boat", 30), speech("train", 30)
+    codec, usual = Codec(), Codec()
+    for message in first[:10]:
+        codec.skip(message)
+        everything(usual, message)
+    heard, expected = (everything(one, b"".join(first[10:]))[0] for one in (codec, usual))
+    assert len(heard) == len(expected) >= 18
+    np.testing.assert_allclose(heard[10:], expected[10:], atol=0.01)  # once the decoder has forgotten how it began
+    kept = codec._rest.size  # less than a frame of the first stream
+    following, alone = (everything(one, b"".join(second))[0].ravel() for one in (codec, Codec()))
+    length = min(len(following) - kept, len(alone))
+    assert length >= 28 * FRAME
+    np.testing.assert_array_equal(following[kept : kept + length], alone[:length])

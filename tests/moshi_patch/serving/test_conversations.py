@@ -9,11 +9,12 @@ import pytest
 import torch
 from aiohttp import web
 
+import moshi_patch
 from moshi_patch.serving import conversations
 from moshi_patch.serving.conversations import WEBSOCKET_KEY, close_or_cut, layer_status, percentiles
 from moshi_patch.serving.kept_memory import KeptMemory
 from tests.support.disks import largest_file
-from tests.support.models import TTT, randomise_targets, tiny_model
+from tests.support.models import TTT, TTT_MLP, randomise_targets, tiny_model
 from tests.support.small_server import SPEECH, TIMEOUT_S, converse, run, served
 
 
@@ -186,10 +187,11 @@ def test_percentiles_are_in_milliseconds_and_none_without_steps():
     assert percentiles(torch.empty(0).numpy()) == {"p50": None, "p99": None}
 
 
-def test_a_relative_delta_that_is_no_number_is_none_as_json_has_none(patched):
-    model = randomise_targets(tiny_model(**TTT))
-    gating = model.transformer.layers[1].gating
+@pytest.mark.parametrize(("ttt", "field"), [(TTT, "delta"), (TTT_MLP, "delta2")], ids=["in_place", "mlp"])
+def test_a_relative_delta_that_is_no_number_is_none_as_json_has_none(patched, ttt, field):
+    model = randomise_targets(tiny_model(**ttt))
+    memory = next(iter(moshi_patch.ttt_memories(model).values()))
     with model.streaming(1):
-        assert layer_status(gating) == {"updates": 0, "relative_delta": 0.0}
-        gating._streaming_state.fast.delta.fill_(torch.inf)
-        assert layer_status(gating) == {"updates": 0, "relative_delta": None}
+        assert layer_status(memory) == {"updates": 0, "relative_delta": 0.0}
+        getattr(memory._streaming_state.fast, field).fill_(torch.inf)
+        assert layer_status(memory) == {"updates": 0, "relative_delta": None}

@@ -148,6 +148,10 @@ def test_the_buttons_tell_the_server_what_is_wished(page, chat):
     wait_for(page, "document.getElementById('status').textContent === 'What you said was forgotten.'")
     page.wait_for_timeout(300)
     assert chat.connections[0].wishes[2:] == [{"forget": True}]
+    forget.click()
+    page.keyboard.press("Escape")  # which is no second yes
+    page.wait_for_timeout(300)
+    assert len(chat.connections[0].wishes) == 3
     page.get_by_role("button", name="Stop").click()
     assert page.evaluate("said.ariaValueNow") == "0"
     assert heard_level(page) == 0
@@ -195,6 +199,20 @@ def test_a_refused_ticket_is_told_with_its_reason(refusal, sentence, page, chat)
     wait_for(page, "document.getElementById('problem').textContent")
     assert shown(page, "problem") == sentence
     assert page.evaluate("document.body.dataset.phase") == "idle"
+
+
+def test_where_nobody_has_a_name_a_new_person_is_told_so(page, chat):
+    chat.refusal = (404, {})
+    talk(page)
+    assert "ticket" not in chat.connections[0].query
+    page.get_by_role("button", name="New person").click()
+    assert shown(page, "status").startswith("This server knows no names")
+
+
+def test_a_server_that_is_gone_does_not_answer(page, chat):
+    page.route("**/api/ticket", lambda route: route.abort())
+    page.get_by_role("button", name="Start talking").click()
+    wait_for(page, "document.getElementById('problem').textContent === 'The server does not answer.'")
 
 
 def test_two_tabs_talk_at_once(context, page, chat):

@@ -191,6 +191,31 @@ def test_a_memory_that_does_not_fit_is_refused_when_its_person_joins(ttt_repo, s
     assert rows.step({}) == {}
 
 
+def test_a_memory_given_layer_by_layer_between_steps_is_the_one_that_joins_at_once(ttt_repo):
+    rows = make_rows(ttt_repo, 2)
+    visit = Person(frames("boat", end=22), 0, leaves=False)
+    converse(rows, visit)
+    memory = rows.copy_memory(0)
+    rows.leave(0)
+    at_once = Person(frames("sister", end=12), 1, memory=memory)
+    converse(rows, at_once)
+
+    rows.join(1, GREEDY)
+    layers = rows.give_memory(1, memory)
+    rows.join(0, GREEDY)
+    given = []
+    for frame, layer in zip(frames("train", end=5), layers, strict=False):
+        given.append(layer)
+        rows.step({0: frame})
+    assert given == ["transformer.layers.1.gating", "transformer.layers.3.gating"]
+    assert_same([rows.step({1: frame})[1] for frame in frames("sister", end=12)], at_once.hears)
+    rows.leave(1)
+    with pytest.raises(ValueError, match="row=1: nobody has it"):
+        rows.give_memory(1, memory)
+    with pytest.raises(ValueError, match="row=1: nobody has it"):
+        rows.set_updates(1, False)
+
+
 def test_a_row_that_is_not_finite_says_so_and_is_well_again_for_the_next_person(ttt_repo, alone):
     rows = make_rows(ttt_repo, 4)
     ill = Person(frames("sister", end=30), 1, GREEDY)

@@ -185,6 +185,30 @@ def test_what_is_said_before_the_handshake_is_not_heard_and_a_burst_after_it_is(
     assert frames <= STEPS + 7
 
 
+def test_a_client_that_streams_from_the_start_is_heard_from_the_handshake_on(ttt_repo):
+    """Its stream began before: what a decoder needs of that is not lost."""
+
+    async def conversation():
+        async with serve(ttt_repo, rows=1) as server:
+            async with server.connect():
+                socket = await server.session.ws_connect(server.url + GREEDY)
+                messages = speech("boat", STEPS + 17)
+                await say(socket, messages[:10])
+                while not server.engine.stats()["queue"]:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.5)  # so that they have come
+            assert await receive(socket) == b"\x00"
+            await say(socket, messages[10:])
+            heard = await hear(socket, STEPS)
+            await socket.close()
+            return heard, server.engine.stats()["frames"]
+
+    heard, frames = run(conversation())
+    assert len(heard.pcm) >= (STEPS - 2) * FRAME
+    assert heard.end is None
+    assert frames <= STEPS + 7
+
+
 def test_a_whole_opus_file_in_one_message_is_heard_from_beginning_to_end(many):
     steps = 100  # eight seconds
 

@@ -85,15 +85,15 @@ def test_the_latest_of_a_person_wins_and_goes_on_from_what_was_written_meanwhile
     held, told = Held(store), Told()
     writer.submit("anna", other_memory(memory, 0), 0, told)
     held.wait()
-    for number in range(1, 50):
-        writer.submit("anna", other_memory(memory, number), 0, told)
+    for number in range(1, 2000):
+        writer.submit("anna", {} if number < 1999 else other_memory(memory, 49), 0, told)
     assert writer.pending("anna")
     assert writer.oldest_s() > 0
     assert told.all == []
     held.go.release()
     held.go.release()
     assert writer.drain(20) == []
-    assert told.all == [1] + 49 * [2]
+    assert told.all == [1] + 1999 * [2]
     assert number_in(store.read("anna").memory) == 49
 
 
@@ -143,6 +143,23 @@ def test_a_store_that_comes_back_gets_what_it_refused(store, writer, memory, cap
     assert number_in(store.read("anna").memory) == 2
     assert "cannot be written: No space left on device." in caplog.text
     assert "anna" not in caplog.text.replace(str(store.name), "")
+
+
+def test_who_comes_late_to_a_store_that_is_full_for_long_is_tried_again_as_long_as_the_first(store, writer, memory):
+    began, full_for, told, create = time.monotonic(), 0.6, Told(), store.files.create
+
+    def full(*args) -> None:
+        if time.monotonic() < began + full_for:
+            raise OSError(28, "No space left on device")
+        create(*args)
+
+    store.files.create = full
+    writer.submit("anna", other_memory(memory, 1), 0, told)
+    time.sleep(0.35)  # it is tried for 0.4 s
+    writer.submit("anna", other_memory(memory, 2), 0, told)
+    assert writer.drain(20) == []
+    assert told.all[-1] == 1
+    assert number_in(store.read("anna").memory) == 2
 
 
 def test_a_store_that_stays_full_is_told_in_the_end(store, writer, memory):

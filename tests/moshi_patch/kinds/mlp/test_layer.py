@@ -68,6 +68,14 @@ def test_a_layer_of_moshi_7b_has_71_491_616_values():
     assert len(list(layer.parameters())) == 19
 
 
+def test_a_row_of_moshi_7b_keeps_21_mib_a_layer():
+    layer = TTTMLP(4096, 32, TTTConfig(enabled=True, kind="mlp"), device="meta")
+    tensors = vars(layer._fresh(1, torch.device("meta"))).values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.is_floating_point())
+    assert size == 4 * (4096 * (8 * 128 + 5) + 2 * 16 * 32 * (10 * 128 + 2))  # docs/streaming.md
+    assert round(size / 2**20, 1) == 21.1
+
+
 def test_half_of_the_layers_have_one_unless_others_are_named():
     model = tiny_model(ttt_enabled=True, ttt_kind="mlp")
     assert list(moshi_patch.ttt_memories(model)) == ["transformer.layers.1.ttt", "transformer.layers.2.ttt"]
