@@ -1,5 +1,6 @@
 """The tables of docs/evidence_hour.md and their figure, from `benchmarks/results/hour.json`."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from benchmarks.pages import fill
 
 from ..dialogue import VALUES
 from ..results import mean
+from ..settings import Settings
 from .blocks import table
 from .updates import plain
 
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 DATA = ROOT / "benchmarks" / "results" / "hour.json"
 FIGURE = DATA.with_suffix(".png")
 PAGE = ROOT / "docs" / "evidence_hour.md"
-COLOURS = ("#2b6cb0", "#90cdf4", "#c05621", "#718096", "#d69e2e")
+COLOURS = ("#2b6cb0", "#90cdf4", "#c05621", "#f6ad55", "#718096", "#2f855a")
 
 Run = dict[str, Any]
 
@@ -95,6 +97,19 @@ def flat(data: dict[str, Any]) -> str:
     return table(["minutes 2 to 11 → 25 to 35 → last ten", *(name for name, _ in FLAT.values())], rows)
 
 
+def boundary(data: dict[str, Any]) -> str:
+    """Facts whose value began a chunk, beside all others."""
+    rows = []
+    for name, runs in arms(data).items():
+        questions = [question for run in runs for question in run["questions"]]
+        first = [100 * q["hits"] for q in questions if q["told"] % Settings().chunk == 0]
+        others = {age: [q for q in questions if q["age"] == age and q["told"] % Settings().chunk] for age in ages(data)}
+        row = [name, f"{mean(first):.0f} ({len(first)})" if first else "–"]
+        rows.append(row + [f"{mean([100 * q['hits'] for q in found]):.0f} ({len(found)})" for found in others.values()])
+    heading = ["% right (questions)", "value begins a chunk, any age", *(f"others, {age} min" for age in ages(data))]
+    return table(heading, rows)
+
+
 def measured(data: dict[str, Any]) -> str:
     """Where and how the numbers were made."""
     machine = data["machine"]
@@ -110,6 +125,7 @@ def measured(data: dict[str, Any]) -> str:
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "hour_recall": recall,
     "hour_flat": flat,
+    "hour_boundary": boundary,
     "hour_measured": measured,
 }
 
@@ -125,7 +141,7 @@ def draw(data: dict[str, Any]) -> plt.Figure:
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.4), layout="constrained")
     panels = {"nats": axes[0, 0], "hits": axes[0, 1], "relative_delta": axes[0, 2]}
     panels |= {"cpu_ms": axes[1, 0], "rss_mib": axes[1, 1], "chat": axes[1, 2]}
-    for colour, (name, runs) in zip(COLOURS, arms(data).items(), strict=False):
+    for colour, (name, runs) in zip(itertools.cycle(COLOURS), arms(data).items(), strict=False):
         for kind in ("nats", "hits") if runs else ():
             points = [mean([recalled(run, age, kind) for run in runs]) for age in ages(data)]
             panels[kind].plot(ages(data), points, "o-", color=colour, label=name)
@@ -147,7 +163,7 @@ def draw(data: dict[str, Any]) -> plt.Figure:
             panel.set_xticks(ages(data), [str(age) for age in ages(data)])
             panel.minorticks_off()
     panels["relative_delta"].set_yscale("symlog", linthresh=1)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
     return figure
 
 
