@@ -1,10 +1,12 @@
-"""What stands in the arguments of moshi's own programs, looked at before torch and moshi are imported."""
+"""What stands in the arguments of our and of moshi's own programs, looked at before torch and moshi are imported."""
 
+import argparse
 import itertools
 import json
 import os
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 FILES = ("--moshi-weight", "--mimi-weight", "--lora-weight", "--tokenizer", "--config", "--config-path")
 """Options of `moshi.server` and `moshi.run_inference` that name a file, or `hf://owner/name/file`."""
@@ -23,6 +25,13 @@ LONGEST_HEADER = 1 << 27
 """Bytes; safetensors itself reads no longer one."""
 
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and not all that is allowed: `--help` does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help says more)\n")
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from .arguments import OneLineParser
 from .errors import in_one_line
+from .serving.persons import check_person
 
 
-def memory_parser(prog: str) -> argparse.ArgumentParser:
+def memory_parser(prog: str) -> OneLineParser:
     """All commands and options; imports neither torch nor moshi."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=prog, description=__doc__.partition("\n")[2], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
     """Runs a command; returns 0, or 1 after one line on the standard error.
 
     Raises:
-        SystemExit: with code 2 for arguments that make no sense.
+        SystemExit: with code 2, after one line, for arguments that make no sense.
     """
     parser = memory_parser(prog)
     options = parser.parse_args(argv)
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
         store = MemoryStore(options.memory_dir, None, getattr(options, "key_file", None))
         store.require()
         {"list": _list, "show": _show, "export": _export, "forget": _forget}[options.command](store, options)
-    except StoreError as error:
+    except (StoreError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -96,7 +98,7 @@ def _show(store: Any, options: argparse.Namespace) -> None:
     settings = found["owner"].get("settings", {})
     rows = {shape[0] for _, shape in found["tensors"].values() if shape}
     narrow = any(dtype == "bfloat16" and is_delta(key) for key, (dtype, _) in found["tensors"].items())
-    print(f"{options.person}, generation {found['generation']}, written {found['saved']}")
+    print(f"{options.person}, generation {found['generation']}, written {in_one_line(found['saved'])}")
     print(f"size      {_mebibytes(found['size'])} in {len(found['tensors'])} tensors of {max(rows, default=0)} row(s)")
     print(f"deltas    {'bfloat16' if narrow else 'as they were learnt'}")
     for key, value in settings.items() if isinstance(settings, dict) else ():
@@ -110,6 +112,8 @@ def _export(store: Any, options: argparse.Namespace) -> None:
 
 def _forget(store: Any, options: argparse.Namespace) -> None:
     for person in options.person:
+        check_person(person)  # all of them, before one is forgotten
+    for person in options.person:
         count = store.forget(person)
         print(f"{person}: {count} generation{'s' * (count != 1)} removed" if count else f"{person}: nothing was there")
 
@@ -119,7 +123,10 @@ def _mebibytes(size: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):  # a clock that was wrong by thousands of years
+        return f"{seconds:.0f} s after 1970"
 
 
 if __name__ == "__main__":

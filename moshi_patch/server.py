@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .arguments import wrong_path
+from .arguments import OneLineParser, wrong_path
 from .cpu import fitted_threads, without_compiling_before_import
 
 DESCRIPTION = """Talk with as many people at once as there are rows, with one model on one device.
@@ -14,11 +14,9 @@ DESCRIPTION = """Talk with as many people at once as there are rows, with one mo
 Moshi's own clients, its page and whatever speaks their protocol at /api/chat can be used."""
 
 
-def server_parser(prog: str) -> argparse.ArgumentParser:
+def server_parser(prog: str) -> OneLineParser:
     """All options of the server; imports neither torch nor moshi."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--hf-repo", required=True, metavar="MODEL", help="a folder as `moshi-ttt export` makes it, or OWNER/NAME")
     add("--rows", type=int, default=8, help="people who can talk at the same time (default: 8)")

@@ -53,8 +53,8 @@ def split(source: Path, out: Path, share: float, seed: int) -> Split:
 
     Raises:
         ConfigError: when `out` exists, there is no such list, or there are fewer than two good conversations in it.
-        BrokenData: when more than 5 % of its lines are broken: all that `check` calls a problem, and paths that lead
-            out of its folder or are listed twice.
+        BrokenData: when more than 5 % of its lines are broken: all that `check` calls a problem, paths that lead out of
+            its folder, and files that are listed twice, also by a link.
     """
     if out.exists() or out.is_symlink():
         raise ConfigError(f"OUT={str(out)!r}: exists, and nothing is overwritten; choose another name.")
@@ -67,7 +67,7 @@ def split(source: Path, out: Path, share: float, seed: int) -> Split:
         TRAIN: [entry for entry in good if entry not in chosen],
         EVAL: [entry for entry in good if entry in chosen],
     }
-    with writing(out, "nothing is left of it. Make room."), whole_folder(out) as folder:
+    with writing(out, "nothing is left of it."), whole_folder(out) as folder:
         for name, entries in lists.items():
             (folder / name).write_text("".join(_line(entry, out) for entry in entries), encoding="utf-8")
     return Split(lists[TRAIN], lists[EVAL], broken, remarks)
@@ -83,7 +83,7 @@ def find_list(source: Path) -> Path:
         return source
     if not os.path.isdir(source):
         raise ConfigError(f"SOURCE={shown(str(source))}: no such file or folder.")
-    found = sorted(source.glob("*.jsonl"))
+    found = sorted(path for path in source.iterdir() if path.suffix == ".jsonl")  # a glob finds no forbidden folder
     if len(found) != 1:
         named = ", ".join(path.name for path in found[:5])
         count = f"{len(found)} lists ({named})" if found else "no list"
@@ -97,12 +97,12 @@ def _good_entries(manifest: Path) -> tuple[list[Entry], list[str], list[str]]:
     entries, _ = read_entries(manifest)
     faults, seen = report.first_problems(), set()
     for entry in entries:
-        inside = os.path.relpath(entry.path, manifest.parent)
-        if inside.split(os.sep)[0] == os.pardir:
+        inside, file = os.path.relpath(entry.path, manifest.parent), os.path.realpath(entry.path)
+        if inside.split(os.sep)[0] == os.pardir or os.path.realpath(manifest.parent / inside) != file:
             faults.setdefault(entry.line, f"{entry.path}: leads out of the folder of {manifest.name}")
-        elif inside in seen:
+        elif file in seen:
             faults.setdefault(entry.line, f"{entry.path}: listed twice")
-        seen.add(inside)
+        seen.add(file)
     count = BrokenCount(
         str(manifest), "lines", report.lines, f"; see them all with `python -m finetune.data check {manifest}`"
     )

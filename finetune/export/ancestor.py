@@ -57,10 +57,10 @@ def import_ancestor(args: ImportArgs) -> list[str]:
     config = _read_config(weights)
     header = read_header(weights)
     names = read_names(header)
-    problems = names.problems or _problems(config, header, names)
+    problems = names.problems
     if not names.layers and not problems:
         problems = ["holds no TTT layer of an ancestor."]
-    _refuse(weights, problems)
+    _refuse(weights, problems or _problems(config, header, names))
     settings = read_settings(weights, args.config, names.layers, config["num_layers"])
     adapters = _is_adapters(weights, config, names)
     _refuse(weights, broken_values(dict(measure(weights))))
@@ -77,7 +77,7 @@ def import_ancestor(args: ImportArgs) -> list[str]:
 
 def _refuse(weights: Path, problems: list[str]) -> None:
     if problems:
-        raise ConfigError(f"{KEY}={str(weights)!r}: {some(problems)}")
+        raise ConfigError(f"{KEY}={str(weights)!r}: {some([one.rstrip('.') for one in problems])}.")
 
 
 def _read_config(weights: Path) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def _read_config(weights: Path) -> dict[str, Any]:
             with contextlib.suppress(LocalEntryNotFoundError):  # the files of its base model lie elsewhere
                 moshi_patch.named_file(weights.parent, weights.parent, name)
     except (OSError, ValueError, moshi_patch.RepositoryError) as error:
-        raise ConfigError(f"{KEY}={str(path)!r}: {error}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"{KEY}={str(path)!r}: {reason}") from error
     for key in ("dim", "num_heads", "num_layers"):
         if config.get(key) is None:
             raise ConfigError(f"{KEY}={str(path)!r}: {key} is missing; it must be that of the model.")

@@ -26,7 +26,7 @@ LAYOUTS = ("seq_modeling_block", "ttt_layer", "ttt_layer.ttt", "seq_modeling_blo
 LAYOUTS += ("seq_modeling_block.ttt_layer.ttt",)
 """What stands between a layer and its TTT tensors: in the plans, in their revisions, and in what was saved at last."""
 
-LAYER = re.compile(r"transformer\.layers\.(\d{1,6})\.(.+)")
+LAYER = re.compile(r"transformer\.layers\.(0|[1-9][0-9]{0,5})\.(.+)")
 STOCK = re.compile(r"(?:seq_modeling_block\.)?original_layer\.(.+)")
 GATES = re.compile(rf"(?:seq_modeling_block\.)?(forward|backward)_ssm_gating\.{GATE}")
 MARKS = re.compile(r"(?:^|\.)(?:original_layer|seq_modeling_block|ttt_layer|(?:forward|backward)_ssm_gating)\.")

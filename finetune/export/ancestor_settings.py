@@ -78,7 +78,7 @@ def read_settings(weights: Path, config: str | None, layers: list[int], num_laye
     states = section.get("persistent_states")
     said = "persistent_states is true there" if states is True else "whether this one had them is not recorded"
     about = NOT_ADAPTED if states is False else f"{MAY_BE_ADAPTED} ({said})."
-    left_out = [name if name.isprintable() else repr(name) for name in section if name not in READ]
+    left_out = [name if name.isprintable() else repr(name) for name in map(str, section) if name not in READ]
     return AncestorSettings(kept, str(path), about, left_out)
 
 
@@ -95,7 +95,7 @@ def _section(content: Any) -> Mapping[str, Any] | None:
 
 def _check_enabled(path: Path, section: Mapping[str, Any]) -> None:
     for key in ("enable", "enabled"):
-        if section.get(key, True) is not True:
+        if section.get(key) not in (None, True):
             raise ConfigError(
                 f"{path}: ttt.{key}={shown(section[key])}: contradicts the weights, which hold TTT layers."
             )

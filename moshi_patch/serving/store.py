@@ -238,7 +238,11 @@ class MemoryStore:
         def export(stop: threading.Event) -> None:
             with reading(self.files, file, self._sealer) as reader:
                 state = reader.read(self._owner, None)
-                write_memory(state, path, object_in_header(reader.name, reader.header.metadata, "fingerprint"))
+                owner = object_in_header(reader.name, reader.header.metadata, "fingerprint")
+            try:
+                write_memory(state, path, owner)
+            except OSError as error:  # of that file, and not of the store
+                raise StoreError(str(error)) from error
 
         self._call("exported", export, file.size)
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import fsspec
 
+from .store_types import Lost
+
 EXCLUSIVE = {"memory", "s3", "s3a"}
 """Protocols whose files can be created such that the second of two writers is told; the local disk aside."""
 
@@ -112,6 +114,7 @@ class LocalFiles:
 
         Raises:
             FileExistsError: when there is one already.
+            Lost: when everything of `folder` was removed meanwhile.
         """
         self._make(self.root / folder)
         self._remove_partials(folder, of_the_living=False)
@@ -127,6 +130,8 @@ class LocalFiles:
             try:
                 os.link(partial, place)
             except OSError as error:
+                if error.errno == errno.ENOENT:  # with all else of this person its unfinished file was removed
+                    raise Lost("it was forgotten while it was written.") from error
                 if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                     raise OSError(error.errno, "its disk has no links, by which a file is made by one alone") from error
                 raise
@@ -149,7 +154,8 @@ class LocalFiles:
 
         @contextlib.contextmanager
         def reading() -> Iterator[Callable[[int, int], bytes]]:
-            with open(self.root / folder / file_name(generation), "rb", 0) as file:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+            with open(os.open(self.root / folder / file_name(generation), flags), "rb", 0) as file:
                 yield lambda start, length: os.pread(file.fileno(), length, start)
 
         return reading()
@@ -163,7 +169,8 @@ class LocalFiles:
         self._remove_partials(folder, of_the_living=True)
         with contextlib.suppress(FileNotFoundError):
             try:
-                (self.root / folder).rmdir()
+                place = self.root / folder
+                place.unlink() if place.is_symlink() else place.rmdir()
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise

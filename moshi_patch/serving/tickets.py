@@ -129,7 +129,7 @@ def read_tokens(path: Path) -> dict[bytes, str]:
         ValueError, OSError: in one line that names the file and the line, but no token.
     """
     try:
-        lines = read_secret_file(path).decode().splitlines()
+        lines = read_secret_file(path).decode("utf-8-sig").splitlines()  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be a text in UTF-8.") from error
     tokens: dict[bytes, str] = {}

@@ -179,6 +179,16 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path, capsys, monkeypatch):
+    def forbidden(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert main(["split", str(tmp_path), str(tmp_path / "out")]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
 def test_two_dialogues_are_one_for_each_list(tmp_path):
     folder = dailytalk(tmp_path / "a", 2)
     assert main(["split", str(folder), str(tmp_path / "out"), "--held-out=0.9"]) == 0
@@ -193,6 +203,49 @@ def test_paths_hold_when_a_folder_on_the_way_is_a_link(tmp_path):
     assert main(["split", str(tmp_path / "link" / "a"), str(tmp_path / "lists" / "out")]) == 0
     assert all(entry.path.samefile(folder / "data_stereo" / entry.path.name)
                for entry in read_entries(tmp_path / "lists" / "out" / "train.jsonl")[0])  # fmt: skip
+
+
+def linked(folder: Path, names: dict[str, str]) -> None:
+    """Lists further dialogues: links, by their names, to files of the data set."""
+    for name, target in names.items():
+        for suffix in ("wav", "json"):
+            (folder / "data_stereo" / f"{name}.{suffix}").symlink_to(f"{target}.{suffix}")
+    line = json.loads((folder / "dailytalk.jsonl").read_text().splitlines()[0])
+    more = [json.dumps(line | {"path": f"data_stereo/{name}.wav"}) for name in names]
+    rewrite(folder, lambda lines: lines + more)
+
+
+def test_a_dialogue_that_is_listed_again_by_a_link_is_in_one_list_alone(tmp_path, capsys):
+    folder = dailytalk(tmp_path / "a")
+    linked(folder, {"again": "3"})
+    assert main(["split", str(folder), str(tmp_path / "out"), "--held-out=0.5"]) == 0
+    assert "again.wav: listed twice" in capsys.readouterr().out
+    train, held_out = lists(tmp_path / "out")
+    assert sorted(train + held_out) == sorted(f"{index}.wav" for index in range(20))
+
+
+def test_a_data_set_of_links_as_a_hub_keeps_it_is_split_as_it_is(tmp_path):
+    folder = dailytalk(tmp_path / "a", 4)
+    (folder / "data_stereo").rename(tmp_path / "blobs")
+    (folder / "data_stereo").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (folder / "data_stereo" / file.name).symlink_to(file)
+    assert main(["split", str(folder), str(tmp_path / "out")]) == 0
+    assert all(entry.path.is_file() for entry in read_entries(tmp_path / "out" / "train.jsonl")[0])
+
+
+def test_a_path_that_leads_out_over_a_link_is_left_out(tmp_path, capsys):
+    folder = dailytalk(tmp_path / "a")
+    for suffix in ("wav", "json"):
+        (folder / "data_stereo" / f"3.{suffix}").rename(tmp_path / f"3.{suffix}")
+    (folder / "data_stereo").rename(tmp_path / "elsewhere")
+    (folder / "data_stereo").symlink_to(tmp_path / "elsewhere")
+    rewrite(folder, lambda lines: [line.replace("data_stereo/3.wav", "data_stereo/../3.wav") for line in lines])
+    assert main(["split", str(folder), str(tmp_path / "out")]) == 0
+    assert "data_stereo/../3.wav: leads out of the folder of dailytalk.jsonl" in capsys.readouterr().out
+    entries = [entry for name in ("train", "eval") for entry in read_entries(tmp_path / "out" / f"{name}.jsonl")[0]]
+    assert len(entries) == 19
+    assert all(entry.path.is_file() for entry in entries)
 
 
 def test_the_example_trains_on_the_lists_that_its_commands_make(tmp_path, monkeypatch):

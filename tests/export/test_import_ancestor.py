@@ -215,3 +215,11 @@ def test_a_file_of_weights_alone_can_be_named(tmp_path):
     assert names == {"consolidated.safetensors", "config.json", "SHA256SUMS"}
     save_file({}, tmp_path / "nothing.safetensors")
     assert main([f"--import-ancestor={tmp_path / 'nothing.safetensors'}", f"--out={tmp_path / 'second'}"]) == 2
+
+
+def test_keys_of_a_yaml_file_that_are_no_words_are_named_as_they_stand(tmp_path, capsys):
+    source = write_ancestor(tmp_path / "a", ancestor_tensors(), settings={})
+    yaml = tmp_path / "moshi.yaml"
+    yaml.write_text('ttt:\n  enable: null\n  layers: 1,3\n  1: 2\n  null: 3\n  "a\\e": 4\n')
+    assert run(source, tmp_path / "out", "--config", str(yaml)) == 0
+    assert "Not carried over: 1, None, 'a\\x1b'; they change nothing" in capsys.readouterr().out

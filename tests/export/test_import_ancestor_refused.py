@@ -64,6 +64,8 @@ BAD_WEIGHTS = {
     "a stock tensor of another shape": (replaced("out_norm.alpha", torch.ones(4, dtype=torch.float16)), "out_norm"),
     "a tensor too many": (replaced("spare.weight", torch.ones(4, dtype=torch.float16)), "spare.weight"),
     "a layer that is not there": (moved("transformer.layers.3.", "transformer.layers.7."), "num_layers=4"),
+    "a layer of digits that are none": (moved("transformer.layers.3.", "transformer.layers.03."), "is no tensor of a"),
+    "no tensor at all": (lambda _: {}, "consolidated.safetensors': holds no TTT layer of an ancestor"),
     "this project's own": (moved(f"{LAST}.", "ttt."), "is a name of this project"),
     "adapters beside the model": (lambda all: all | lora_tensors(), "two layouts mixed"),
     "neither adapters nor a model": (without("text_emb.weight"), "neither adapters nor a whole model"),
@@ -83,6 +85,8 @@ def refused(source, tmp_path, capsys, said, *options):
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+    assert ".," not in error
+    assert ".." not in error.replace("...", "").replace("/..", "").replace("../", "")
     assert "Traceback" not in error
     return sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -1,6 +1,8 @@
 """`moshi-ttt memory`: who has a memory, what it says of itself, a file of it, and forgetting it, without a model."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import moshi_ttt
 from moshi_patch.memory import fast_weight_tensors
 from moshi_patch.serving.store import MemoryStore
 from tests.support.memories import streaming_model
-from tests.support.memory_stores import key_file, model_and_memory, other_memory
+from tests.support.memory_stores import file_of, key_file, model_and_memory, other_memory
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -79,7 +81,54 @@ def test_what_cannot_be_shown_is_one_line(store, capsys, tmp_path):
     assert reason in refused(capsys, "show", *place, *other, "Анна")
     if key:
         assert "it is encrypted, and can be read with the key" in refused(capsys, "show", *place, "Анна")
-    for words in ([], ["show", "anna"], ["list", *place, "--key-file"], ["forget", *place], ["purge", *place]):
-        with pytest.raises(SystemExit) as wrong:
-            moshi_ttt.main(["memory", *words])
-        assert wrong.value.code == 2
+    for target in (tmp_path / "nosuch" / "file", tmp_path, ""):
+        assert f"cannot be exported: {target}: cannot be written (" in refused(
+            capsys, "export", *place, *key, "Анна", target
+        )
+
+
+def test_who_cannot_be_forgotten_is_told_before_anybody_is(store, capsys):
+    store, place, _ = store
+    assert "cannot be a person's name" in refused(capsys, "forget", *place, "Анна", "a\nb")
+    assert [person.generations for person in store.people()] == [(1,), (2, 3)]
+
+
+WRONG = ("memory", "memory list", "memory show --memory-dir x", "memory forget --memory-dir x", "memory purge")
+WRONG += (
+    "memory show --memory-dir x anna --generation new",
+    "serve",
+    "serve --hf-repo x --rows many",
+    "serve --x",
+)
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_arguments_are_one_line(capsys, words):
+    with pytest.raises(SystemExit) as wrong:
+        moshi_ttt.main(words.split())
+    assert wrong.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"moshi-ttt {words.split()[0]}")
+
+
+def test_what_a_file_says_of_itself_steers_no_terminal(capsys, tmp_path):
+    model, memory = model_and_memory()
+    owner = {"settings": {"\x1b[31m": "\x1b]0;x\x07"}, "weights": {}}
+    store = MemoryStore(tmp_path / "store", model, known=owner)
+    store.write("anna", memory, 0)
+    path = file_of(store, "anna", 1)
+    path.write_bytes(re.sub(rb'("saved": ")20....', rb"\1\\u001b", path.read_bytes()))
+    shown = run(capsys, "show", "--memory-dir", tmp_path / "store", "anna")
+    assert "\\x1b[31m" in shown
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+def test_a_clock_that_was_wrong_by_thousands_of_years_is_shown(capsys, tmp_path, monkeypatch):
+    model, memory = model_and_memory()
+    store = MemoryStore(tmp_path / "store", model)
+    store.write("anna", memory, 0)
+    listed = store.people()[0]
+    monkeypatch.setattr(MemoryStore, "people", lambda self: [dataclasses.replace(listed, saved=1e13)])
+    assert "10000000000000 s after 1970" in run(capsys, "list", "--memory-dir", tmp_path / "store")

@@ -132,6 +132,38 @@ def test_forgetting_meets_a_write_under_way_and_nothing_is_left(url):
     assert mine.files.list() == []
 
 
+def test_forgetting_meets_the_first_write_of_a_person_and_it_does_not_come_back(tmp_path):
+    model, memory = model_and_memory()
+    mine, other = MemoryStore(tmp_path, model), MemoryStore(tmp_path, model)
+    create = mine.files.create
+    mine.files.create = lambda *args: create(*args[:-1], lambda: other.forget("anna"))
+    with pytest.raises(Lost, match="it was forgotten while it was written"):
+        mine.write("anna", memory, 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_forgotten_like_any(tmp_path):
+    model, memory = model_and_memory()
+    store = MemoryStore(tmp_path / "store", model)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "anna").symlink_to(tmp_path / "disk")
+    store.write("anna", memory, 0)
+    assert store.forget("anna") == 1
+    assert os.listdir(tmp_path / "store") == os.listdir(tmp_path / "disk") == []
+
+
+def test_a_pipe_in_place_of_a_generation_is_not_waited_for(tmp_path):
+    store = MemoryStore(tmp_path, model_and_memory()[0])
+    (tmp_path / "anna").mkdir()
+    os.mkfifo(tmp_path / "anna" / "0000000001")
+    begin = time.monotonic()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.read("anna")
+    assert time.monotonic() - begin < 10
+    assert store.forget("anna") == 1
+
+
 def test_of_many_racing_threads_one_writes_each_generation(url):
     model, memory = model_and_memory()
     known = moshi_patch.fingerprint(model)

@@ -98,6 +98,15 @@ def test_who_is_taken_out_of_the_file_is_out_and_a_bad_file_changes_nothing(toke
         assert secret not in caplog.text.replace(str(token_file), "")
 
 
+@pytest.mark.parametrize("begin", ["", "\ufeff", "\ufeff# people\r\n", "\ufeff\r\n"])
+def test_a_file_of_any_editor_is_read(tmp_path, begin):
+    path = tmp_path / "tokens"
+    path.write_bytes(f"{begin}anna\t {ANNA} \r\n\t# \r\n  Otto\tMu\u0308ller {OTTO}\r\nanna {NEW}".encode())
+    path.chmod(0o600)
+    tickets = Tickets(path)
+    assert [tickets.name_of(token) for token in (ANNA, OTTO, NEW)] == ["anna", "Otto Müller", "anna"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -247,6 +256,12 @@ def test_a_person_and_an_address_have_so_many_conversations_at_a_time():
         (2, ["6.6.6.6, 1.2.3.4, 5.5.5.5"], "1.2.3.4"),
         (2, ["1.2.3.4"], "9.9.9.9"),
         (1, ["nonsense"], "9.9.9.9"),
+        (1, ["6.6.6.6:1, 1.2.3.4:5678"], "1.2.3.4"),
+        (1, ["[2001:db8:1:2:3:4:5:6]:443"], "2001:db8:1:2::/64"),
+        (1, ["[2001:db8:1:2:3:4:5:6]"], "2001:db8:1:2::/64"),
+        (1, ["1.2.3.4:99999"], "9.9.9.9"),
+        (1, ["example.org:80"], "9.9.9.9"),
+        (1, [","], "9.9.9.9"),
         (1, ["2001:db8:1:2:3:4:5:6"], "2001:db8:1:2::/64"),
         (1, ["2001:db8:1:2::ffff"], "2001:db8:1:2::/64"),
         (1, ["::ffff:1.2.3.4"], "1.2.3.4"),
