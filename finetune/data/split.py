@@ -67,7 +67,7 @@ def split(source: Path, out: Path, share: float, seed: int) -> Split:
         TRAIN: [entry for entry in good if entry not in chosen],
         EVAL: [entry for entry in good if entry in chosen],
     }
-    with writing(out, "nothing is left of it. Make room."), whole_folder(out) as folder:
+    with writing(out, "nothing is left of it."), whole_folder(out) as folder:
         for name, entries in lists.items():
             (folder / name).write_text("".join(_line(entry, out) for entry in entries), encoding="utf-8")
     return Split(lists[TRAIN], lists[EVAL], broken, remarks)
@@ -83,7 +83,7 @@ def find_list(source: Path) -> Path:
         return source
     if not os.path.isdir(source):
         raise ConfigError(f"SOURCE={shown(str(source))}: no such file or folder.")
-    found = sorted(source.glob("*.jsonl"))
+    found = sorted(path for path in source.iterdir() if path.suffix == ".jsonl")  # a glob finds no forbidden folder
     if len(found) != 1:
         named = ", ".join(path.name for path in found[:5])
         count = f"{len(found)} lists ({named})" if found else "no list"

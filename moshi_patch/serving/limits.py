@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from aiohttp import web
 
-from .access import is_address
+from .access import is_address, parse_host
 
 MOST_ADDRESSES = 10_000
 """Addresses whose requests are counted at a time; with more, the one heard of longest ago is forgotten."""
@@ -60,8 +60,9 @@ class Limits:
         if self.trusted_proxies:
             forwarded = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
             hops = [part.strip() for part in forwarded if part.strip()]
-            if len(hops) >= self.trusted_proxies and is_address(hops[-self.trusted_proxies]):
-                text = hops[-self.trusted_proxies]
+            hop = hops[-self.trusted_proxies] if len(hops) >= self.trusted_proxies else ""
+            with_port = parse_host(hop, "http")  # as some proxies write it
+            text = next((one for one in (hop, with_port[0] if with_port else "") if is_address(one)), text)
         if not is_address(text):
             return text
         address = ipaddress.ip_address(text)

@@ -47,6 +47,8 @@ class Sealer:
             raise ValueError(f"{key_file}: must hold a key of 32 bytes or 64 hex digits (openssl rand -hex 32).")
         if len(set(content)) < 8:
             raise ValueError(f"{key_file}: no random key, only {len(set(content))} different bytes.")
+        if content.isascii() and content.decode().isprintable():  # a password, or half of the digits
+            raise ValueError(f"{key_file}: no random key, but 32 letters (openssl rand -hex 32).")
         self._key = content
 
     def seal(self, pieces: Iterable[bytes], owner: bytes) -> Iterator[bytes]:

@@ -131,7 +131,7 @@ class Writer:
         """Removes everything of a person: what waits, what is being written, and every generation in the store.
 
         Waits for the store, in bounded time: not to be called from the tick. Nothing reappears afterwards; what is
-        submitted later with a generation from before is lost.
+        submitted later with a generation from before is lost; with 0 it is somebody's new memory.
 
         Returns:
             How many generations the store had.

@@ -179,6 +179,16 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path, capsys, monkeypatch):
+    def forbidden(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert main(["split", str(tmp_path), str(tmp_path / "out")]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
 def test_two_dialogues_are_one_for_each_list(tmp_path):
     folder = dailytalk(tmp_path / "a", 2)
     assert main(["split", str(folder), str(tmp_path / "out"), "--held-out=0.9"]) == 0

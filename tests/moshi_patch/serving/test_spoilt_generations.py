@@ -205,6 +205,8 @@ def test_pieces_cannot_be_swapped_dropped_repeated_or_taken_from_another_file(tm
         ("ä".encode() * 32, "must hold a key"),
         (bytes(32), "no random key, only 1 different bytes"),
         (b"password" * 4, "no random key, only 7 different bytes"),
+        (b"correct horse battery staple 123", "no random key, but 32 letters"),
+        (b"0123456789abcdef" * 2, "no random key, but 32 letters"),
     ],
 )
 def test_a_file_that_holds_no_key_is_refused(tmp_path, content, reason):
