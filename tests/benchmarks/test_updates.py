@@ -41,13 +41,32 @@ def test_no_two_models_are_trained_alike():
     assert len({Settings(**model.settings).id for model in NAMED.values()}) == len(NAMED)
 
 
+def column(table: str, heading: str) -> dict[str, str]:
+    """One column of a Markdown table, by the first cell of each row."""
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    return {row[0]: row[rows[0].index(heading)] for row in rows}
+
+
 def test_what_is_lost_within_the_window_is_compared_seed_by_seed():
     found = results(line(WITHOUT, 0, 0.2), line(WITHOUT, 1, 0.6), line(RESIDUAL, 0, 0.3), line(RESIDUAL, 1, 0.5))
-    table = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in BLOCKS["reached"](found).splitlines()}
+    table = column(BLOCKS["reached"](found), "residual, taught on gently, then in rows of four")
     assert table["e. within the window, more than without TTT"] == "0.00 (-0.10–0.10)"
     assert table["a. fresh: last unit less the first"] == "0.25 (0.25–0.25)"
     assert table["i. entropy of own samples, lowest"] == "–"
     assert table["seeds"] == "2"
+
+
+def test_a_longer_teaching_is_compared_with_one_without_ttt_of_equal_length():
+    longer = NAMED["gently, then rows of four, 3600 steps: residual"]
+    alone = NAMED["gently, then rows of four, 3600 steps: no TTT"]
+    found = results(line(WITHOUT, 0, 0.2), line(longer, 0, 0.6))
+    rows = ("e. within the window, more than without TTT", "h. new text, more than without TTT")
+    assert [column(BLOCKS["reached"](found), "the same, three times the steps")[row] for row in rows] == ["–", "–"]
+    found = results(line(WITHOUT, 0, 0.2), line(longer, 0, 0.6), line(alone, 0, 0.5))
+    assert [column(BLOCKS["reached"](found), "the same, three times the steps")[row] for row in rows] == [
+        "0.10",
+        "0.00",
+    ]
 
 
 def test_a_stream_without_a_sweep_is_found_too_and_one_that_is_missing_is_a_dash():
