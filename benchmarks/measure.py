@@ -92,14 +92,15 @@ class ResidentPeak:
 
     def __enter__(self) -> "ResidentPeak":
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
-        self._before = _status_bytes("VmRSS")
+        self._before = status_bytes("VmRSS")
         return self
 
     def __exit__(self, *_) -> None:
-        self.bytes = _status_bytes("VmHWM") - self._before
+        self.bytes = status_bytes("VmHWM") - self._before
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status that is given in kB, such as `VmRSS`, in bytes. Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

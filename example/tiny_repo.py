@@ -104,12 +104,12 @@ def make_tiny_repo(folder: str | Path, seed: int = 0, ttt: bool = False, **lm_ov
     text_card = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
     settings = TTT_MLP if lm_overrides.get("ttt_kind") == "mlp" else TTT
     lm_config = {**LM, "text_card": text_card, **(settings if ttt else {}), **lm_overrides}
-    mimi_config = _mimi_config(bins=lm_config["card"])
+    mimi_settings = mimi_config(bins=lm_config["card"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _save(_make_mimi(mimi_config), folder / NAMES["mimi_name"])
+        _save(_make_mimi(mimi_settings), folder / NAMES["mimi_name"])
         _save(_make_lm(lm_config), folder / NAMES["moshi_name"])
-    _write_json(folder / NAMES["mimi_config_name"], mimi_config)
+    _write_json(folder / NAMES["mimi_config_name"], mimi_settings)
     # Greedy, so that the same speech gets the same answer.
     _write_json(folder / "config.json", {**lm_config, **NAMES, "lm_gen_config": {"use_sampling": False}})
     return folder
@@ -137,7 +137,7 @@ def _train_tokenizer() -> bytes:
     return model.getvalue()
 
 
-def _mimi_config(bins: int) -> dict[str, Any]:
+def mimi_config(bins: int) -> dict[str, Any]:
     """Mimi with narrow layers: one step of 80 ms is 960 samples by the SEANet, times 2 by the resampling."""
     transformer = loaders._transformer_kwargs | {
         "d_model": MIMI_WIDTH,
@@ -164,11 +164,20 @@ def _mimi_config(bins: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def _make_mimi(config: dict[str, Any]) -> MimiModel:
-    """A random Mimi whose codebooks fit the example's speech, so that different sounds get different codes."""
+    """A random Mimi whose codebooks fit the example's speech."""
+    return fit_mimi(config, [torch.from_numpy(sphn.read(str(path))[0])[:, None] for path in sorted(DATA.glob("*.wav"))])
+
+
+@torch.no_grad()
+def fit_mimi(config: dict[str, Any], speech: Sequence[torch.Tensor]) -> MimiModel:
+    """A random Mimi whose codebooks fit `speech`, so that different sounds get different codes.
+
+    Args:
+        config: as `mimi_config` returns it.
+        speech: recordings `[channels, 1, samples]` at Mimi's sample rate.
+    """
     mimi = loaders.get_mimi(None, config, num_codebooks=MIMI_CODEBOOKS)
-    speech = [torch.from_numpy(sphn.read(str(path))[0])[:, None] for path in sorted(DATA.glob("*.wav"))]
     latent = torch.cat([channel for pcm in speech for channel in mimi.encode_to_latent(pcm, quantize=False)], 1)
     mimi.quantizer.train()  # in training, the first batches place the codebooks by k-means, one codebook at a time
     for _ in range(MIMI_CODEBOOKS):

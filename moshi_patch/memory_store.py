@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
     except (StoreError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a full disk, or of a pipe whose reader is gone
+        print(f"{parser.prog}: what was found cannot be printed ({error.strerror}).", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -16,6 +16,7 @@ from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 import moshi_patch
 from finetune.model.initial_targets import start_targets
 
+from .dialogue import dialogue
 from .forms import give_form
 from .settings import Settings
 from .speech import CODES, SPEECH_VARIATIONS, speech
@@ -40,8 +41,8 @@ class Diverged(ArithmeticError):
 
 def make(settings: Settings, batch: int, generator: torch.Generator, **fixed) -> Batch:
     """Draws sequences of the run's task."""
-    task = speech if settings.task == "speech" else MAKE[settings.task]
-    return task(settings, batch, generator, **fixed)
+    tasks = MAKE | {"speech": speech, "dialogue": dialogue}
+    return tasks[settings.task](settings, batch, generator, **fixed)
 
 
 def build_model(settings: Settings) -> LMModel:

@@ -10,7 +10,7 @@ from moshi_patch import TTTConfig
 
 from .forms import check_form
 
-TASKS = ("recall", "assoc", "shift", "speech")
+TASKS = ("recall", "assoc", "shift", "speech", "dialogue")
 MODELS = ("none", "ttt")
 TRAINED = ("full", "lora")
 STREAMS = (None, "fresh", "silence", "own")
@@ -21,6 +21,7 @@ AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sw
 ADDED = (
     *("echo", "returns", "gaps", "init_target", "conv_lr", "text_lr", "schedule", "measure_every", "probe_every"),
     *("stop_below", "targets_first", "then_rate", "ttt", "units", "units_from", "form", "stock_rate"),
+    "recordings",
 )
 """Fields that came after the first committed results. With its default such a field stands neither in a line of the
 results nor in its identifier, so that a new field leaves the identifiers of all earlier runs as they are."""
@@ -52,7 +53,7 @@ class Settings:
     """Everything a run depends on. Lengths are in steps.
 
     Args:
-        task: `"recall"`, `"assoc"`, `"shift"` or `"speech"`, see `tasks` and `speech`.
+        task: `"recall"`, `"assoc"`, `"shift"`, `"speech"` or `"dialogue"`, see `tasks`, `speech` and `dialogue`.
         model: `"none"`, a stock `LMModel`, or `"ttt"`.
         seed: of weights and training sequences.
         steps, batch: of training; `batch` sequences per step.
@@ -67,7 +68,8 @@ class Settings:
         part, gap_min, gap_max, eval_gap: of `recall` and `speech`: what returns, and after how long.
         quiet: of `recall`: share of the training sequences whose gap is silence, one token again and again.
         pairs: of `assoc`: numbers of pairs, a training batch draws one of them.
-        length, jump: of `shift`: steps of a stream, and the share of steps that follow no rule.
+        length: of `shift` and `dialogue`: steps of a stream.
+        jump: of `shift`: the share of steps that follow no rule.
         base_steps: training of a stock model on `base_task` that the run starts from; 0 starts from random weights.
         base_task: task of that training.
         trained: `"full"`, or `"lora"`: adapters of rank `rank` (and the target generators) and nothing else.
@@ -94,6 +96,7 @@ class Settings:
             a batch has as many fewer rows, so that it hears as many tokens. Evaluations are of one.
         ttt: further `ttt_*` arguments, without the prefix, such as `{"update": "residual"}`.
         form: changes of the update that are tried here alone, such as `{"gate": True}`; see `forms`.
+        recordings: of `speech`: the example's `"dialogues"`, or `"prompts"`, see `prompts`.
 
     Raises:
         ValueError: for a value that is not allowed, or a task that attention alone could solve.
@@ -158,6 +161,7 @@ class Settings:
     stock_rate: float = 1.0
     units: int = 1
     units_from: int = 0
+    recordings: str = "dialogues"
 
     def __post_init__(self):
         object.__setattr__(self, "pairs", tuple(self.pairs))
@@ -169,8 +173,9 @@ class Settings:
 
     def _check_values(self) -> None:
         choices = {"task": (*TASKS, "local"), "model": MODELS, "trained": TRAINED, "stream": STREAMS}
-        choices |= {"base_task": ("local", "recall"), "audio": ("zero", "random")}
+        choices |= {"base_task": ("local", "recall", "dialogue"), "audio": ("zero", "random")}
         choices |= {"schedule": ("cosine", "constant"), "init_target": ("identity", "readout")}
+        choices |= {"recordings": ("dialogues", "prompts")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(repr, allowed))

@@ -11,6 +11,7 @@ Shapes: `B` rows, `R` rows of codes (text, then audio), `T` steps of 80 ms.
 import functools
 import json
 import tempfile
+from collections.abc import Callable
 
 import sphn
 import torch
@@ -42,8 +43,19 @@ def dialogues(held_out: bool) -> tuple[torch.Tensor, ...]:
     return tuple(codes for pcm in speech for codes in mimi.encode(pcm))
 
 
-def _cut(settings: Settings, length: int, held_out: bool, generator: torch.Generator) -> torch.Tensor:
-    channels = dialogues(held_out)
+SOURCES: dict[str, Callable[[bool], tuple[torch.Tensor, ...]]] = {"dialogues": dialogues}
+"""Codes of the recordings by `Settings.recordings`; `prompts` adds its own once they are fetched."""
+
+
+def cut(settings: Settings, length: int, held_out: bool, generator: torch.Generator) -> torch.Tensor:
+    """Codes `[R, length]` from anywhere in the recordings.
+
+    Raises:
+        ValueError: for recordings that were not fetched.
+    """
+    if settings.recordings not in SOURCES:
+        raise ValueError(f"recordings={settings.recordings!r}: fetch them by python -m benchmarks.evidence.prompts.")
+    channels = SOURCES[settings.recordings](held_out)
     codes = channels[int(torch.randint(len(channels), (), generator=generator))]
     start = int(torch.randint(codes.shape[1] - length + 1, (), generator=generator))
     return codes[: settings.audio_rows, start : start + length]
@@ -68,7 +80,7 @@ def speech(
         gap = int(torch.randint(settings.gap_max - settings.gap_min + 1, (), generator=generator)) + settings.gap_min
     audio = []
     for _ in range(batch):
-        passage, other = (_cut(settings, n, held_out, generator) for n in (settings.part, gap))
+        passage, other = (cut(settings, n, held_out, generator) for n in (settings.part, gap))
         audio.append(torch.cat([passage, other, passage], 1))
     codes = torch.stack(audio)
     if renamed:

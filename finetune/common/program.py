@@ -5,6 +5,7 @@ This file and every `__main__.py` stay readable for Python 3.7, which can then s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -48,6 +49,8 @@ def _run(main: Callable, argv: list[str], prog: str, level: int) -> int:
     if sys.version_info[:2] < PYTHON:
         needed, here = (".".join(map(str, version)) for version in (PYTHON, sys.version_info[:3]))
         return _say(prog, f"needs Python {needed} or newer; this is Python {here}.", 2)
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # FSDP's end alone warns hundreds of times; torch reads it
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log would hold each of their refreshes

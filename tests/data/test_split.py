@@ -1,5 +1,6 @@
 """`python -m finetune.data split`: a data set in the public layout of DailyTalkContiguous becomes two lists."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -187,6 +188,15 @@ def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path, capsys, monk
     monkeypatch.setattr(os, "scandir", forbidden)
     assert main(["split", str(tmp_path), str(tmp_path / "out")]) == 1
     assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_terminal_that_cannot_show_a_name_is_shown_its_letters_by_number(tmp_path, monkeypatch):
+    folder = dailytalk(tmp_path / "日", 2)
+    said = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", said)
+    assert main(["split", str(folder), str(tmp_path / "ü")]) == 0
+    said.flush()
+    assert rb"\xfc/train.jsonl: 1 conversations" in said.buffer.getvalue()
 
 
 def test_two_dialogues_are_one_for_each_list(tmp_path):

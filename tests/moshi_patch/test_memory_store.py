@@ -1,6 +1,7 @@
 """`moshi-ttt memory`: who has a memory, what it says of itself, a file of it, and forgetting it, without a model."""
 
 import dataclasses
+import io
 import json
 import re
 
@@ -123,6 +124,21 @@ def test_what_a_file_says_of_itself_steers_no_terminal(capsys, tmp_path):
     assert "\\x1b[31m" in shown
     assert "\x1b" not in shown
     assert "\x07" not in shown
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_that_went_away_is_one_line(capsys, tmp_path, monkeypatch):
+    model, memory = model_and_memory()
+    MemoryStore(tmp_path / "store", model).write("anna", memory, 0)
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert moshi_ttt.main(["memory", "list", "--memory-dir", str(tmp_path / "store")]) == 1
+    assert capsys.readouterr().err == "moshi-ttt memory: what was found cannot be printed (Broken pipe).\n"
 
 
 def test_a_clock_that_was_wrong_by_thousands_of_years_is_shown(capsys, tmp_path, monkeypatch):
