@@ -1,4 +1,4 @@
-"""What the web server's libraries log about requests that are no HTTP: one line, without the request and its secrets."""
+"""What the libraries of the web server log of requests that are no HTTP: one line, without the secrets in them."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What is no HTTP is one line in the log, without the ticket or token in it; faults of the server keep their traceback."""
+"""What is no HTTP is one line in the log, without ticket or token; faults of the server keep their traceback."""
 
 import asyncio
 import logging
