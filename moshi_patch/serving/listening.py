@@ -1,6 +1,8 @@
-"""Where a server may listen, and with which certificate."""
+"""Where a server may listen, with how many connections, and with which certificate."""
 
+import contextlib
 import ipaddress
+import resource
 import socket
 import ssl
 from pathlib import Path
@@ -21,6 +23,13 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError, ValueError):
         return False
     return bool(addresses) and all(address.is_loopback for address in addresses)
+
+
+def allow_many_connections() -> None:
+    """As many open files as the system lets this process have: each connection is one, and 1024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # on macOS, unlimited is refused
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def ssl_context(folder: str | None) -> ssl.SSLContext | None:

@@ -38,6 +38,7 @@ class OggPages:
 
     def __init__(self) -> None:
         self._kept = b""  # the beginning of a page
+        self._open = False  # whether the last page ended in the middle of a packet
 
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that `data` completes, in order."""
@@ -48,7 +49,9 @@ class OggPages:
             start, size = found, page_size(data, found)
             if size is None or found + size > len(data):
                 break
-            pieces += cut(data[found : found + size])
+            page = data[found : found + size]
+            pieces += cut(without_empty_packets(page, self._open))
+            self._open = size > HEADER_SIZE and page[HEADER_SIZE + page[HEADER_SIZE - 1] - 1] == 255
             start += size
         else:
             kept = next((n for n in (3, 2, 1) if data.endswith(CAPTURE[:n], start)), 0)
@@ -70,6 +73,23 @@ def page_size(data: bytes, start: int) -> int | None:
     if len(data) < table + segments:
         return None
     return HEADER_SIZE + segments + sum(data[table : table + segments])
+
+
+def without_empty_packets(page: bytes, is_open: bool) -> bytes:
+    """`page` without packets of no bytes, which Opus does not have (RFC 7845): sphn would make five seconds of each.
+
+    Args:
+        is_open: whether the page before ended in the middle of a packet.
+    """
+    if len(page) < HEADER_SIZE:
+        return page
+    table = page[HEADER_SIZE : HEADER_SIZE + page[HEADER_SIZE - 1]]
+    before = [255 if is_open else 0, *table[:-1]]
+    rest = bytes(size for size, last in zip(table, before, strict=False) if size or last == 255)
+    if len(rest) == len(table):
+        return page
+    shorter = page[: HEADER_SIZE - 1] + bytes([len(rest)]) + rest + page[HEADER_SIZE + len(table) :]
+    return shorter[: CHECKSUM.start] + checksum(shorter) + shorter[CHECKSUM.stop :]
 
 
 def cut(page: bytes) -> Iterator[bytes]:

@@ -116,11 +116,23 @@ class Places:
             if person.guest:
                 person.name = None
             else:
-                self.waiting.remove(person)
+                self.leave_queue(person)
                 self._end(person, POLICY_VIOLATION, "you are talking here already, in another window")
         for person in [person for person in self.people if person.stage is Stage.READING]:
             if now >= person.since + self.policy.read_s:
                 self.dismiss(person, INTERNAL_ERROR, "the store of memories does not answer")
+
+    def leave_queue(self, person: Person) -> None:
+        """Somebody does not wait any more, and gets no row. Who wants to be forgotten is, in another window too."""
+        self.waiting.remove(person)
+        person.stage = Stage.GONE
+        talking = [other for other in self.people if person.name is not None and other.name == person.name]
+        if not person.forget or (talking and person.guest):
+            return
+        for other in talking:
+            other.forget = True
+        if not talking:
+            self.forget(person)
 
     def _let_in(self, person: Person, now: float) -> None:
         person.row = self.rows.free[0]

@@ -19,7 +19,7 @@ from .codec import Codecs
 from .drain import Drain
 from .front import CHAT_PATH, Front
 from .limits import Limits
-from .listening import open_host_problem, ssl_context
+from .listening import allow_many_connections, open_host_problem, ssl_context
 from .operators import add_operator_routes
 from .policy import Policy
 from .remember import Memories
@@ -60,6 +60,7 @@ def serve(options: argparse.Namespace, prog: str) -> None:
         ServerError: why it cannot.
     """
     show_log()
+    allow_many_connections()
     problem = open_host_problem(options.host, bool(options.token_file)) or address_problem(options.host, options.port)
     if problem:
         raise ServerError(problem)

@@ -150,25 +150,39 @@ class Memories:
         with self._changed:
             self._forgotten[person] += 1
             self._parked.pop(person, None)
+            self._changed.notify_all()
             if self._forgetting[person]:
                 return  # nothing is written before that ends
             self._forgetting[person] += 1
         threading.Thread(target=self._forget, args=(person,), name="forget memory", daemon=True).start()
 
     def _forget(self, person: str) -> None:
-        try:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._on_the_way[person])
-            self.writer.forget(person)
-        except Exception as error:
-            logger.error("A memory may not be forgotten: %s", error)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._on_the_way[person])
+        self._remove(person)
         with self._changed:
             self._generations[person] = 0
             self._forgetting[person] -= 1
-            later = None if self._forgetting[person] else self._parked.pop(person, None)
+            later = self._parked.pop(person, None)
             self._changed.notify_all()
         if later is not None:
             self._submit(person, later)
+
+    def _remove(self, person: str) -> None:
+        """Tries until the store has nothing of a person any more; at once, and for as long again, when asked again."""
+        times, until = None, 0.0
+        while True:
+            if self._forgotten[person] != times:
+                times, until = self._forgotten[person], time.monotonic() + self.writer.retry_for_s
+            try:
+                self.writer.forget(person)
+                return
+            except Exception as error:
+                logger.error("A memory may not be forgotten: %s", error)
+            with self._changed:
+                asked_again = lambda times=times: self._forgotten[person] != times  # noqa: E731
+                if not self._changed.wait_for(asked_again, self.writer.retry_every_s) and time.monotonic() >= until:
+                    return
 
     def close(self, seconds: float) -> None:
         """Waits until all is written, at most so long, and ends."""

@@ -28,6 +28,7 @@ from .access import Access, parse_origin
 from .conversations import STATUS_PATH, Conversations
 from .kept_memory import KeptMemory
 from .options import IDLE_TIMEOUT, server_parser
+from .request_log import keep_requests_out_of_the_log
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,13 @@ def add_conversations(options: Options) -> Iterator[None]:
 
 
 def show_log() -> None:
-    """Has what this package logs printed, on a program's standard error, unless it is already."""
+    """Has what this package logs printed, on a program's standard error, unless it is already.
+
+    That of the web server goes on without what requests hold.
+    """
     package = logging.getLogger(__name__.partition(".")[0])
     package.setLevel(logging.INFO)
+    keep_requests_out_of_the_log()
     if not package.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))

@@ -112,8 +112,7 @@ class Engine:
         """Somebody is gone. What they have learnt is kept, if anything is. May be said more than once."""
         with self._changed:
             if person.stage is Stage.WAITING:
-                person.stage = Stage.GONE
-                self._places.waiting.remove(person)
+                self._places.leave_queue(person)
             elif person.stage is not Stage.GONE and person not in self._places.leaving:
                 self._places.leaving.append(person)
             self._changed.notify_all()
@@ -149,10 +148,9 @@ class Engine:
             self._changed.notify_all()
 
     def _turn_all_away(self, reason: str, code: int = TRY_AGAIN_LATER) -> None:
-        for person in self._places.waiting:
-            person.stage = Stage.GONE
+        for person in list(self._places.waiting):
+            self._places.leave_queue(person)
             self._post(person, End(code, reason))
-        self._places.waiting.clear()
 
     def stats(self) -> dict[str, Any]:
         """What an operator looks at. `tick_ms`: of the latest steps, with all that belongs to a tick."""

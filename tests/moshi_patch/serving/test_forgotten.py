@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from moshi_patch.serving.person import Begin, Person
+from moshi_patch.serving.person import Begin, End, Person
+from moshi_patch.serving.policy import Policy
 from moshi_patch.serving.remember import Memories
 from moshi_patch.serving.store import MemoryStore
+from moshi_patch.serving.store_types import Unavailable
 from moshi_patch.serving.writer import Writer
 from tests.moshi_patch.serving.test_tick import Hall
 from tests.support.memory_stores import model_and_memory, number_in, other_memory
@@ -105,3 +107,105 @@ def test_who_wants_it_and_is_gone_at_once_is_forgotten(patched, ttt_repo, tmp_pa
         engine.end_all(1001, "")
     engine.stop()
     assert store.people() == []
+
+
+class Silent(MemoryStore):
+    """A store that does not answer those who want to be forgotten, so many times."""
+
+    times = 0
+
+    def forget(self, person: str) -> int:
+        if self.times:
+            self.times -= 1
+            raise Unavailable("no answer within 30 s")
+        return super().forget(person)
+
+
+@pytest.fixture
+def silent_store(patched, tmp_path, memory):
+    store = Silent(tmp_path / "memories", model_and_memory()[0])
+    store.write("Anna", memory, 0)
+    return store
+
+
+def test_a_store_that_does_not_answer_is_asked_again_until_it_has_forgotten(silent_store, memory):
+    silent_store.times = 3
+    memories = Memories(Writer(silent_store, retry_every_s=0.01))
+    memories.forget("Anna")
+    memories.write("Anna", other_memory(memory, 7.0))
+    is_done(memories, "Anna")
+    assert number_in(silent_store.read("Anna").memory) == 7.0
+    assert silent_store.read("Anna").generation == 1
+
+
+def test_who_asks_again_while_the_store_is_silent_is_forgotten_at_once_when_it_speaks(silent_store):
+    silent_store.times = 1
+    memories = Memories(Writer(silent_store, retry_every_s=1000.0))
+    memories.forget("Anna")
+    while silent_store.times:
+        time.sleep(0.005)
+    memories.forget("Anna")
+    is_done(memories, "Anna")
+    assert silent_store.people() == []
+
+
+def test_the_store_is_not_asked_for_ever(silent_store, caplog):
+    silent_store.times = 1000
+    memories = Memories(Writer(silent_store, retry_every_s=0.001, retry_for_s=0.05))
+    memories.forget("Anna")
+    is_done(memories, "Anna")
+    assert 0 < silent_store.times < 1000
+    assert "A memory may not be forgotten: no answer within 30 s" in caplog.text
+
+
+@pytest.mark.slow
+def test_who_wants_it_while_they_wait_and_gets_no_row_is_forgotten(patched, ttt_repo, tmp_path):
+    rows = make_rows(ttt_repo, 1)
+    store = MemoryStore(tmp_path / "kept", rows.lm_gen.lm_model)
+    hall = Hall(rows, Policy(name_s=0.05), memories=Memories(Writer(store)))
+    engine = hall.engine
+
+    def talked_and_gone(name):
+        person = hall.come(name=name)
+        hall.say(person, frames(end=4))
+        hall.leave(person)
+        is_done(engine.memories, name)
+
+    def kept():
+        return {person.name for person in store.people()}
+
+    everybody = {"leaves", "talks in another window", "is sent away", "a guest"}
+    for name in everybody:
+        talked_and_gone(name)
+    assert kept() == everybody
+
+    first = hall.come(name="talks in another window")
+    waiting = hall.enter(name="leaves")
+    engine.forget(waiting)
+    engine.leave(waiting)
+    is_done(engine.memories, "leaves")
+    assert kept() == everybody - {"leaves"}
+
+    hall.say(first, frames(end=4))
+    twice = hall.enter(name="talks in another window")
+    engine.forget(twice)
+    hall.wait(twice, End)
+    while first.forget:
+        time.sleep(0.005)
+    hall.leave(first)
+    is_done(engine.memories, "talks in another window")
+    assert kept() == everybody - {"leaves", "talks in another window"}
+
+    first = hall.come(name="a guest")
+    guest = hall.enter(name="a guest", guest=True)
+    with engine._changed:  # while they still wait for the name
+        engine.forget(guest)
+        engine.leave(guest)
+    assert not first.forget
+
+    waiting = hall.enter(name="is sent away")
+    engine.forget(waiting)
+    engine.drain()
+    hall.wait(waiting, End)
+    engine.stop()
+    assert kept() == {"a guest"}

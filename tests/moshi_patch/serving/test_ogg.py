@@ -86,6 +86,28 @@ def test_a_packet_that_spans_pages_stays_whole():
     assert [piece[5] for piece in pieces] == [2, 0, 1, 4]
 
 
+def test_packets_of_no_bytes_are_left_out_and_those_of_whole_segments_stay():
+    """sphn makes five seconds of a packet of no bytes. 255 and 0 are one packet, on two pages as well."""
+    stream = [
+        make_page(0, [0, 5, 0, 0, 255, 0, 0, 255], b"a" * 515),
+        make_page(1, [0, 0, 3], b"abc"),
+        make_page(1, [0], b""),
+        make_page(0, [255], b"b" * 255),
+        make_page(1, [0], b""),
+    ]
+    for size in (2000, 50):
+        pieces = fed(b"".join(stream), size)
+        assert [list(piece[27 : 27 + piece[26]]) for piece in pieces] == [[5, 255, 0, 255], [0, 3], [], [255], [0]]
+        assert all(checksum(piece) == piece[22:26] for piece in pieces)
+
+
+def test_packets_of_no_bytes_are_no_sound():
+    stream = b"".join(speech())
+    serial = stream[14:18]
+    empty = make_page(0, [0], b"", serial)
+    assert len(decoded(fed(stream, 10**6))) == len(decoded(fed(stream + 10 * empty, 10**6)))
+
+
 def test_a_stream_of_small_pages_goes_through_as_it_is():
     data = b"".join(speech())
     for size in (len(data), 333):

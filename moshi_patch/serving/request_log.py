@@ -1,0 +1,30 @@
+"""What the libraries of the web server log of requests that are no HTTP: one line, without the secrets in them."""
+
+import logging
+
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+LOGGERS = ("aiohttp.server", "asyncio")
+WHAT_A_CLIENT_CAN_DO = ("Fatal error: protocol.data_received() call failed", "socket.accept() out of system resource")
+"""Beginnings of what asyncio logs, with a traceback of many lines."""
+
+
+def keep_requests_out_of_the_log() -> None:
+    """From now on; may be said more than once. What a fault in a handler logs stays as it is.
+
+    aiohttp quotes the line that it cannot read, with the ticket or the token that stands in it.
+    """
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_without_request)
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # it quotes a header of any request as a warning
+
+
+def _without_request(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    told = record.getMessage().partition("\n")[0]
+    if isinstance(error, (HttpProcessingError, RequestPayloadError)) or told.startswith(WHAT_A_CLIENT_CAN_DO):
+        status = f"{error.code} " if isinstance(error, HttpProcessingError) else ""
+        record.msg, record.args = f"%s: {status}%s", (told, type(error).__name__)
+        record.exc_info = record.exc_text = record.stack_info = None
+    return True
