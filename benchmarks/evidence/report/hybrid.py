@@ -1,6 +1,7 @@
 """The tables about TTT-MLP (`ttt_kind="mlp"`): beside In-Place TTT, no TTT, and attention of equal bytes."""
 
 import functools
+import json
 from pathlib import Path
 
 from ..grid import read_grid
@@ -136,6 +137,17 @@ def hybrid_learnt(results: Results) -> str:
             row.append(_judged(task, lines, _others().find(task, model="none")) if lines else "not run")
         rows.append(row)
     return table(["base_lr", "recall", "pairs", "changing rules"], rows)
+
+
+@block
+def hybrid_alone(results: Results) -> str:
+    """One layer and nothing else, see `layer_alone`."""
+    runs = json.loads((HERE.parent / "results" / "layer_alone.json").read_text())["runs"]
+    rows = []
+    for rate in RATES:
+        chosen = [run for run in runs if run["base_lr"] == rate]
+        rows.append([f"{rate:g}", *(spread([run[key] for run in chosen]) for key in ("on", "off")), str(len(chosen))])
+    return table(["base_lr", "nats per value, chance 3.47", "the same weights, updates off", "seeds"], rows)
 
 
 def _judged(task: str, lines: list[Line], without: list[Line]) -> str:
