@@ -22,6 +22,8 @@ def keep_requests_out_of_the_log() -> None:
 
 def _without_request(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ConnectionError) and record.name == "aiohttp.server":
+        return False  # who asked is gone, before they were answered: aiohttp passes over most of it itself
     told = record.getMessage().partition("\n")[0]
     if isinstance(error, (HttpProcessingError, RequestPayloadError)) or told.startswith(WHAT_A_CLIENT_CAN_DO):
         status = f"{error.code} " if isinstance(error, HttpProcessingError) else ""

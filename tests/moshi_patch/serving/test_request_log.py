@@ -1,6 +1,7 @@
 """What is no HTTP is one line in the log, without ticket or token; faults of the server keep their traceback."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 
@@ -11,6 +12,8 @@ from moshi_patch.serving.listening import allow_many_connections
 from moshi_patch.serving.stock_server import show_log
 from tests.support.many import run
 
+UPGRADE = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 HEAD = b"GET /api/chat?ticket=SECRET HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -35,12 +38,16 @@ def ask(*requests: bytes) -> list[bytes]:
         await websocket.close()
         return websocket
 
+    async def gone(request):
+        request.transport.abort()
+        return await chat(request)
+
     async def fault(request):
         raise KeyError("a fault")
 
     async def asking():
         app = web.Application()
-        app.add_routes([web.get("/api/chat", chat), web.get("/fault", fault)])
+        app.add_routes([web.get("/api/chat", chat), web.get("/gone", gone), web.get("/fault", fault)])
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -48,9 +55,10 @@ def ask(*requests: bytes) -> list[bytes]:
         for request in requests:
             reader, writer = await asyncio.open_connection(*runner.addresses[0])
             writer.write(request)
-            answers.append(await reader.read(4096))
-            writer.write_eof()
-            await reader.read()
+            with contextlib.suppress(ConnectionError):
+                answers.append(await reader.read(4096))
+                writer.write_eof()
+                await reader.read()
             writer.close()
         await runner.cleanup()
         return answers
@@ -83,11 +91,15 @@ def test_a_request_that_cannot_be_read_is_one_line_without_what_it_holds(request
 
 
 def test_what_else_a_websocket_asks_for_is_not_in_the_log(request_log):
-    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    [answer] = ask(HEAD + upgrade + key + b"Sec-WebSocket-Protocol: SECRET\r\n\r\n")
+    [answer] = ask(HEAD + UPGRADE + KEY + b"Sec-WebSocket-Protocol: SECRET\r\n\r\n")
     assert b" 101 " in answer
     assert "SECRET" not in request_log.text
+
+
+def test_who_is_gone_before_their_websocket_begins_is_not_in_the_log(request_log):
+    request_log.set_level(logging.INFO, logger="aiohttp.server")
+    ask(b"GET /gone?ticket=SECRET HTTP/1.1\r\nHost: x\r\n" + UPGRADE + KEY + b"\r\n")
+    assert request_log.records == []
 
 
 def test_a_fault_of_the_server_keeps_its_traceback(request_log):
