@@ -28,7 +28,7 @@ def ratios(row: dict[str, Any], *keys: str) -> list[str]:
 
 def machines() -> str:
     names = ("layer", "layer_scaling", "step", "train_step", "roofline", "evaluation", "server", "server_30_minutes")
-    names += ("hybrid", "hybrid_bfloat16", "hybrid_4096", "hybrid_memory")
+    names += ("layer_residual", "step_residual", "hybrid", "hybrid_bfloat16", "hybrid_4096", "hybrid_memory")
     rows = []
     for name in names:
         machine = result(name)["machine"]
@@ -39,8 +39,8 @@ def machines() -> str:
 FORMS = {"ttt": "this one", "residual": "residual update", "materialised": "materialised (Algorithm 1)"}
 
 
-def layer() -> str:
-    rows = [row for row in result("layer")["rows"] if row["variant"] != "stock"]
+def layer(name: str = "layer") -> str:
+    rows = [row for row in result(name)["rows"] if row["variant"] != "stock"]
     return markdown(
         ["T", "", "form", "time", "range over rounds", "by operations", "peak memory"],
         [
@@ -56,6 +56,10 @@ def layer() -> str:
             for row in rows
         ],
     )
+
+
+def layer_residual() -> str:
+    return layer("layer_residual")
 
 
 def layer_scaling() -> str:
@@ -77,6 +81,13 @@ def step() -> str:
         ["rows", "update", *header],
         [[row["rows"], row.get("update", "hebbian"), *ratios(row, *keys)] for row in rows],
     )
+
+
+def step_residual() -> str:
+    keys = ("ratio_p50", "ratio_to_hebbian_p50", "stock_p99_over_p50", "ttt_p99_over_p50", "slowest_phase_over_p50")
+    header = ["TTT / stock", "over the paper's", "stock p99 / p50", "TTT p99 / p50", "slowest phase / p50"]
+    rows = result("step_residual")["results"]
+    return markdown(["rows", "update", *header], [[row["rows"], row["update"], *ratios(row, *keys)] for row in rows])
 
 
 def train_step() -> str:
@@ -152,7 +163,10 @@ def hybrid_memory() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
-    for part in (machines, layer, layer_scaling, step, train_step, roofline, moshi_7b, hybrid, hybrid_memory)
+    for part in (
+        *(machines, layer, layer_residual, layer_scaling, step, step_residual),
+        *(train_step, roofline, moshi_7b, hybrid, hybrid_memory),
+    )
 }
 
 

@@ -130,9 +130,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--chunk-size", type=int, default=64)
-    parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--chunks", type=int, default=8, help="at least 2: the first has nothing to fold")
     parser.add_argument("--layers", type=lambda text: {"ttt_layers": text}, default={}, help='such as "1,5"')
     args = parse_arguments(parser, argv)
+    if args.chunks < 2:
+        parser.error(f"--chunks {args.chunks}: must be 2 or more, as the first chunk is not counted.")
     moshi_patch.install()
     results = [row for rows in args.rows for row in compare(rows, args)]
     for row in results:

@@ -54,6 +54,12 @@ def test_step(tmp_path, tiny):
     assert all(row["ratio_p50"] > 0 and row["layers"] == ["transformer.layers.5.gating"] for row in rows)
 
 
+def test_steps_of_one_chunk_are_refused_as_the_first_is_not_counted(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        step.main(["--chunks", "1"])
+    assert "--chunks 1: must be 2 or more" in capsys.readouterr().err
+
+
 def test_hybrid(tmp_path):
     options = ("--dim", "128", "--mini-batch-sizes", "2", "4", "--steps", "6", "--rounds", "3", "--stream-steps", "8")
     found = run("hybrid", tmp_path, *options, "--memory-steps", "12", "--dtype", "float32")
