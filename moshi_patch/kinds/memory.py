@@ -153,6 +153,10 @@ class TTTMemory(StreamingModule[TTTState]):
     def initial_norm(self) -> torch.Tensor:
         """`[]`: the norm of the weights that rows begin with, of which `delta_norm` is a part. For reports."""
 
+    def known(self) -> list[float | None] | None:
+        """How much of its last full chunk's targets each row knew already, 0 to 1; None for a kind without the number."""
+        return None
+
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """What :func:`moshi_patch.ttt_stats` says of this kind alone."""

@@ -218,14 +218,18 @@ class TTTGating(TTTMemory):
         """`[]`: Frobenius norm of W_0."""
         return self.w_down().norm()
 
+    def known(self) -> list[float | None] | None:
+        """Of the delta rule alone, while it streams."""
+        state = self._streaming_state
+        if state is None or not isinstance(state.fast, ResidualFastWeight):
+            return None
+        return [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
+
     def stats(self) -> dict[str, Any]:
         """`known`, `conv_norm`, `W_target_norm`: see :func:`moshi_patch.ttt_stats`."""
-        known, state = None, self._streaming_state
-        if state is not None and isinstance(state.fast, ResidualFastWeight):
-            known = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
         weights = self.target_generator.conv1d.conv.weight, self.target_generator.W_target.weight
         conv, projection = (weight.float().norm().item() for weight in weights)
-        return {"known": known, "conv_norm": conv, "W_target_norm": projection}
+        return {"known": self.known(), "conv_norm": conv, "W_target_norm": projection}
 
     def reported_weights(self) -> dict[str, list[nn.Parameter]]:
         """`conv_norm` and `W_target_norm`, of the target generator; `initial_norm`, of W_down."""

@@ -235,7 +235,7 @@ class TTTMLP(TTTMemory, NewWeights):
     def stats(self) -> dict[str, Any]:
         """`known`, which is None, `gating_alpha_norm` and `wo_norm`: see :func:`moshi_patch.ttt_stats`."""
         norms = {"gating_alpha_norm": self.gating_alpha, "wo_norm": self.wo.weight}
-        return {"known": None} | {name: weight.float().norm().item() for name, weight in norms.items()}
+        return {"known": self.known()} | {name: weight.float().norm().item() for name, weight in norms.items()}
 
     def reported_weights(self) -> dict[str, list[nn.Parameter]]:
         """`gating_alpha_norm` and `wo_norm`; `initial_norm`, of W1, b1, W2 and b2."""
