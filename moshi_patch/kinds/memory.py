@@ -154,7 +154,7 @@ class TTTMemory(StreamingModule[TTTState]):
         """`[]`: the norm of the weights that rows begin with, of which `delta_norm` is a part. For reports."""
 
     def known(self) -> list[float | None] | None:
-        """How much of its last full chunk's targets each row knew already, 0 to 1; None for a kind without the number."""
+        """Share of its last full chunk's targets that each row knew already; None for a kind without the number."""
         return None
 
     @abc.abstractmethod
