@@ -96,6 +96,8 @@ class TTTMemory(StreamingModule[TTTState]):
     """Names of all new weights, below the module's own name in a checkpoint."""
     undecayed_keys: tuple[str, ...] = ()
     """Those of them that weight decay would pull away from where they do nothing: gates, gains and biases."""
+    answers_untaught = False
+    """Whether it answers from what rows begin with too, so that without updates the model is not what it was before."""
 
     def __init__(self, config: TTTConfig):
         super().__init__()
@@ -140,6 +142,10 @@ class TTTMemory(StreamingModule[TTTState]):
     @abc.abstractmethod
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """The weights that a stock model has not, by their names below this module's."""
+
+    @abc.abstractmethod
+    def is_closed(self) -> bool:
+        """Whether the weights that let anything through are still zero, so that the model is as without it."""
 
     @abc.abstractmethod
     def materialise(self, device: torch.device | None) -> None:

@@ -202,6 +202,10 @@ class TTTGating(TTTMemory):
         """Those of the target generator."""
         return {f"target_generator.{key}": weight for key, weight in self.target_generator.named_parameters()}
 
+    def is_closed(self) -> bool:
+        """Whether the filters of the target generator are."""
+        return not any(weight.any() for weight in self.target_generator.conv1d.parameters())
+
     def materialise(self, device: torch.device | None) -> None:
         """Give target weights that are still on the meta device their initial values on `device`."""
         self.target_generator.materialise(device)

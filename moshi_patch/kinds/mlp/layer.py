@@ -103,6 +103,7 @@ class TTTMLP(TTTMemory, NewWeights):
         *(f"{name}.{key}" for name in (*PROJECTIONS, "post_norm") for key in ("weight", "bias")),
     )
     undecayed_keys = tuple(key for key in weight_keys if key not in DECAYED_KEYS)
+    answers_untaught = True
 
     def __init__(self, dim: int, heads: int, config: TTTConfig, device=None, dtype=None):
         super().__init__(config)
@@ -218,6 +219,10 @@ class TTTMLP(TTTMemory, NewWeights):
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """All of this module's."""
         return dict(self.named_parameters())
+
+    def is_closed(self) -> bool:
+        """Whether the gate is."""
+        return not self.gating_alpha.any()
 
     def materialise(self, device: torch.device | None) -> None:
         """Give weights that are still on the meta device their initial values on `device`."""
