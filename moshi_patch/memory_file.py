@@ -169,8 +169,8 @@ def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping
     kinds = [given.get("ttt_kind", KINDS[0]) for given in (settings, model)]
     if kinds[0] != kinds[1]:  # then all else differs too
         settings, model = {"ttt_kind": kinds[0]}, {"ttt_kind": kinds[1]}
-    else:  # a setting that an older version did not know had its default
-        settings = {**learning_settings(TTTConfig(kind=kinds[1])), **settings}
+    elif kinds[0] == KINDS[0]:  # a setting that an older version did not know had its default
+        settings = {**learning_settings(TTTConfig()), **settings}
     reasons = [
         f"{name} is {in_one_line(repr(settings.get(name)))} in the file and {model.get(name)!r} in the model"
         for name in _differing(settings, model)
