@@ -142,10 +142,6 @@ class TTTMemory(StreamingModule[TTTState]):
         """The weights that a stock model has not, by their names below this module's."""
 
     @abc.abstractmethod
-    def materialise(self, device: torch.device | None) -> None:
-        """Give new weights that are still on the meta device their initial values on `device`."""
-
-    @abc.abstractmethod
     def delta_norm(self) -> torch.Tensor:
         """`[B]`: how far all that rows have learnt is from the weights they began with. For reports."""
 

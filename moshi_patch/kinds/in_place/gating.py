@@ -202,10 +202,6 @@ class TTTGating(TTTMemory):
         """Those of the target generator."""
         return {f"target_generator.{key}": weight for key, weight in self.target_generator.named_parameters()}
 
-    def materialise(self, device: torch.device | None) -> None:
-        """Give target weights that are still on the meta device their initial values on `device`."""
-        self.target_generator.materialise(device)
-
     def delta(self) -> torch.Tensor:
         """`[B, D, H]`: what all rows that stream have learnt, the fast weight minus W_0. Allocates it; for reports."""
         return self._streaming_state.fast.full_delta(self.config.learning_rate * self.config.target_gain)
