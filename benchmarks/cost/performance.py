@@ -140,9 +140,11 @@ def moshi_7b() -> str:
 
 
 def hybrid() -> str:
-    names = {"D 1024": "hybrid", "D 1024, bfloat16": "hybrid_bfloat16", "D 4096": "hybrid_4096"}
-    rows = [[layer, *_hybrid(row)] for layer, name in names.items() for row in result(name)["rows"]]
-    header = ["one layer, float32", "", "C", "processor time", "quartiles", "by operations", "state, MiB a row"]
+    rows = []
+    for found in map(result, ("hybrid", "hybrid_bfloat16", "hybrid_4096")):
+        settings = found["settings"]
+        rows += [[f"D {settings['dim']}, {settings['dtype']}", *_hybrid(row)] for row in found["rows"]]
+    header = ["one layer", "", "C", "processor time", "quartiles", "by operations", "state, MiB a row"]
     return markdown(header, rows)
 
 

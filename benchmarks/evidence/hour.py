@@ -35,7 +35,7 @@ from benchmarks.measure import argument_parser, parse_arguments, status_bytes, w
 from .dialogue import CARD, MODEL, USER, Script, codes_of
 from .model import EVAL_SEED, Diverged, evaluate
 from .report.hour import DATA, report
-from .settings import Settings
+from .settings import RESIDUAL, Settings
 from .training import trained
 
 MINUTE = 750
@@ -53,7 +53,6 @@ TAUGHT: dict[str, Any] = {
     **{"task": "dialogue", "base_task": "dialogue", "card": CARD, "batch": 8, "length": 320, "eval_batch": 64},
     **{"base_steps": 200, "steps": 600, "targets_first": 150, "then_rate": 0.5},
 }
-RESIDUAL: dict[str, Any] = {"rate": 0.1, "ttt": {"update": "residual", "target_gain": 16.0}}
 
 
 @dataclasses.dataclass(frozen=True)

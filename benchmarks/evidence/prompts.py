@@ -28,7 +28,7 @@ from example.tiny_repo import fit_mimi, mimi_config
 
 from .model import EVAL_SEED, evaluate, token_losses
 from .report.prompts import DATA, report
-from .settings import Settings
+from .settings import RESIDUAL, Settings
 from .speech import CODES, PADDING, SOURCES, cut
 from .training import trained
 
@@ -46,7 +46,7 @@ SPEECH: dict[str, Any] = {"task": "speech", "recordings": "prompts", "card": COD
 MODELS: dict[str, dict[str, Any]] = {
     "no TTT": {"model": "none"},
     "the paper's": {},
-    "residual": {"rate": 0.1, "ttt": {"update": "residual", "target_gain": 16.0}},
+    "residual": RESIDUAL,
 }
 
 

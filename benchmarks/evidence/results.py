@@ -99,17 +99,20 @@ def values(lines: Iterable[Line], read: Callable[[Line], float]) -> list[float]:
     return found
 
 
-def spread(numbers: list[float], digits: int = 2, percent: bool = False) -> str:
-    """`mean (lowest–highest)`; one number alone for a single seed, a dash for none."""
-    if not numbers:
-        return "–"
-    scaled = [100 * number for number in numbers] if percent else numbers
-    mean = f"{sum(scaled) / len(scaled):.{digits}f}"
-    if len(scaled) == 1:
-        return f"{mean} (one seed)"
-    return f"{mean} ({min(scaled):.{digits}f}–{max(scaled):.{digits}f})"
-
-
 def mean(numbers: list[float]) -> float:
     """The mean; not a number for none."""
     return sum(numbers) / len(numbers) if numbers else float("nan")
+
+
+def plain(numbers: list[float], digits: int = 2) -> str:
+    """`mean (lowest–highest)`; one number alone for a single seed, a dash for none."""
+    if not numbers:
+        return "–"
+    text = f"{mean(numbers):.{digits}f}"
+    return text if len(numbers) == 1 else f"{text} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
+
+
+def spread(numbers: list[float], digits: int = 2, percent: bool = False) -> str:
+    """As `plain`, in words where there is one seed alone."""
+    text = plain([100 * number for number in numbers] if percent else numbers, digits)
+    return f"{text} (one seed)" if len(numbers) == 1 else text

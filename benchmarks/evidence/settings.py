@@ -15,6 +15,9 @@ MODELS = ("none", "ttt")
 TRAINED = ("full", "lora")
 STREAMS = (None, "fresh", "silence", "own")
 
+RESIDUAL: dict[str, Any] = {"rate": 0.1, "ttt": {"update": "residual", "target_gain": 16.0}}
+"""What the pages call *residual*, beside the settings of a task."""
+
 AFTER_TRAINING = ("stream", "stream_windows", "stream_decay", "stream_clip", "sweep", "gaps", "eval_batch")
 """Fields that only matter once the model is trained."""
 

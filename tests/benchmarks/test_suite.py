@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.evidence import runner, suite
 from benchmarks.evidence.grid import Cell, Run, ordered_runs, read_grid
+from benchmarks.evidence.model import build_model
 from benchmarks.evidence.report.blocks import BLOCKS
 from benchmarks.evidence.report.page import render
 from benchmarks.evidence.results import Results
@@ -290,8 +290,6 @@ def test_a_command_that_cannot_be_run_ends_in_one_line(words, capsys):
 
 
 def test_the_state_that_the_longer_window_is_measured_against_is_what_a_stream_allocates():
-    from benchmarks.evidence.model import build_model
-
     settings = Settings(chunk=8)
     model = build_model(settings)
     with model.streaming(1):
@@ -300,4 +298,3 @@ def test_the_state_that_the_longer_window_is_measured_against_is_what_a_stream_a
     longer = dataclasses.replace(settings, equal_bytes=True)
     assert longer.context == settings.window + held // (2 * settings.width)
     assert build_model(dataclasses.replace(longer, model="none")).context == longer.context
-    assert torch.is_tensor(fast.delta)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.architecture import PAGE, ROOMS, ROOT, arrows, fill, modules, room
+from tests.support.architecture import ENTRY_POINTS, PAGE, ROOMS, ROOT, TREES, arrows, fill, modules, room
 
 
 def test_a_room_uses_only_rooms_that_stand_before_it():
@@ -61,6 +61,17 @@ def test_no_kind_of_memory_uses_another():
             assert {used.split(".")[2] for used in others} <= {name.split(".")[2]}, name
             if ".ops" in name:
                 assert {used for used in uses if ".ops" not in used} <= {"moshi_patch.kinds.rows"}, name
+
+
+def test_no_file_has_more_than_300_lines_and_no_function_more_than_60():
+    paths = [path for top in TREES for path in (ROOT / top).rglob("*.py")] + [ROOT / name for name in ENTRY_POINTS]
+    assert len(paths) > 200
+    for path in paths:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
 
 
 def test_every_module_of_finetune_stands_in_a_room():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from finetune.common.tables import markdown
 
@@ -33,3 +34,10 @@ def gap_table(found: dict[str, tuple[list[Line], str]]) -> str:
         for name, (lines, condition) in found.items()
     ]
     return table(["nats beyond the window, gap in windows", *map(str, windows), "seeds"], rows)
+
+
+def made_with(data: dict[str, Any]) -> str:
+    """Command, date, machine and versions of a file of results, in one sentence."""
+    machine = data["machine"]
+    versions = f"torch {machine['torch']}, moshi {machine['moshi']}, python {machine['python']}"
+    return f"`{data['command']}`, {machine['date']}; {machine['cpu']}, {machine['threads']} thread; {versions}."

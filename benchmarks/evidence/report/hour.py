@@ -16,10 +16,9 @@ import matplotlib.pyplot as plt
 from benchmarks.pages import fill
 
 from ..dialogue import VALUES
-from ..results import mean
+from ..results import mean, plain
 from ..settings import Settings
-from .blocks import table
-from .updates import plain
+from .blocks import made_with, table
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "benchmarks" / "results" / "hour.json"
@@ -112,14 +111,9 @@ def boundary(data: dict[str, Any]) -> str:
 
 def measured(data: dict[str, Any]) -> str:
     """Where and how the numbers were made."""
-    machine = data["machine"]
     questions = {age: sum(q["age"] == age for q in data["runs"][0]["questions"]) for age in ages(data)}
     counts = ", ".join(f"{count} of {age} min" for age, count in questions.items())
-    versions = f"torch {machine['torch']}, moshi {machine['moshi']}, python {machine['python']}"
-    return (
-        f"`{data['command']}`, {machine['date']}; {machine['cpu']}, {machine['threads']} thread; {versions}. "
-        f"Questions by age, each in 16 rows: {counts}."
-    )
+    return f"{made_with(data)} Questions by age, each in 16 rows: {counts}."
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {

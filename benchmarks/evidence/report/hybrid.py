@@ -77,7 +77,7 @@ def hybrid_shift(results: Results) -> str:
 
 @block
 def hybrid_streams(results: Results) -> str:
-    """Streams of 64 windows: the loss in the first and in the last unit."""
+    """Streams of 52 windows: the loss in the first and in the last unit."""
     rows = []
     for rate in (1.0, 0.05):
         row, seeds = [f"TTT-MLP, base_lr {rate:g}"], 0

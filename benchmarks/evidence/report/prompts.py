@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.pages import fill
 
-from .blocks import table
-from .updates import plain
+from ..results import plain
+from .blocks import made_with, table
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "benchmarks" / "results" / "prompts.json"
@@ -43,17 +43,10 @@ def new(data: dict[str, Any]) -> str:
     return table(["model", "nats, first 2.5 s", "nats, after 10 s", "difference", "seeds"], rows)
 
 
-def measured(data: dict[str, Any]) -> str:
-    """Where and how the numbers were made."""
-    machine = data["machine"]
-    versions = f"torch {machine['torch']}, moshi {machine['moshi']}, python {machine['python']}"
-    return f"`{data['command']}`, {machine['date']}; {machine['cpu']}, {machine['threads']} thread; {versions}."
-
-
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "prompts_returned": returned,
     "prompts_new": new,
-    "prompts_measured": measured,
+    "prompts_measured": made_with,
 }
 
 

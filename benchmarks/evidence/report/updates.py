@@ -10,12 +10,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..results import Line, Results, mean, nats, values
-from ..settings import Settings
+from ..results import Line, Results, mean, nats, plain, values
+from ..settings import RESIDUAL, Settings
 from .blocks import block, table
 from .streams import HEARD
 
-RESIDUAL = {"rate": 0.1, "ttt": {"update": "residual", "target_gain": 16.0}}
 TAUGHT_ON = {"base_steps": 300, "steps": 1200}
 FIRST = TAUGHT_ON | {"targets_first": 300}
 QUARTER, TRAINER = FIRST | {"then_rate": 0.25}, FIRST | {"stock_rate": 0.25}
@@ -49,14 +48,6 @@ class Model:
     @property
     def condition(self) -> str:
         return "none" if self.settings.get("model") == "none" else "on"
-
-
-def plain(numbers: list[float], digits: int = 2) -> str:
-    """The mean, and from the second seed on the lowest and the highest."""
-    if not numbers:
-        return "–"
-    text = f"{mean(numbers):.{digits}f}"
-    return text if len(numbers) == 1 else f"{text} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
 
 
 def streamed(model: Model, results: Results, heard: str, read: Callable[[list[Line]], float], condition: str = ""):

@@ -1,4 +1,6 @@
-"""Shared by the tests of a server: the patch for as long as one runs here, what is said to it, and one for many."""
+"""Shared by the tests of servers and stores: the patch for as long as one runs here, what is said, one for many."""
+
+import uuid
 
 import pytest
 
@@ -62,3 +64,9 @@ def chat(only_fake_chat):
     """A server of the chat's protocol without a model, as new."""
     only_fake_chat.reset()
     return only_fake_chat
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request, tmp_path) -> str:
+    """Of a store that is empty: a folder, and what `fsspec` has for a service."""
+    return str(tmp_path / "store") if request.param == "folder" else f"memory://{uuid.uuid4().hex}/people"

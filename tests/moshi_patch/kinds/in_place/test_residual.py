@@ -161,6 +161,19 @@ def test_the_state_grows_by_two_matrices_of_a_chunk_and_nothing_else():
     assert sizes[1] - sizes[0] == 3 * 2 * C**2
 
 
+def test_a_stream_of_moshi_7b_keeps_what_the_docs_say():
+    """176 MiB of delta and 15 MiB of two kept chunks a layer, 955 MiB for five; 202.5 MiB with the residual update."""
+    mib = []
+    for kind in (FastWeight, ResidualFastWeight):
+        state = kind.allocate(1, 4096, 11264, 256, torch.bfloat16, "meta")
+        parts = [getattr(state, name, None) for name in ("delta", "keys", "values", "whitening")]
+        mib.append([part.numel() * part.element_size() / 2**20 for part in parts if part is not None])
+    assert mib[0][0] == mib[1][0] == 4 * 4096 * 11264 / 2**20 == 176
+    assert sum(mib[0][1:]) == 2 * (2 * 256 * (4096 + 11264)) / 2**20 == 15
+    assert 5 * sum(mib[0]) == 955
+    assert sum(mib[1]) == 202.5
+
+
 @pytest.mark.parametrize("position", [C + 3, 2 * C, 3 * C - 1])
 def test_both_ways_to_multiply_with_the_previous_chunk_agree(position):
     state = ResidualFastWeight.allocate(2, D, H, C, torch.float64, "cpu")
