@@ -2,11 +2,12 @@
 
 import argparse
 import itertools
-import json
 import os
 import re
 from collections.abc import Sequence
 from typing import NoReturn
+
+from .json_object import MAX_BYTES, parse_object
 
 FILES = ("--moshi-weight", "--mimi-weight", "--lora-weight", "--tokenizer", "--config", "--config-path")
 """Options of `moshi.server` and `moshi.run_inference` that name a file, or `hf://owner/name/file`."""
@@ -21,8 +22,6 @@ WITHOUT_BASE = (
     "holds what trained alone (training_mode: ttt), without its base model; make a whole model of it with "
     "`python -m finetune.export CHECKPOINT OUT`, and give that"
 )
-LONGEST_HEADER = 1 << 27
-"""Bytes; safetensors itself reads no longer one."""
 
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -77,9 +76,9 @@ def needs_a_base(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else {}
+            header = parse_object(file.read(min(length, MAX_BYTES + 1)))
         return BASE_KEY in header["__metadata__"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # another program says what is wrong with it
+    except (OSError, ValueError, LookupError, TypeError):  # another program says what is wrong with it
         return False
 
 

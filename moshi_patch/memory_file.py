@@ -24,10 +24,10 @@ FORMAT = "moshi_patch memory 1"
 CHECKSUM_BLOCK_BYTES = 1 << 26
 """Bytes that a checksum looks at in one go: what it allocates stays below a few of these."""
 
-NOT_LEARNING = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
+LAYER_SELECTION = {"ttt_layers", "ttt_layer_frequency", "ttt_start_layer"}
 """Settings that say in several ways which layers have TTT; a fingerprint names the layers instead."""
 
-NOT_LEARNING |= {"ttt_initial_gating_alpha", "ttt_scan_checkpoint_group_size"}
+NOT_LEARNING = LAYER_SELECTION | {"ttt_initial_gating_alpha", "ttt_scan_checkpoint_group_size"}
 """What a training begins with and how it computes is nothing to a memory either."""
 
 
@@ -96,17 +96,13 @@ def read_memory(path: str | Path, owner: Mapping[str, Any]) -> dict[str, torch.T
     try:
         with _words_of_the_system(path, "cannot be read"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
+            require_format(path, metadata)
             saved_by, checksums = (object_in_header(path, metadata, name) for name in ("fingerprint", "state"))
             require_same_model(path, saved_by, owner)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
     except SafetensorError as error:
         raise ValueError(f"{path}: the file is damaged or cut off: {in_one_line(error)}") from error
-    if {key: dtype_shape_checksum(tensor) for key, tensor in state.items()} != checksums:
-        raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
-    if broken := not_finite(state):
-        raise ValueError(f"{path}: {first_of(broken)} in the file is not finite.")
+    require_as_saved(path, state, checksums)
     return state
 
 
@@ -136,6 +132,28 @@ def object_in_header(path: str | Path, metadata: Mapping[str, str], name: str) -
         raise ValueError(f"{path}: the file is damaged: its {name!r}: {in_one_line(error)}.") from error
 
 
+def require_format(path: str | Path, metadata: Mapping[str, str]) -> None:
+    """That a header is of a memory that this version can read.
+
+    Raises:
+        ValueError: when it is not, in one line that begins with `path`.
+    """
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a memory that this version can read ({FORMAT!r}).")
+
+
+def require_as_saved(path: str | Path, state: Mapping[str, torch.Tensor], checksums: Mapping[str, Any]) -> None:
+    """That tensors are those of which the header has the checksums, and finite.
+
+    Raises:
+        ValueError: when they are not, in one line that begins with `path`.
+    """
+    if {key: dtype_shape_checksum(tensor) for key, tensor in state.items()} != checksums:
+        raise ValueError(f"{path}: the file is damaged: its tensors are not those that were saved.")
+    if broken := not_finite(state):
+        raise ValueError(f"{path}: {first_of(broken)} in the file is not finite.")
+
+
 def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """That two fingerprints are of the same weights and settings.
 
@@ -147,13 +165,12 @@ def require_same_model(path: str | Path, saved: Mapping[str, Any], here: Mapping
         if not isinstance(saved.get(section), dict):
             found = in_one_line(repr(saved.get(section)))
             raise ValueError(f"{path}: the file is damaged: the {section} in its fingerprint are {found}.")
-    # A setting that an older version did not know had its default.
-    settings, model = {**learning_settings(TTTConfig()), **saved["settings"]}, dict(here["settings"])
+    settings, model = saved["settings"], here["settings"]
     kinds = [given.get("ttt_kind", KINDS[0]) for given in (settings, model)]
     if kinds[0] != kinds[1]:  # then all else differs too
         settings, model = {"ttt_kind": kinds[0]}, {"ttt_kind": kinds[1]}
-    elif kinds[0] != KINDS[0]:
-        settings = saved["settings"]
+    else:  # a setting that an older version did not know had its default
+        settings = {**learning_settings(TTTConfig(kind=kinds[1])), **settings}
     reasons = [
         f"{name} is {in_one_line(repr(settings.get(name)))} in the file and {model.get(name)!r} in the model"
         for name in _differing(settings, model)
@@ -184,7 +201,12 @@ def first_of(names: list[str]) -> str:
 
 
 def dtype_and_shape(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without `torch.`, as the fingerprint and the narrowed tensors name it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def dtype_shape_checksum(tensor: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ thread may run.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from .errors import in_one_line
 from .json_object import parse_object
 from .memory_file import (
-    FORMAT,
-    dtype_shape_checksum,
+    dtype_and_shape,
+    dtype_name,
     first_of,
     header_of,
     not_finite,
     object_in_header,
+    require_as_saved,
+    require_format,
     require_same_model,
 )
 
@@ -79,9 +82,9 @@ def memory_pieces(
     """
     if broken := not_finite(state):
         raise ValueError(f"not saved, as {first_of(broken)} of the fast weights is not finite.")
-    narrowed = {key: str(t.dtype)[6:] for key, t in state.items() if narrow and _may_be_narrow(key, t)}
+    narrowed = {key: dtype_name(t.dtype) for key, t in state.items() if narrow and _may_be_narrow(key, t)}
     state = {key: (t.bfloat16() if key in narrowed else t).detach().contiguous() for key, t in state.items()}
-    if broken := not_finite(state):
+    if broken := not_finite({key: state[key] for key in narrowed}):
         raise ValueError(f"not saved, as {first_of(broken)} of the fast weights is too large for bfloat16.")
     order = sorted(state, key=lambda key: (-state[key].element_size(), key))  # each begins where its dtype may
     content: dict[str, Any] = {"__metadata__": {**header_of(state, owner), **notes, "narrowed": json.dumps(narrowed)}}
@@ -95,7 +98,7 @@ def memory_pieces(
     def pieces() -> Iterator[bytes]:
         yield len(text).to_bytes(8, "little") + text
         for key in order:
-            view = memoryview(_as_bytes(state[key]).numpy())
+            view = memoryview(state[key].view(-1).view(torch.uint8).numpy())
             for begin in range(0, len(view), PIECE):
                 yield bytes(view[begin : begin + PIECE])
 
@@ -130,8 +133,7 @@ class MemoryReader:
         metadata = content.pop("__metadata__", None)
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             metadata = {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{self.name}: not a memory that this version can read ({FORMAT!r}).")
+        require_format(self.name, metadata)
         header = Header(8 + length, metadata, self._layout(content))
         if header.size != self.size:
             raise self._damaged(f"it has {self.size} bytes and says {header.size}")
@@ -175,10 +177,7 @@ class MemoryReader:
         state = {key: self._tensor(*kind) for key, kind in header.tensors.items()}
         if any(len(piece) for piece in self._pieces) or len(self._waiting):
             raise self._damaged("it is longer than it says")
-        if {key: dtype_shape_checksum(tensor) for key, tensor in state.items()} != checksums:
-            raise ValueError(f"{self.name}: the file is damaged: its tensors are not those that were saved.")
-        if broken := not_finite(state):
-            raise ValueError(f"{self.name}: {first_of(broken)} in the file is not finite.")
+        require_as_saved(self.name, state, checksums)
         return {key: t.to(NARROWED[before[key]]) if key in before else t for key, t in state.items()}
 
     def _require_fitting(self, live: Mapping[str, torch.Tensor], before: Mapping[str, str]) -> None:
@@ -190,8 +189,8 @@ class MemoryReader:
             dtype, shape = tensors[key]
             dtype = NARROWED.get(before.get(key, ""), dtype)
             if dtype != tensor.dtype or shape[1:] != tuple(tensor.shape[1:]) or shape[:1] not in ((1,), (2,)):
-                kinds = [f"{str(one)[6:]}{list(size)}" for one, size in ((dtype, shape), (tensor.dtype, tensor.shape))]
-                raise ValueError(f"{self.name}: {in_one_line(key)} is {kinds[0]} in it and {kinds[1]} in the model.")
+                stored = f"{dtype_name(dtype)}{list(shape)} in it and {dtype_and_shape(tensor)} in the model."
+                raise ValueError(f"{self.name}: {in_one_line(key)} is {stored}")
 
     def _tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         flat = torch.empty(_bytes(dtype, shape), dtype=torch.uint8)
@@ -232,18 +231,11 @@ def is_delta(key: str) -> bool:
 
 
 def _may_be_narrow(key: str, tensor: torch.Tensor) -> bool:
-    return is_delta(key) and str(tensor.dtype)[6:] in NARROWED
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+    return is_delta(key) and dtype_name(tensor.dtype) in NARROWED
 
 
 def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    return size
+    return dtype.itemsize * math.prod(shape)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,18 +13,13 @@ MOST_STUCK = 4
 
 
 class BoundedCalls:
-    """Makes calls that end in time, or are given up. From any threads.
+    """Makes calls that end in time, or are given up. From any threads."""
 
-    Args:
-        seconds: that a call may take.
-    """
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    def __init__(self):
         self._stuck = 0
         self._lock = threading.Lock()
 
-    def call(self, function: Callable[[threading.Event], Result], seconds: float | None = None) -> Result:
+    def call(self, function: Callable[[threading.Event], Result], seconds: float) -> Result:
         """What `function` returns or raises, within `seconds`.
 
         Args:
@@ -33,7 +28,6 @@ class BoundedCalls:
         Raises:
             TimeoutError: when it does not end, or when as many as `MOST_STUCK` earlier calls have not.
         """
-        seconds = self.seconds if seconds is None else seconds
         if self._stuck >= MOST_STUCK:
             raise TimeoutError(f"{self._stuck} earlier calls still wait for an answer")
         call = _Call(function)

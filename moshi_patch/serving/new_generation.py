@@ -29,8 +29,7 @@ def create_generation(
     """
 
     def check() -> None:
-        if given_up():
-            raise StoreError("the write was given up.")
+        _require_wanted(given_up)
         require_newest(base, [file.generation for file in files.list(content.folder)])
 
     target = base + 1
@@ -44,8 +43,7 @@ def create_generation(
     generations = [file.generation for file in files.list(content.folder)]
     try:
         _require_alone(base, target, generations)
-        if given_up():
-            raise StoreError("the write was given up.")
+        _require_wanted(given_up)
     except StoreError:
         files.remove(content.folder, target)
         raise
@@ -88,6 +86,10 @@ def _lost(generation: int) -> Lost:
 
 def _until(given_up: Callable[[], bool], pieces: Iterator[bytes]) -> Iterator[bytes]:
     for piece in pieces:
-        if given_up():
-            raise StoreError("the write was given up.")
+        _require_wanted(given_up)
         yield piece
+
+
+def _require_wanted(given_up: Callable[[], bool]) -> None:
+    if given_up():
+        raise StoreError("the write was given up.")

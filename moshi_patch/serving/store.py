@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import in_one_line
 from ..memory import fast_weight_tensors, fingerprint
-from ..memory_file import object_in_header, write_memory
+from ..memory_file import dtype_name, object_in_header, write_memory
 from .bounded import BoundedCalls
 from .generation_file import GenerationToWrite, mark_of, reading
 from .new_generation import create_generation, require_newest
@@ -66,7 +66,7 @@ class MemoryStore:
         except (ValueError, OSError) as error:
             raise StoreError(str(error)) from error
         self.model, self.name, self.narrow = model, self.files.name, name == "bfloat16"
-        self._calls = BoundedCalls(timeout_s)
+        self._calls, self._timeout_s = BoundedCalls(), timeout_s
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, str]] = {}  # generation and id of what this store read or wrote last
         self._tried: dict[str, set[str]] = defaultdict(set)  # ids of what it wrote, or may have, since it last read
@@ -221,7 +221,7 @@ class MemoryStore:
             with reading(self.files, file, self._sealer) as reader:
                 metadata, tensors = reader.header.metadata, reader.header.tensors
                 owner = object_in_header(reader.name, metadata, "fingerprint")
-                kinds = {key: (str(dtype)[6:], list(shape)) for key, (dtype, shape) in tensors.items()}
+                kinds = {key: (dtype_name(dtype), list(shape)) for key, (dtype, shape) in tensors.items()}
                 notes = {key: metadata.get(key) for key in ("person", "saved")}
                 return {**notes, "generation": file.generation, "size": file.size, "owner": owner, "tensors": kinds}
 
@@ -279,7 +279,7 @@ class MemoryStore:
 
     def _call(self, what: str, function: Callable[[threading.Event], Result], size: int = 0) -> Result:
         try:
-            return self._calls.call(function, self._calls.seconds + size / SLOWEST)
+            return self._calls.call(function, self._timeout_s + size / SLOWEST)
         except Lost as error:
             raise Lost(f"{self.name}: not {what}: {error}") from error
         except (StoreError, ValueError) as error:

@@ -27,9 +27,9 @@ EXCLUSIVE = {"memory", "s3", "s3a"}
 _CREATING = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class StoredFile:
-    """One generation of somebody's memory.
+    """One generation of somebody's memory; in order by person, and then the oldest first.
 
     Attributes:
         folder: of the person.
@@ -102,7 +102,7 @@ class LocalFiles:
                     with contextlib.suppress(FileNotFoundError):  # removed in between
                         status = (self.root / one / name).stat()
                         found.append(StoredFile(one, generation, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda file: (file.folder, file.generation))
+        return sorted(found)
 
     def create(
         self, folder: str, generation: int, size: int, pieces: Iterator[bytes], before: Callable[[], None]
@@ -149,16 +149,12 @@ class LocalFiles:
             self.remove(folder, number)
             self.remove_rest(folder)
 
-    def open(self, folder: str, generation: int) -> contextlib.AbstractContextManager[Callable[[int, int], bytes]]:
+    @contextlib.contextmanager
+    def open(self, folder: str, generation: int) -> Iterator[Callable[[int, int], bytes]]:
         """Gives `read(start, length)` of one file."""
-
-        @contextlib.contextmanager
-        def reading() -> Iterator[Callable[[int, int], bytes]]:
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
-            with open(os.open(self.root / folder / file_name(generation), flags), "rb", 0) as file:
-                yield lambda start, length: os.pread(file.fileno(), length, start)
-
-        return reading()
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+        with open(os.open(self.root / folder / file_name(generation), flags), "rb", 0) as file:
+            yield lambda start, length: os.pread(file.fileno(), length, start)
 
     def remove(self, folder: str, generation: int) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -223,7 +219,7 @@ class RemoteFiles:
             generation = _generation(name)
             if generation is not None:
                 found.append(StoredFile(one, generation, int(entry["size"]), _seconds(entry)))
-        return sorted(found, key=lambda file: (file.folder, file.generation))
+        return sorted(found)
 
     def create(
         self, folder: str, generation: int, size: int, pieces: Iterator[bytes], before: Callable[[], None]

@@ -153,6 +153,18 @@ def test_a_memory_from_before_there_was_another_update_is_one_of_the_first(tmp_p
             moshi_patch.load_memory(other, path)
 
 
+def test_a_setting_that_the_memory_of_an_mlp_does_not_name_had_its_default(tmp_path):
+    path, model = tmp_path / "memory", streaming_model(ttt_kind="mlp", ttt_base_lr=1.0)
+    known = moshi_patch.fingerprint(model)
+    assert known["settings"].pop("ttt_base_lr") == 1.0
+    moshi_patch.save_memory(model, path, known)
+    other = streaming_model(ttt_kind="mlp", ttt_base_lr=1.0, steps=7)
+    moshi_patch.load_memory(other, path)
+    assert_same(snapshot(other), snapshot(model))
+    with pytest.raises(ValueError, match=r"ttt_base_lr is 1.0 in the file and 0.5 in the model\.$"):
+        moshi_patch.load_memory(streaming_model(ttt_kind="mlp", ttt_base_lr=0.5), path)
+
+
 def test_the_same_layers_selected_in_another_way_are_the_same_model(tmp_path):
     model = streaming_model(ttt_layers=[1, 3])
     moshi_patch.save_memory(model, tmp_path / "memory")
