@@ -23,6 +23,7 @@ import moshi_patch
 from ..common.distributed import Context
 from ..common.errors import ConfigError
 from ..model.base import refuse_not_finite
+from ..model.conditions import ALWAYS_FLOAT32
 
 VALUE_KEY, DTYPE_KEY = moshi_patch.BASE_KEY, "base_dtype"
 """In the header's metadata."""
@@ -30,6 +31,7 @@ VALUE_KEY, DTYPE_KEY = moshi_patch.BASE_KEY, "base_dtype"
 NO_FINGERPRINT = "its header has no fingerprint of its base model; copy it again."
 
 ALONE = Context(0, 1, 0, torch.device("cpu"))
+"""One process on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def load_over_base(
 
 def in_precision(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A weight as moshi loads it in `dtype`: conditioners stay as they are, in float32."""
-    own = not value.is_floating_point() or name.startswith(("condition_provider.", "fuser."))
+    own = not value.is_floating_point() or name.startswith(ALWAYS_FLOAT32)
     return value.detach().to(value.dtype if own else dtype)
 
 

@@ -13,6 +13,7 @@ import moshi_patch
 
 from ..common.differences import differences
 from ..common.errors import ConfigError, in_one_line
+from ..model.conditions import ALWAYS_FLOAT32
 from ..model.tensor_file import DTYPES, Stored, main_dtype, read_header, some
 from ..model.trainable import parameter_groups
 from .base_fingerprint import NO_FINGERPRINT
@@ -25,9 +26,6 @@ CONV = f"target_generator.{moshi_patch.TARGET_KEYS[0]}"
 
 NEW_WEIGHTS = {"in_place": "target generators", "mlp": "TTT layers"}
 """By kind of memory, what the weights are called that a stock model has not."""
-
-FLOAT32 = ("condition_provider.", "fuser.")
-"""Beginnings of names that are in float32 whatever the rest is."""
 
 
 def contradictions(saved: SavedCheckpoint) -> list[str]:
@@ -211,7 +209,7 @@ def _dtypes(saved: SavedCheckpoint, stored: dict[str, Stored], tensors: dict[str
     usual = DTYPES.get(str(trained)) or main_dtype(stored)
     number = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
     return {
-        name: ("F32" if name.startswith(FLOAT32) else usual) if name in number else value.dtype
+        name: ("F32" if name.startswith(ALWAYS_FLOAT32) else usual) if name in number else value.dtype
         for name, value in stored.items()
     }
 

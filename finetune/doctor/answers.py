@@ -12,6 +12,7 @@ import moshi_patch
 from ..checkpoint.contradictions import patched
 from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths
 from ..model.conditions import absent_conditions, fused_conditions
+from ..settings.schema import RATES
 from .finding import FAILED, OK, WARNING, Finding, in_units
 from .machine import available_memory
 
@@ -91,7 +92,7 @@ def _active(model: LMModel) -> Finding:
     change, nats = _difference(on, off, quiet)
     text = f"updates change the text logits of {steps} random steps by up to {change:.3g}, {nats:.3g} nats on average"
     details = {"steps": steps, "largest_logit_change": change, "nats": nats}
-    if any(memory.config.kind == "mlp" for memory in memories):  # updates off is not the base there
+    if any(memory.answers_untaught for memory in memories):
         with moshi_patch.ttt_bypassed(model):
             closed = _text_logits(model, codes)
         whole, nats = _difference(on, closed, quiet)
@@ -103,8 +104,7 @@ def _active(model: LMModel) -> Finding:
         remedy = "it never learnt: train longer, raise ttt.optim_lr, or check that the trainer logged no warning"
         return Finding("TTT active", FAILED, f"no: {text}", remedy, details)
     if change < NOTICEABLE_CHANGE:
-        rate = "ttt.base_lr" if model.ttt_config.kind == "mlp" else "ttt.learning_rate"
-        remedy = f"raise {rate} or ttt.optim_lr, or train longer"
+        remedy = f"raise ttt.{RATES[model.ttt_config.kind]} or ttt.optim_lr, or train longer"
         return Finding("TTT active", WARNING, f"hardly: {text}", remedy, details)
     return Finding("TTT active", OK, text, details=details)
 

@@ -173,8 +173,9 @@ def _compared_with(saved: SavedCheckpoint, other: SavedCheckpoint) -> tuple[str,
     ours, theirs = saved.train_args, other.train_args
     if None in (ours, theirs) or theirs.ttt.enabled or not ours.ttt.enabled:
         return BASELINE, []
-    known = [key for key in OF_THE_TRAINING if "" not in (_settings(theirs)[key], _settings(ours)[key])]  # an export's
-    differing = differences(_settings(theirs), _settings(ours), keys=known)
+    there, here = _settings(theirs), _settings(ours)
+    known = [key for key in OF_THE_TRAINING if "" not in (there[key], here[key])]  # an export's
+    differing = differences(there, here, keys=known)
     if not (theirs.ttt.as_control or theirs.full_finetuning):
         differing.append("ttt.as_control=False, so that W_down of the TTT layers was not trained in full")
     if differing:

@@ -37,10 +37,10 @@ MEANINGS = {
 
 def conditions_of(model: LMModel) -> tuple[str, ...]:
     """The conditions of a checkpoint's own model, the first being the model as it is served."""
-    kinds = {memory.config.kind for memory in moshi_patch.ttt_memories(model).values()}
-    if not kinds:
+    memories = moshi_patch.ttt_memories(model).values()
+    if not memories:
         return (PLAIN,)
-    return (ON, OFF) if kinds == {"in_place"} else (ON, OFF, CLOSED)
+    return (ON, OFF, CLOSED) if any(memory.answers_untaught for memory in memories) else (ON, OFF)
 
 
 def muting_conditions(model: LMModel) -> tuple[str, ...]:

@@ -28,13 +28,13 @@ from ..common.checksums import write_checksums
 from ..common.disk import reason_of
 from ..common.errors import ConfigError, DiskError
 from ..common.files import whole_folder, write_json
+from ..model.conditions import ALWAYS_FLOAT32
 from ..model.tensor_file import DTYPES, Stored, broken_values, main_dtype, measure, read_header, some
 from ..settings.commands import ImportArgs
 from .ancestor_names import TENSORS, AncestorNames, read_names, tensor_shapes
 from .ancestor_settings import AncestorSettings, read_settings
 
 KEY = "import_ancestor"
-ALWAYS_FLOAT32 = ("condition_provider.", "fuser.")
 DIFFERENT_FUNCTION = (
     "This is a start, not the same function: ancestors differ from this project in the target of the inner loss, in "
     "the LayerNorms' epsilon, in what a step sees of its own mini-batch, and the last one never applied post_norm and "

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import moshi_patch
 
+from ..checkpoint.base_fingerprint import ALONE
 from ..checkpoint.best import best_beside, best_checkpoint
 from ..checkpoint.folders import ADAPTERS, MERGED
 from ..checkpoint.saved import SavedCheckpoint, find_adapter_base, load_language_model, model_paths, open_checkpoint
@@ -29,7 +30,6 @@ from ..checkpoint.verify import refuse_broken
 from ..checkpoint.weights import collect_weights
 from ..common.checksums import read_checksums, write_checksums
 from ..common.disk import reading, reason_of
-from ..common.distributed import Context
 from ..common.errors import ConfigError, DiskError
 from ..common.files import read_json, whole_folder, write_json
 from ..settings.commands import ExportArgs
@@ -128,7 +128,7 @@ def _write_weights(folder: Path, saved: SavedCheckpoint, paths: MoshiPaths, adap
         base, dtype = find_adapter_base(saved, paths).moshi_weights, saved.dtype
         with reading(f"{base}: what was trained in {saved.folder} cannot be merged into it"):
             model = load_language_model(saved, base, torch.device("cpu"), dtype)
-        weights = collect_weights(model, Context(0, 1, 0, torch.device("cpu")), adapters=False, dtype=dtype)
+        weights = collect_weights(model, ALONE, adapters=False, dtype=dtype)
         save_file(weights, folder / MERGED, {"format": "pt"})
     else:
         shutil.copyfile(saved.weights, folder / MERGED)

@@ -4,6 +4,9 @@ import torch
 from moshi.conditioners import ConditionAttributes, ConditionTensors
 from moshi.models import LMModel
 
+ALWAYS_FLOAT32 = ("condition_provider.", "fuser.")
+"""Beginnings of names of weights that moshi keeps in float32 whatever the rest is."""
+
 
 def condition_tensors(model: LMModel, attributes: list[ConditionAttributes] | None) -> ConditionTensors | None:
     """The conditions of a batch, for `LMModel.forward` or `LMGen`; None for a model that takes none.

@@ -80,15 +80,11 @@ def start_targets(model: nn.Module, kind: str) -> None:
 
 def new_targets(model: nn.Module) -> int:
     """How many TTT layers have weights that were never trained and do nothing; `model` has its weights."""
-    closed = [
-        m for m in moshi_patch.ttt_memories(model).values() if m.config.kind == "mlp" and not m.gating_alpha.any()
-    ]
-    return len(_new_generators(model)) + len(closed)
+    return sum(memory.is_closed() for memory in moshi_patch.ttt_memories(model).values())
 
 
 def _new_generators(model: nn.Module) -> list[nn.Module]:
-    generators = [gating.target_generator for gating in moshi_patch.ttt_gatings(model).values()]
-    return [generator for generator in generators if not any(p.any() for p in generator.conv1d.parameters())]
+    return [gating.target_generator for gating in moshi_patch.ttt_gatings(model).values() if gating.is_closed()]
 
 
 def _readout(model: nn.Module) -> torch.Tensor:

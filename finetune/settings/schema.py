@@ -17,6 +17,9 @@ PARAM_DTYPES = ("bfloat16", "float32", "float16")
 INITIAL_TARGETS = ("identity", "readout")
 """Where W_target of a new target generator may begin."""
 
+RATES = {"in_place": "learning_rate", "mlp": "base_lr"}
+"""By kind of memory, the setting of `ttt` that its fast weights' steps grow with."""
+
 MODES = ("auto", "full", "lora", "ttt", "lora+ttt", "frozen")
 """What a run may train; see `modes`."""
 

@@ -2,6 +2,8 @@
 
 import logging
 
+from ..settings.schema import RATES
+
 logger = logging.getLogger(__name__)
 
 RISE = 0.01
@@ -21,7 +23,7 @@ ADVICE = {
     "gains (control: true); if the loss stays, lower optim.lr.",
     "dead": "nothing that can be told from chance. That should change well before the loss falls; if it never does, "
     "see whether relative_delta rises, and whether what is to be remembered returns after more than a chunk.",
-    "harmed": "they do harm at present. Early on that is usual; if it stays, lower ttt.learning_rate.",
+    "harmed": "they do harm at present. Early on that is usual; if it stays, lower ttt.{rate}.",
 }
 
 
@@ -31,9 +33,13 @@ class Advice:
     The loss may stay where it is for thousands of steps before memory sets in. On the same recordings the difference
     that updates make is known far better than the loss, and shows first. It says nothing while the loss rises, and
     never what TTT gains: weights come to lean on updates, and only a control that was trained without shows that.
+
+    Args:
+        kind: of memory, whose learning rate is advised on.
     """
 
-    def __init__(self):
+    def __init__(self, kind: str = "in_place"):
+        self._rate = RATES[kind]
         self._best: tuple[float, int] | None = None
         self._best_off: tuple[float, int] | None = None
         self._last, self._told = "", 0.0
@@ -79,4 +85,4 @@ class Advice:
         if finding != self._last or (finding != "dead" and size >= 2 * self._told):
             self._last, self._told = finding, size
             level = logging.WARNING if finding in ("rising", "harmed", "hollow") else logging.INFO
-            logger.log(level, said, *values, ADVICE[finding])
+            logger.log(level, said, *values, ADVICE[finding].format(rate=self._rate))

@@ -41,7 +41,7 @@ class Evaluations:
     ):
         self._loader, self._args, self._ctx = loader, args, ctx
         self._monitor, self._checkpointer, self._stop = monitor, checkpointer, stop
-        self._advice, self._number = Advice(), 0
+        self._advice, self._number = Advice(args.ttt.kind), 0
 
     def resume(self, step: int) -> None:
         """After a run went to `step`: looks at the evaluations up to it, and which of them has the best checkpoint."""

@@ -4,16 +4,13 @@ import logging
 import math
 from collections.abc import Mapping
 
-from ..settings.schema import TrainArgs
+from ..settings.schema import RATES, TrainArgs
 
 logger = logging.getLogger(__name__)
 
 EXPLODED_ABOVE = {"in_place": 15.0, "mlp": 1000.0}
 """By kind of memory: a relative delta above this is no healthy run's. docs/training.md (*Troubleshooting*) has what was
 measured."""
-
-RATES = {"in_place": "learning_rate", "mlp": "base_lr"}
-"""By kind of memory, the setting that its fast weights' steps grow with."""
 
 
 def relative_deltas(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.best import read_best
 from ..checkpoint.folders import checkpoint_name, list_checkpoints
 from ..common.commands import command, program_words, torchrun_words
-from ..settings.schema import TrainArgs
+from ..settings.schema import RATES, TrainArgs
 from .activity import INACTIVE_BELOW
 from .advice import CLEAR_NATS, RISE
 from .control import CONTROL_FOLDER, DIFFERENCE, compared
@@ -44,6 +44,7 @@ def verdict(
     held_out: list[dict[str, Any]],
     differences: list[dict[str, Any]],
     control: Sequence[dict[str, Any]] = (),
+    kind: str = "in_place",
 ) -> Verdict:
     """What the metrics of a run, and its differences to its control, let one say.
 
@@ -51,6 +52,7 @@ def verdict(
         train, held_out: entries of the metrics of the run.
         differences: as from `control.compared`.
         control: entries of the evaluations of the control.
+        kind: of memory.
     """
     relative = [value for name, value in (train[-1] if train else {}).items() if name.endswith("/relative_delta")]
     if not relative:
@@ -58,12 +60,12 @@ def verdict(
     if all(value is not None and value < INACTIVE_BELOW for value in relative):
         return Verdict(
             "dead",
-            f"TTT is dead: its fast weights change W_down by less than {INACTIVE_BELOW:g} of its norm. Raise "
-            "ttt.optim_lr, then ttt.learning_rate.",
+            f"TTT is dead: its fast weights change by less than {INACTIVE_BELOW:g} of the norm that they begin with. "
+            f"Raise ttt.optim_lr, then ttt.{RATES[kind]}.",
         )
     if any(value is None for value in relative):
         return Verdict(
-            "exploded", "TTT exploded: how far its fast weights moved is no number any more. Lower ttt.learning_rate."
+            "exploded", f"TTT exploded: how far its fast weights moved is no number any more. Lower ttt.{RATES[kind]}."
         )
     if differences:
         last = differences[-1]
@@ -144,7 +146,7 @@ def summary(args: TrainArgs, seconds: float, world_size: int) -> str:
     width = max(map(len, rows))
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items()]
     frozen = args.training_mode == "frozen"
-    said = Verdict("frozen", MEASURED) if frozen else verdict(train, held_out, differences, control)
+    said = Verdict("frozen", MEASURED) if frozen else verdict(train, held_out, differences, control, args.ttt.kind)
     lines += ["", said.sentence]
     if said.kind == "no control":
         lines.append(f"  {resume_command(args, world_size)} --control")

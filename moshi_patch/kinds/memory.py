@@ -96,6 +96,8 @@ class TTTMemory(StreamingModule[TTTState]):
     """Names of all new weights, below the module's own name in a checkpoint."""
     undecayed_keys: tuple[str, ...] = ()
     """Those of them that weight decay would pull away from where they do nothing: gates, gains and biases."""
+    answers_untaught = False
+    """Whether it answers from what rows begin with too, so that without updates the model is not what it was before."""
 
     def __init__(self, config: TTTConfig):
         super().__init__()
@@ -142,12 +144,20 @@ class TTTMemory(StreamingModule[TTTState]):
         """The weights that a stock model has not, by their names below this module's."""
 
     @abc.abstractmethod
+    def is_closed(self) -> bool:
+        """Whether the weights that let anything through are still zero, so that the model is as without it."""
+
+    @abc.abstractmethod
     def delta_norm(self) -> torch.Tensor:
         """`[B]`: how far all that rows have learnt is from the weights they began with. For reports."""
 
     @abc.abstractmethod
     def initial_norm(self) -> torch.Tensor:
         """`[]`: the norm of the weights that rows begin with, of which `delta_norm` is a part. For reports."""
+
+    def known(self) -> list[float | None] | None:
+        """Share of its last full chunk's targets that each row knew already; None for a kind without the number."""
+        return None
 
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:

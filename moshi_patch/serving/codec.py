@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +25,6 @@ PEOPLE_IN_PROCESS = 8
 
 PEOPLE_PER_PROCESS = 12
 """A person's Opus takes 3 to 5 ms of a step of 80."""
-
 
 FLAGS, GRANULE = 5, slice(6, 14)
 """Of a page of Ogg; the granule position of the pages that a stream begins with is 0."""
@@ -83,22 +82,20 @@ class Codec:
 _numbers = itertools.count(1)
 """Of people in this process, whatever server they are on."""
 
-_codecs: dict[int, Codec] = {}
+_codecs: defaultdict[int, Codec] = defaultdict(Codec)
 """In the thread or process that does the work."""
 
 
 def _decode(person: int, data: bytes) -> tuple[np.ndarray, bool]:
-    return (
-        _codecs.setdefault(person, Codec()).decode(data) if data or person in _codecs else (np.zeros((0, FRAME)), False)
-    )
+    return _codecs[person].decode(data)
 
 
 def _skip(person: int, data: bytes) -> None:
-    _codecs.setdefault(person, Codec()).skip(data)
+    _codecs[person].skip(data)
 
 
 def _encode(person: int, pcm: np.ndarray) -> bytes:
-    return _codecs.setdefault(person, Codec()).encode(pcm)
+    return _codecs[person].encode(pcm)
 
 
 def _close(person: int) -> None:

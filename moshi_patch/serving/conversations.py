@@ -5,7 +5,6 @@ steps: nothing is read while it is being written.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -16,8 +15,11 @@ from aiohttp import WSCloseCode, web
 from torch import nn
 
 from ..model import finite_rows, ttt_memories, ttt_stats
+from .closing import close_or_cut
 from .kept_memory import KeptMemory
 from .ogg import cut_messages
+from .percentiles import percentiles
+from .policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +27,8 @@ STATUS_PATH = "/api/ttt"
 WEBSOCKET_KEY = "moshi_patch.socket"
 """Key of a request under which its websocket can be found, once there is one."""
 
-NEWCOMER_WAITS_S = 3.0
+NEWCOMER_WAITS_S = Policy.name_s
 """Seconds that a newcomer waits for the place of the one before, as when a page is reloaded, before it is told busy."""
-
-CLOSE_TIMEOUT_S = 5.0
-"""Seconds that a client may take to read the close frame before its connection is cut."""
 
 STATUS_KEPT_S = 1.0
 """Seconds for which a status is given again: reading one waits for the device and builds the delta of each layer."""
@@ -162,7 +161,7 @@ class Conversations:
             code, reason = await self._converse(request, handler)
         finally:
             self.slot.release()
-        await close_or_cut(request, code, reason)
+        await close_or_cut(request, request.get(WEBSOCKET_KEY), code, reason)
         return request[WEBSOCKET_KEY]
 
     async def _converse(self, request: web.Request, handler: Any) -> tuple[int, str]:
@@ -210,7 +209,10 @@ class Conversations:
         while (left := connection.last + timeout - time.perf_counter()) > 0:
             await asyncio.sleep(left)
         logger.warning("The client said nothing for %g s and lost its place.", timeout)
-        await close_or_cut(connection.request, WSCloseCode.POLICY_VIOLATION, f"no audio for {timeout:g} s")
+        await self._hang_up(connection, WSCloseCode.POLICY_VIOLATION, f"no audio for {timeout:g} s")
+
+    async def _hang_up(self, connection: Connection, code: int, reason: str) -> None:
+        await close_or_cut(connection.request, connection.request.get(WEBSOCKET_KEY), code, reason)
 
     async def _remember_socket(self, request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.WebSocketResponse):
@@ -219,7 +221,7 @@ class Conversations:
 
     async def _shut_down(self, app: web.Application) -> None:
         if self.connection is not None:
-            await close_or_cut(self.connection.request, WSCloseCode.GOING_AWAY, "the server is shut down")
+            await self._hang_up(self.connection, WSCloseCode.GOING_AWAY, "the server is shut down")
 
     async def _get_status(self, request: web.Request) -> web.Response:
         async with self.reading:
@@ -258,22 +260,3 @@ def layer_status(memory: nn.Module | None) -> dict[str, Any]:
     (stats,) = ttt_stats(memory).values()
     relative = stats["relative_delta"][0]
     return {"updates": stats["updates"][0], "relative_delta": relative if np.isfinite(relative) else None}
-
-
-def percentiles(seconds: np.ndarray) -> dict[str, float | None]:
-    """`p50` and `p99` in milliseconds."""
-    if not len(seconds):
-        return {"p50": None, "p99": None}
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
-
-
-async def close_or_cut(request: web.Request, code: int, reason: str) -> None:
-    """Close the websocket of `request` with a code and a reason of at most 123 bytes, or cut it."""
-    socket = request.get(WEBSOCKET_KEY)
-    if socket is not None and socket.prepared:
-        with contextlib.suppress(asyncio.TimeoutError):  # it does not read
-            await asyncio.wait_for(socket.close(code=code, message=reason.encode()[:123]), CLOSE_TIMEOUT_S)
-            return
-    if request.transport is not None:
-        request.transport.abort()

@@ -11,11 +11,10 @@ import signal
 import time
 from typing import Any
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from .front import CHAT_PATH, Front, Session
 from .person import Person, Stage
-from .places import SERVICE_RESTART
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Drain:
         deadline = time.monotonic() + WRITE_S
         while not self._is_kept(person) and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_EVERY_S)
-        session.end(SERVICE_RESTART, REASON)
+        session.end(WSCloseCode.SERVICE_RESTART, REASON)
 
     def _is_kept(self, person: Person) -> bool:
         memories = self.engine.memories

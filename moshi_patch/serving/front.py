@@ -6,13 +6,13 @@ import logging
 import socket
 from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
+from .closing import CLOSE_S
 from .codec import Codecs
 from .limits import Limits, TooManyError
 from .person import End, Person
-from .places import POLICY_VIOLATION, TRY_AGAIN_LATER
-from .session import CLOSE_S, Session, refuse
+from .session import Session, refuse
 from .tick import Engine, Notices
 from .tickets import Tickets
 from .wishes import read_wishes
@@ -52,7 +52,6 @@ class Front:
 
     def attach(self, app: web.Application) -> None:
         """Serves :data:`CHAT_PATH` in `app`, which is not yet running. The engine begins and ends with it."""
-        app[FRONT] = self
         app.router.add_get(CHAT_PATH, self.chat)
         app.on_startup.append(self._start)
         app.on_shutdown.append(self._stop)
@@ -69,7 +68,7 @@ class Front:
             await asyncio.sleep(LOOK_EVERY_S)
             for person, session in list(self.sessions.items()):
                 if person.name is not None and not tickets.knows(person.name):
-                    session.end(POLICY_VIOLATION, "your token was taken back")
+                    session.end(WSCloseCode.POLICY_VIOLATION, "your token was taken back")
 
     async def _stop(self, app: web.Application) -> None:
         if self._watch is not None:
@@ -106,7 +105,7 @@ class Front:
             with self._counted(request, name):
                 end = await self._converse(person, websocket, request.transport)
         except (ValueError, PermissionError, TooManyError) as error:
-            end = End(POLICY_VIOLATION, str(error))
+            end = End(WSCloseCode.POLICY_VIOLATION, str(error))
         await refuse(request, websocket, end.code, end.reason)
         return websocket
 
@@ -128,7 +127,7 @@ class Front:
     ) -> End:
         if not self.engine.enter(person):
             why = "this server is about to stop" if self.engine.draining else "all places are taken, come again"
-            return End(TRY_AGAIN_LATER, why)
+            return End(WSCloseCode.TRY_AGAIN_LATER, why)
         session = Session(self.engine, self.codecs, self.text_of, person, websocket, transport)
         self.sessions[person] = session
         try:
@@ -151,7 +150,3 @@ def bound_buffers(request: web.Request, size: int) -> None:
         connection = request.transport.get_extra_info("socket")
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, size)
-
-
-FRONT = web.AppKey("front", Front)
-"""Where an application has it."""

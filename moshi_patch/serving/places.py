@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from aiohttp import WSCloseCode
+
 from .person import Begin, End, Person, Place, Stage
 from .policy import Policy
 from .remember import Memories
 from .rows import Rows
-
-POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1011, 1012, 1013
 
 FORGET_EVERY_S = 1.0
 """Who asks to be forgotten more often than that waits: each time the store is asked."""
@@ -76,7 +76,7 @@ class Places:
             self.leaving.remove(person)
             self.let_go(person)
         for person in [person for person in self.people if person.name in self.lost]:
-            self.dismiss(person, POLICY_VIOLATION, "your memory goes on in another conversation")
+            self.dismiss(person, WSCloseCode.POLICY_VIOLATION, "your memory goes on in another conversation")
         self.lost.clear()
         self._turn_away(now)
         for _ in range(self.policy.joins):
@@ -117,10 +117,10 @@ class Places:
                 person.name = None
             else:
                 self.leave_queue(person)
-                self._end(person, POLICY_VIOLATION, "you are talking here already, in another window")
+                self._end(person, WSCloseCode.POLICY_VIOLATION, "you are talking here already, in another window")
         for person in [person for person in self.people if person.stage is Stage.READING]:
             if now >= person.since + self.policy.read_s:
-                self.dismiss(person, INTERNAL_ERROR, "the store of memories does not answer")
+                self.dismiss(person, WSCloseCode.INTERNAL_ERROR, "the store of memories does not answer")
 
     def leave_queue(self, person: Person) -> None:
         """Somebody does not wait any more, and gets no row. Who wants to be forgotten is, in another window too."""
@@ -162,14 +162,14 @@ class Places:
         if person is None:
             return
         if person.problem:
-            self.dismiss(person, INTERNAL_ERROR, person.problem)
+            self.dismiss(person, WSCloseCode.INTERNAL_ERROR, person.problem)
             return
         if person.memory is not None:
             try:
                 if person not in self._copying:
                     self._copying[person] = self.rows.give_memory(person.row, person.memory)
             except ValueError:
-                self.dismiss(person, INTERNAL_ERROR, "your memory is of another model")
+                self.dismiss(person, WSCloseCode.INTERNAL_ERROR, "your memory is of another model")
                 return
             if next(self._copying[person], None) is not None:
                 return

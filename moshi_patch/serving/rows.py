@@ -197,7 +197,7 @@ class Rows:
         self.mimi.set_exec_mask(heard)
         self.lm_gen.set_exec_mask(heard)
         dtype = next(self.mimi.parameters()).dtype
-        codes = self.mimi.encode(torch.from_numpy(sound).to(self._device, dtype))
+        codes = self.mimi.encode(torch.from_numpy(sound).to(self._device, dtype, non_blocking=True))
         first = [row for row in frames if self._steps[row] == 0]
         if first:  # stock's server encodes the first frame as what was before the conversation, and begins anew
             self.mimi.reset_streaming(self._mask(first))
@@ -223,7 +223,7 @@ class Rows:
         return answers
 
     def _mask(self, rows: Any) -> torch.Tensor:
-        """`[R]` bool on the device."""
+        """`[R]` bool on the device, without waiting for it: nothing but the answers ends what the host runs ahead."""
         mask = np.zeros(self.count, bool)
         mask[list(rows)] = True
-        return torch.from_numpy(mask).to(self._device)
+        return torch.from_numpy(mask).to(self._device, non_blocking=True)

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
+from .closing import close_or_cut
 from .codec import Codecs, NotOpusError
 from .person import Begin, End, Pace, Person, Place, Room, Told
-from .places import INTERNAL_ERROR, POLICY_VIOLATION
 from .policy import RATE, STEP_S
 from .rows import Answer
 from .tick import Engine
@@ -31,13 +31,8 @@ NO_TEXT = (0, 3)
 LARGEST_RATE = 64_000
 """Bytes of Opus for a second of sound: 510 kbit are the most that there are."""
 
-CLOSE_S = 5.0
-"""Seconds that somebody has to read why they were sent away."""
-
 CHATTER_SAMPLES, CHATTER_S = RATE // 50, 20.0
 """A message without sound counts as so many samples, and may come so much ahead: 1000 at once, then 50 a second."""
-
-UNSUPPORTED_DATA, INVALID_DATA, TOO_BIG = 1003, 1007, 1009
 
 
 class Session:
@@ -57,7 +52,7 @@ class Session:
         self.policy, self.codec = engine.policy, codecs.open()
         self._outbox: deque[Any] = deque()
         self._filled, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._end = End(1000, "")
+        self._end = End(WSCloseCode.OK, "")
         self._begun = asyncio.Event()
         self._pace = Pace(self.policy.backlog * STEP_S / 2)
         self._last_sound = time.monotonic()
@@ -70,7 +65,7 @@ class Session:
         elif isinstance(notice, End):
             self.end(notice.code, notice.reason)
         elif len(self._outbox) >= self.policy.outbox:
-            self.end(POLICY_VIOLATION, "you do not read what is said to you")
+            self.end(WSCloseCode.POLICY_VIOLATION, "you do not read what is said to you")
         else:
             self._outbox.append(notice)
             self._filled.set()
@@ -97,12 +92,12 @@ class Session:
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, ConnectionError):
-            self.end(1000, "")  # they vanished
+            self.end(WSCloseCode.OK, "")  # they vanished
         elif isinstance(error, NotOpusError):
-            self.end(INVALID_DATA, str(error))
+            self.end(WSCloseCode.INVALID_TEXT, str(error))
         else:
             logger.error("A conversation ended with an error.", exc_info=error)
-            self.end(INTERNAL_ERROR, f"error in the server: {type(error).__name__}")
+            self.end(WSCloseCode.INTERNAL_ERROR, f"error in the server: {type(error).__name__}")
 
     async def _listen(self) -> None:
         while not self._over.is_set():
@@ -112,21 +107,21 @@ class Session:
             except asyncio.TimeoutError:
                 pass
             if self._is_idle():
-                self.end(POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
+                self.end(WSCloseCode.POLICY_VIOLATION, f"no audio for {self.policy.idle_s:g} s")
 
     async def _read(self, message: WSMessage) -> None:
         sound = message.type is WSMsgType.BINARY and message.data[:1] == bytes([SOUND]) and len(message.data) > 1
         if not sound and self._chatter.hear(CHATTER_SAMPLES, time.monotonic()):
-            self.end(POLICY_VIOLATION, "too many messages without sound")
+            self.end(WSCloseCode.POLICY_VIOLATION, "too many messages without sound")
         elif message.type is WSMsgType.BINARY:
             await self._take(message.data)
         elif message.type is WSMsgType.PING:
             if not self._is_full():  # else who reads no answer would keep this from ending
                 await self.socket.pong(message.data)
         elif message.type is WSMsgType.TEXT:
-            self.end(UNSUPPORTED_DATA, "text frames are no part of this protocol")
+            self.end(WSCloseCode.UNSUPPORTED_DATA, "text frames are no part of this protocol")
         elif message.type is not WSMsgType.PONG:
-            self.end(self.socket.close_code or 1000, "")
+            self.end(self.socket.close_code or WSCloseCode.OK, "")
 
     def _is_idle(self) -> bool:
         idle_s = self.policy.idle_s
@@ -153,7 +148,7 @@ class Session:
         elif kind == METADATA:
             self._command(data[1:])
         elif kind > PING:
-            self.end(UNSUPPORTED_DATA, f"messages of kind {kind} are no part of this protocol")
+            self.end(WSCloseCode.UNSUPPORTED_DATA, f"messages of kind {kind} are no part of this protocol")
 
     async def _hear(self, data: bytes) -> None:
         length, more = 0.0, True
@@ -165,7 +160,7 @@ class Session:
             now = self._last_sound = time.monotonic()
             length += len(frames) * STEP_S
             if length > self.policy.message_s:
-                self.end(TOO_BIG, f"more than {self.policy.message_s:g} s of sound in one message")
+                self.end(WSCloseCode.MESSAGE_TOO_BIG, f"more than {self.policy.message_s:g} s of sound in one message")
                 return
             ahead = self._pace.hear(frames.size, now)
             self._room.clear()
@@ -182,7 +177,7 @@ class Session:
             if not all(isinstance(value, bool) for value in wish.values()):
                 raise ValueError
         except (ValueError, RecursionError):
-            self.end(INVALID_DATA, 'a message of kind 4 is {"updates": true or false} or {"forget": true}')
+            self.end(WSCloseCode.INVALID_TEXT, 'a message of kind 4 is {"updates": true or false} or {"forget": true}')
             return
         if "updates" in wish:
             self.engine.set_updates(self.person, wish["updates"])
@@ -220,14 +215,4 @@ class Session:
 
 async def refuse(request: web.Request, socket: web.WebSocketResponse, code: int, reason: str) -> None:
     """Closes a websocket with a reason, also told as a message of moshi's protocol; cuts it if nobody listens."""
-    with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
-        await asyncio.wait_for(_tell_and_close(socket, code, reason), CLOSE_S)
-        return
-    if request.transport is not None:
-        request.transport.abort()
-
-
-async def _tell_and_close(socket: web.WebSocketResponse, code: int, reason: str) -> None:
-    if reason and not socket.closed:
-        await socket.send_bytes(bytes([ERROR]) + reason.encode())
-    await socket.close(code=code, message=reason.encode()[:123].decode(errors="ignore").encode())
+    await close_or_cut(request, socket, code, reason, bytes([ERROR]) + reason.encode() if reason else b"")

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from aiohttp import WSCloseCode
 
+from .percentiles import percentiles
 from .person import End, Person, Room, Stage, late
-from .places import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN_LATER, Places
+from .places import Places
 from .policy import STEP_S, Policy
 from .remember import Memories
 from .rows import Answer, Rows
@@ -73,7 +75,7 @@ class Engine:
 
     def stop(self, seconds: float = 60.0) -> None:
         """Sends everybody away, keeps what they have learnt, and ends."""
-        self.end_all(1001, "the server is shut down")
+        self.end_all(WSCloseCode.GOING_AWAY, "the server is shut down")
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -133,7 +135,7 @@ class Engine:
         """Lets nobody in any more; who waits is told to come again, and finds another server."""
         with self._changed:
             self.draining = True
-            self._turn_all_away("this server is about to stop", SERVICE_RESTART)
+            self._turn_all_away("this server is about to stop", WSCloseCode.SERVICE_RESTART)
             self._changed.notify_all()
 
     def end_all(self, code: int, reason: str) -> None:
@@ -147,7 +149,7 @@ class Engine:
                     self._places.leaving.append(person)
             self._changed.notify_all()
 
-    def _turn_all_away(self, reason: str, code: int = TRY_AGAIN_LATER) -> None:
+    def _turn_all_away(self, reason: str, code: int = WSCloseCode.TRY_AGAIN_LATER) -> None:
         for person in list(self._places.waiting):
             self._places.leave_queue(person)
             self._post(person, End(code, reason))
@@ -155,15 +157,14 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """What an operator looks at. `tick_ms`: of the latest steps, with all that belongs to a tick."""
         with self._changed:
-            ticks = 1000 * self._ticks[: min(self.steps, RECENT_TICKS)]
+            ticks = self._ticks[: self.steps].copy()
             people, waiting = len(self._places.people), len(self._places.waiting)
-        p50, p99 = np.percentile(ticks, [50, 99]).round(3).tolist() if len(ticks) else (None, None)
         return {
             "rows": self.rows.count,
             "people": people,
             "free": self.rows.count - people,
             "queue": waiting,
-            "tick_ms": {"p50": p50, "p99": p99},
+            "tick_ms": percentiles(ticks),
             "late_frames": self.late_frames,
             "dropped_frames": self.dropped_frames,
             "steps": self.steps,
@@ -199,7 +200,7 @@ class Engine:
                     if person.forget:
                         self._places.forget(person)
                     person.stage = Stage.GONE
-                    self._post(person, End(INTERNAL_ERROR, "error in the server"))
+                    self._post(person, End(WSCloseCode.INTERNAL_ERROR, "error in the server"))
                 self._places.people.clear()
         finally:
             self._ready.set()
@@ -283,7 +284,7 @@ class Engine:
             else:
                 logger.error("A conversation ended, as what the model computes in its row is not finite any more.")
                 reason = "the model's numbers are not finite any more"
-                self._places.dismiss(person, INTERNAL_ERROR, reason)
+                self._places.dismiss(person, WSCloseCode.INTERNAL_ERROR, reason)
 
     def _send(self) -> None:
         with self._changed:

@@ -61,7 +61,7 @@ class Watch:
             one = row_of(memory, row)
             if name not in self._initial:
                 self._initial[name] = memory.initial_norm().item()
-            known = one.stats()["known"]
+            known = one.known()  # the rest of its figures is of weights that do not change
             position, size = one._streaming_state.fast.position.item(), one.update_steps
             yield {
                 "layer": layer_number(name),

@@ -277,4 +277,4 @@ def test_without_an_evaluation_the_card_says_so_and_a_missing_one_is_named(saved
 def test_the_stock_program_streams_from_an_export_alone(saved, tmp_path, mode):
     out = export(ExportArgs(saved(mode), tmp_path / "out", with_base=True))
     shutil.rmtree(tmp_path / "run")
-    stream_speech(tmp_path / "out.wav", "--hf-repo", out)
+    assert stream_speech(tmp_path / "out.wav", "--hf-repo", out) > 10

@@ -110,7 +110,7 @@ def test_a_setting_in_a_file_and_on_the_command_line(key, value, folder, capsys)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_file(text, folder, capsys):
     (folder / "run.yaml").write_text(text)
-    refused(train, ["run.yaml"], capsys)
+    assert refused(train, ["run.yaml"], capsys).startswith("python -m finetune.training: ")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"run_dir: \xe4", b"\x80", b"PK\x03\x04"])

@@ -13,9 +13,9 @@ import sphn
 import torch
 from aiohttp import web
 
-from moshi_patch.serving.front import CHAT_PATH, FRONT, Front
+from moshi_patch.serving.front import CHAT_PATH, Front
 from moshi_patch.serving.policy import Policy
-from moshi_patch.serving.program import make_app, text_of
+from moshi_patch.serving.program import DRAIN, make_app, text_of
 from moshi_patch.serving.tick import Engine
 from tests.support.rows import make_rows
 from tests.support.servers import ANSWER_S, RATE, speech
@@ -39,7 +39,7 @@ class Server:
 
     @property
     def front(self) -> Front:
-        return self.app[FRONT]
+        return self.app[DRAIN].front
 
     @contextlib.asynccontextmanager
     async def connect(self, query: str = "") -> AsyncIterator[aiohttp.ClientWebSocketResponse]:

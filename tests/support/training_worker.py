@@ -46,68 +46,110 @@ MOVED = "moved"
 LARGEST_FILE = "largest_file"
 """In a job: the bytes of the largest file that rank 0 can write, as on a disk that is full."""
 
+EVENTS = (DIVERGES, UNREADABLE, DISKS, LOSES, STOPPED_IN, MOVED, LARGEST_FILE)
+"""All of them; the rest of a job are the settings of its training."""
+
 
 def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
-    torch.set_num_threads(1)
-    reports: list[dict] = []
-    unreadable: str | None = None
-    loses: str | None = None
-    start: dict[str, torch.Tensor] = {}
-    close = trainer.Trainer.close
-    build, cleanup, load_file, step = trainer.build_model, trainer.cleanup, loaders.load_file, update.forward_loss
+class Watch:
+    """Stands in for functions of the trainer: makes happen in each job what it says, and reports on it."""
 
-    def watched_build(args, ctx):
-        built = build(args, ctx)
-        if rank == 1 and loses is not None:
-            Path(loses).unlink()
-        tensors = [*built.model.named_parameters(), *built.model.named_buffers()]
-        reports[-1]["meta"] = [name for name, tensor in tensors if tensor.is_meta]
-        reports[-1]["wrapped"] = type(built.model).__name__
-        if reports[-1]["moved"] is not None:
-            start.update({name: p.detach().clone() for name, p in built.model.named_parameters()})
-        reports[-1]["held"] = sum(parameter.numel() for parameter in built.model.parameters())
+    def __init__(self, rank: int):
+        self.reports: list[dict] = []
+        self._rank, self._events, self._calls = rank, {}, 0
+        self._start: dict[str, torch.Tensor] = {}
+        self._build, self._cleanup, self._close = trainer.build_model, trainer.cleanup, trainer.Trainer.close
+        self._load_file, self._loss = loaders.load_file, update.forward_loss
+        trainer.build_model, trainer.cleanup = self.build, self.cleanup
+        trainer.Trainer.close = lambda own: self.close(own)
+        loaders.load_file, update.forward_loss = self.load_file, self.loss
+
+    def begin(self, events: dict) -> None:
+        """Before a job."""
+        self._events, self._calls = events, 0
+        self._start.clear()
+        self.reports.append({"read": [], "threads": [threads()], "moved": [] if events.get(MOVED) else None})
+
+    def build(self, args, ctx):
+        built = self._build(args, ctx)
+        if self._on_rank_1(LOSES) is not None:
+            Path(self._events[LOSES]).unlink()
+        report, tensors = self.reports[-1], [*built.model.named_parameters(), *built.model.named_buffers()]
+        report["meta"] = [name for name, tensor in tensors if tensor.is_meta]
+        report["wrapped"] = type(built.model).__name__
+        if report["moved"] is not None:
+            self._start.update({name: p.detach().clone() for name, p in built.model.named_parameters()})
+        report["held"] = sum(parameter.numel() for parameter in built.model.parameters())
         return built
 
-    def watched_load(path, *args, **kwargs):
-        reports[-1]["read"].append(Path(path).name)
-        if rank == 1 and Path(path).name == unreadable:
+    def load_file(self, path, *args, **kwargs):
+        self.reports[-1]["read"].append(Path(path).name)
+        if Path(path).name == self._on_rank_1(UNREADABLE):
             raise SafetensorError("input/output error")
-        return load_file(path, *args, **kwargs)
+        return self._load_file(path, *args, **kwargs)
 
-    def watched_close(self):
-        if reports[-1]["moved"] is not None:
-            own = dict(self.model.named_parameters())
-            reports[-1]["moved"] = [stock_name(name) for name, p in start.items() if not torch.equal(own[name], p)]
-        close(self)
+    def loss(self, *args):
+        self._calls += 1
+        if self._calls == self._on_rank_1(STOPPED_IN):
+            os.kill(os.getpid(), signal.SIGTERM)
+        parts = self._loss(*args)
+        if self._calls == self._on_rank_1(DIVERGES):
+            parts.sums.mul_(float("nan"))
+        return parts
 
-    def watched_cleanup():
+    def close(self, own: trainer.Trainer) -> None:
+        if self.reports[-1]["moved"] is not None:
+            now = dict(own.model.named_parameters())
+            moved = [name for name, before in self._start.items() if not torch.equal(now[name], before)]
+            self.reports[-1]["moved"] = [stock_name(name) for name in moved]
+        self._close(own)
+
+    def cleanup(self) -> None:
         inside = threads()
-        cleanup()
-        reports[-1]["threads"] += [inside, threads()]
+        self._cleanup()
+        self.reports[-1]["threads"] += [inside, threads()]
 
-    trainer.build_model, trainer.cleanup, loaders.load_file = watched_build, watched_cleanup, watched_load
-    trainer.Trainer.close = watched_close
+    def _on_rank_1(self, event: str):
+        return self._events.get(event) if self._rank == 1 else None
+
+
+@contextlib.contextmanager
+def full_disk(largest: int | None):
+    """Inside, no file can have more bytes than `largest`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def run(job: dict, events: dict, rank: int, report: dict) -> None:
+    """One training run; how it ended stands in `report`."""
+    folders = events.get(DISKS)
+    try:
+        with (
+            full_disk(events.get(LARGEST_FILE) if rank == 0 else None),
+            contextlib.chdir(folders[rank] if folders else os.curdir),
+        ):
+            trainer.train(from_dict(job))
+    except (BrokenData, ConfigError, DiskError) as error:
+        report["error"] = str(error)
+    except (Stopped, SystemExit) as end:
+        report["exit_code"] = end.exit_code if isinstance(end, Stopped) else end.code
+        report["error"] = str(end)
+
+
+def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
+    torch.set_num_threads(1)
+    watch = Watch(rank)
     for number, job in enumerate(jobs):
-        start.clear()
-        reports.append({"read": [], "threads": [threads()], "moved": [] if job.pop(MOVED, False) else None})
-        poison, unreadable = job.pop(DIVERGES, None), job.pop(UNREADABLE, None)
-        loses, disks, largest = job.pop(LOSES, None), job.pop(DISKS, None), job.pop(LARGEST_FILE, None)
-        stopped_in, calls = job.pop(STOPPED_IN, None), []
-
-        def loss(*args, poison=poison, stopped_in=stopped_in, calls=calls):
-            calls.append(1)
-            if len(calls) == stopped_in and rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            parts = step(*args)
-            if len(calls) == poison and rank == 1:
-                parts.sums.mul_(float("nan"))
-            return parts
-
-        update.forward_loss = loss
+        events = {event: job.pop(event) for event in EVENTS if event in job}
+        watch.begin(events)
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/rendezvous{number}",
@@ -115,20 +157,8 @@ def main(folder: Path, rank: int, world_size: int, jobs: list[dict]) -> None:
             world_size=world_size,
             timeout=timedelta(seconds=30),
         )
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if rank == 0 and largest is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-        try:
-            with contextlib.chdir(disks[rank] if disks else os.curdir):
-                trainer.train(from_dict(job))
-        except (BrokenData, ConfigError, DiskError) as error:
-            reports[-1]["error"] = str(error)
-        except (Stopped, SystemExit) as end:
-            reports[-1]["exit_code"] = end.exit_code if isinstance(end, Stopped) else end.code
-            reports[-1]["error"] = str(end)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    (folder / f"report{rank}.json").write_text(json.dumps(reports))
+        run(job, events, rank, watch.reports[-1])
+    (folder / f"report{rank}.json").write_text(json.dumps(watch.reports))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ def test_what_a_series_means(series, expected):
     assert findings([evaluation(*values) for values in series]) == expected
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("in_place", "ttt.learning_rate."), ("mlp", "ttt.base_lr.")])
+def test_advice_names_the_rate_that_its_kind_of_memory_has(kind, rate, caplog):
+    assert Advice(kind).observe(10, evaluation(3.0, 0.02, 2e-3)) == "harmed"
+    assert caplog.messages[-1].endswith(rate)
+
+
 def with_off(loss: float, off: float) -> dict[str, float]:
     return evaluation(loss, loss - off, 1e-3) | {"loss_updates_off": off}
 

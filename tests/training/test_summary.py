@@ -73,6 +73,13 @@ def test_a_memory_whose_size_is_no_number_has_exploded():
     assert verdict([{"step": 9, "ttt/layers.1/relative_delta": None}], HELD_OUT, []).kind == "exploded"
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("in_place", "ttt.learning_rate."), ("mlp", "ttt.base_lr.")])
+@pytest.mark.parametrize("delta", [1e-9, None], ids=["dead", "exploded"])
+def test_a_verdict_names_the_rate_that_its_kind_of_memory_has(kind, rate, delta):
+    found = verdict([{"step": 9, "ttt/layers.1/relative_delta": delta}], HELD_OUT, [], kind=kind)
+    assert found.sentence.endswith(rate)
+
+
 def logged(folder: Path, losses: dict[int, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shares = {step: {f"{number}.wav": loss / 6 + number * 1e-4 for number in range(6)} for step, loss in losses.items()}

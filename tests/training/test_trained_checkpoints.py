@@ -45,7 +45,7 @@ def test_a_trained_checkpoint_streams_through_run_inference(train, repo, tmp_pat
     options = ["--hf-repo", repo, "--config", saved / "config.json"]
     if mode != "adapters":
         options += ["--moshi-weight", saved / "consolidated.safetensors"]
-    stream_speech(tmp_path / "out.wav", *options)
+    assert stream_speech(tmp_path / "out.wav", *options) > 10
 
 
 @pytest.mark.parametrize(

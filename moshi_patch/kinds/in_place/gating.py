@@ -202,6 +202,10 @@ class TTTGating(TTTMemory):
         """Those of the target generator."""
         return {f"target_generator.{key}": weight for key, weight in self.target_generator.named_parameters()}
 
+    def is_closed(self) -> bool:
+        """Whether the filters of the target generator are."""
+        return not any(weight.any() for weight in self.target_generator.conv1d.parameters())
+
     def delta(self) -> torch.Tensor:
         """`[B, D, H]`: what all rows that stream have learnt, the fast weight minus W_0. Allocates it; for reports."""
         return self._streaming_state.fast.full_delta(self.config.learning_rate * self.config.target_gain)
@@ -214,14 +218,18 @@ class TTTGating(TTTMemory):
         """`[]`: Frobenius norm of W_0."""
         return self.w_down().norm()
 
+    def known(self) -> list[float | None] | None:
+        """Of the delta rule alone, while it streams."""
+        state = self._streaming_state
+        if state is None or not isinstance(state.fast, ResidualFastWeight):
+            return None
+        return [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
+
     def stats(self) -> dict[str, Any]:
         """`known`, `conv_norm`, `W_target_norm`: see :func:`moshi_patch.ttt_stats`."""
-        known, state = None, self._streaming_state
-        if state is not None and isinstance(state.fast, ResidualFastWeight):
-            known = [share if math.isfinite(share) else None for share in state.fast.known_share().tolist()]
         weights = self.target_generator.conv1d.conv.weight, self.target_generator.W_target.weight
         conv, projection = (weight.float().norm().item() for weight in weights)
-        return {"known": known, "conv_norm": conv, "W_target_norm": projection}
+        return {"known": self.known(), "conv_norm": conv, "W_target_norm": projection}
 
     def reported_weights(self) -> dict[str, list[nn.Parameter]]:
         """`conv_norm` and `W_target_norm`, of the target generator; `initial_norm`, of W_down."""

@@ -103,6 +103,7 @@ class TTTMLP(TTTMemory, NewWeights):
         *(f"{name}.{key}" for name in (*PROJECTIONS, "post_norm") for key in ("weight", "bias")),
     )
     undecayed_keys = tuple(key for key in weight_keys if key not in DECAYED_KEYS)
+    answers_untaught = True
 
     def __init__(self, dim: int, heads: int, config: TTTConfig, device=None, dtype=None):
         super().__init__(config)
@@ -219,6 +220,10 @@ class TTTMLP(TTTMemory, NewWeights):
         """All of this module's."""
         return dict(self.named_parameters())
 
+    def is_closed(self) -> bool:
+        """Whether the gate is."""
+        return not self.gating_alpha.any()
+
     def delta_norm(self) -> torch.Tensor:
         """`[B]`: Frobenius norm of what W1, b1, W2 and b2 of all heads have become more than they were."""
         return self._streaming_state.fast.full_delta().norm()
@@ -231,7 +236,7 @@ class TTTMLP(TTTMemory, NewWeights):
     def stats(self) -> dict[str, Any]:
         """`known`, which is None, `gating_alpha_norm` and `wo_norm`: see :func:`moshi_patch.ttt_stats`."""
         norms = {"gating_alpha_norm": self.gating_alpha, "wo_norm": self.wo.weight}
-        return {"known": None} | {name: weight.float().norm().item() for name, weight in norms.items()}
+        return {"known": self.known()} | {name: weight.float().norm().item() for name, weight in norms.items()}
 
     def reported_weights(self) -> dict[str, list[nn.Parameter]]:
         """`gating_alpha_norm` and `wo_norm`; `initial_norm`, of W1, b1, W2 and b2."""

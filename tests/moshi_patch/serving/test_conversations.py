@@ -10,9 +10,11 @@ import torch
 from aiohttp import web
 
 import moshi_patch
-from moshi_patch.serving import conversations
-from moshi_patch.serving.conversations import WEBSOCKET_KEY, close_or_cut, layer_status, percentiles
+from moshi_patch.serving import closing, conversations
+from moshi_patch.serving.closing import close_or_cut
+from moshi_patch.serving.conversations import WEBSOCKET_KEY, layer_status
 from moshi_patch.serving.kept_memory import KeptMemory
+from moshi_patch.serving.percentiles import percentiles
 from tests.support.disks import largest_file
 from tests.support.models import TTT, TTT_MLP, randomise_targets, tiny_model
 from tests.support.small_server import SPEECH, TIMEOUT_S, converse, run, served
@@ -106,7 +108,7 @@ def test_a_full_disk_at_the_end_of_a_conversation_is_one_line_and_leaves_the_old
 
 def test_a_client_that_does_not_read_is_cut_off(patched, monkeypatch):
     """Its answers fill every buffer on the way, so a close frame would never leave."""
-    monkeypatch.setattr(conversations, "CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(closing, "CLOSE_S", 0.5)
 
     async def clients():
         async with served(idle_timeout=1.0) as (_, session):
@@ -140,7 +142,7 @@ def test_a_request_without_a_websocket_is_cut(patched):
 
         async def handler(request: web.Request) -> web.Response:
             assert WEBSOCKET_KEY not in request
-            await close_or_cut(request, 1000, "")
+            await close_or_cut(request, None, 1000, "")
             return web.Response()
 
         app.router.add_get("/", handler)

@@ -11,7 +11,7 @@ from moshi_patch.serving.remember import Memories
 from moshi_patch.serving.store import MemoryStore
 from moshi_patch.serving.store_types import Unavailable
 from moshi_patch.serving.writer import Writer
-from tests.moshi_patch.serving.test_tick import Hall
+from tests.support.hall import Hall
 from tests.support.memory_stores import model_and_memory, number_in, other_memory
 from tests.support.rows import GREEDY, frames, make_rows
 from tests.support.servers import ANSWER_S

@@ -212,7 +212,10 @@ def test_where_nobody_has_a_name_a_new_person_is_told_so(page, chat):
 def test_a_server_that_is_gone_does_not_answer(page, chat):
     page.route("**/api/ticket", lambda route: route.abort())
     page.get_by_role("button", name="Start talking").click()
-    wait_for(page, "document.getElementById('problem').textContent === 'The server does not answer.'")
+    wait_for(page, "document.getElementById('problem').textContent")
+    assert shown(page, "problem") == "The server does not answer."
+    assert page.evaluate("document.body.dataset.phase") == "idle"
+    assert chat.connections == []
 
 
 def test_two_tabs_talk_at_once(context, page, chat):

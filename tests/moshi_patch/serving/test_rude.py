@@ -204,6 +204,10 @@ def test_who_does_not_read_is_sent_away_and_nobody_waits_for_them(ttt_repo):
     assert end == (1008, "you do not read what is said to you")
 
 
+async def free_rows(server) -> int:
+    return server.engine.stats()["free"]
+
+
 @pytest.mark.parametrize(
     ("opening", "reset"),
     [(b"", False), (b"GET /api/ch", False), (UPGRADE, False), (UPGRADE, True), (UPGRADE + b"\x82\xff", True)],
@@ -219,7 +223,8 @@ def test_sockets_that_are_half_open_or_gone_leave_their_row(many, usual, opening
                 if reset:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
-    beside_a_witness(many, usual, vanish)
+    assert beside_a_witness(many, usual, vanish) is None
+    assert many.run(free_rows) == 3
 
 
 def test_a_machine_that_is_gone_without_a_word_loses_its_row(many, usual):

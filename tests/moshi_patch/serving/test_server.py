@@ -1,12 +1,7 @@
 """The server for many people over real websockets: moshi's protocol, and the clients that speak it."""
 
-import argparse
 import asyncio
 import json
-import sys
-import threading
-import time
-import types
 
 import aiohttp
 import numpy as np
@@ -15,9 +10,10 @@ import sphn
 import torch
 
 from moshi_patch.serving.policy import Policy
-from tests.support.many import STEPS, hear, receive, run, say, serve, talk
+from moshi_patch.serving.program import text_of
+from tests.support.many import STEPS, hear, receive, run, say, serve, talk, tokenizer_of
 from tests.support.rows import stock_answers
-from tests.support.servers import FRAME, RATE, speech, user_speech
+from tests.support.servers import FRAME, RATE, speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched_module")]
 
@@ -82,79 +78,10 @@ def test_in_float64_a_person_among_others_hears_what_stocks_loop_says_from_opus_
     assert len(mine) >= STEPS - 1
     for pcm, answer in zip(mine, expected, strict=False):
         np.testing.assert_allclose(pcm, answer.pcm, rtol=0, atol=1e-6)
-    tokenizer = sentencepiece(ttt_repo)
+    tokenizer = text_of(tokenizer_of(ttt_repo))
     text = "".join(tokenizer(answer.text) for answer in expected if answer.text not in (0, 3))
     assert len(boat.text) > 10
     assert text.startswith(boat.text)
-
-
-def sentencepiece(repo):
-    from tests.support.many import tokenizer_of
-
-    tokenizer = tokenizer_of(repo)
-    return lambda token: tokenizer.id_to_piece(token).replace("▁", " ")
-
-
-class FakeStream:
-    """A sound card as `sounddevice` gives it: the microphone hears a recording, the loudspeaker's samples are kept."""
-
-    played: list = []  # noqa: RUF012
-
-    def __init__(self, callback, blocksize, **_):
-        self.callback, self.blocksize, self.is_input = callback, blocksize, type(self) is FakeInput
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.going = True
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.going = False
-        self.thread.join()
-
-    def run(self):
-        for frame in user_speech("boat", STEPS + 15).reshape(-1, self.blocksize, 1):
-            if not self.going:
-                break
-            block = frame.copy() if self.is_input else np.zeros_like(frame)
-            self.callback(block, self.blocksize, None, None)
-            if not self.is_input:
-                self.played.append(block)
-            time.sleep(0.04)
-
-
-class FakeInput(FakeStream):
-    pass
-
-
-def test_moshis_own_python_client_talks_to_it_unchanged(ttt_repo, monkeypatch):
-    fake = types.SimpleNamespace(InputStream=FakeInput, OutputStream=FakeStream)
-    monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    monkeypatch.delitem(sys.modules, "moshi.client", raising=False)
-    import moshi.client
-
-    lines, tokens = [], []
-    printer = types.SimpleNamespace(
-        log=lambda level, text: lines.append((level, text)),
-        print_token=tokens.append,
-        print_header=lambda: None,
-        print_pending=lambda: None,
-        print_lag=lambda: None,
-    )
-    FakeStream.played = []
-
-    async def converse():
-        async with serve(ttt_repo) as server:
-            url = server.url.replace("http:", "ws:").removesuffix("/api/chat")
-            client = asyncio.create_task(moshi.client.run(printer, argparse.Namespace(url=url)))
-            while len(tokens) < 5 or not FakeStream.played or np.abs(np.concatenate(FakeStream.played)).max() < 0.01:
-                await asyncio.sleep(0.05)
-            errors = [line for line in lines if line[0] == "error"]
-        await client  # the server has ended the conversation, of which it may complain
-        return errors
-
-    assert run(converse()) == []
-    assert ("warning", "unknown message kind 0") in lines  # the handshake, which it does not know either
 
 
 def test_what_is_said_before_the_handshake_is_not_heard_and_a_burst_after_it_is(ttt_repo):
