@@ -22,8 +22,8 @@ class LayerCall(NamedTuple):
         bypassed: ids of those that nothing is read from.
     """
 
-    x0: torch.Tensor | None
-    muted: frozenset[int]
+    x0: torch.Tensor | None = None
+    muted: frozenset[int] = frozenset()
     bypassed: frozenset[int] = frozenset()
 
 
@@ -48,7 +48,7 @@ class _AddArguments:
 def _bind(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     kwargs = dict(kwargs)
     given = {name: kwargs.pop(f"ttt_{name}") for name in LayerCall._fields if f"ttt_{name}" in kwargs}
-    current_call.set(LayerCall(**({"x0": None, "muted": frozenset()} | given)))
+    current_call.set(LayerCall(**given))
     return args, kwargs
 
 

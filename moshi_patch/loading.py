@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .kinds import CLASSES
+from .kinds.weights import materialise
 from .model import stock_name, ttt_memories
 
 LAYER_KEY = re.compile(r"(?:.*\.)?transformer\.layers\.(\d+)\.(\w+)\.(.+)")
@@ -84,7 +85,7 @@ def prepare_weights(model: nn.Module, state_dict: dict, prefix: str, *_) -> None
         )
     device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
     for memory in memories.values():
-        memory.materialise(device)
+        materialise(memory, device)
 
 
 def _refuse_other_kinds(model: nn.Module, state_dict: dict) -> None:

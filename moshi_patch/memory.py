@@ -98,7 +98,8 @@ def copy_memory(model: nn.Module, rows: Sequence[int]) -> dict[str, torch.Tensor
     """
     live = fast_weight_tensors(model)
     _require_rows(live, rows)
-    return {key: tensor[list(rows)] for key, tensor in live.items()}
+    # Row by row: an index of numbers would be sent to the device first, and waited for.
+    return {key: torch.stack([tensor[row] for row in rows]) for key, tensor in live.items()}
 
 
 @torch.no_grad()

@@ -57,14 +57,11 @@ def ttt_updates(model: nn.Module, enabled: bool = False, layers: Sequence[int | 
             else than its TTT layers.
     """
     memories = _selected(require_memories(model), layers)
-    before = [memory.updates_enabled for memory in memories]
-    for memory in memories:
-        memory.set_updates(enabled)
-    try:
+    with contextlib.ExitStack() as restore:
+        for memory in memories:
+            restore.callback(memory.set_updates, memory.updates_enabled)
+            memory.set_updates(enabled)
         yield
-    finally:
-        for memory, was_enabled in zip(memories, before, strict=True):
-            memory.set_updates(was_enabled)
 
 
 def _selected(memories: dict[str, TTTMemory], layers: Sequence[int | str] | None) -> list[TTTMemory]:
@@ -97,15 +94,11 @@ def ttt_bypassed(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: when `model` has no TTT layer.
     """
-    memories = list(require_memories(model).values())
-    before = [memory.bypassed for memory in memories]
-    for memory in memories:
-        memory.set_bypassed(True)
-    try:
+    with contextlib.ExitStack() as restore:
+        for memory in require_memories(model).values():
+            restore.callback(memory.set_bypassed, memory.bypassed)
+            memory.set_bypassed(True)
         yield
-    finally:
-        for memory, was_bypassed in zip(memories, before, strict=True):
-            memory.set_bypassed(was_bypassed)
 
 
 def ttt_row_updates(model: nn.Module, rows: Sequence[int], enabled: bool) -> None:

@@ -25,7 +25,7 @@ from ..data.tokenize import Item
 from ..model.conditions import condition_tensors
 from ..model.stream import StepLosses, score_stream
 from ..settings.evaluation import EvalArgs
-from ..settings.schema import STEPS_PER_SECOND
+from ..settings.schema import RATES, STEPS_PER_SECOND
 from .conditions import under
 from .result_store import ResultStore
 from .streams import Streams, item_id
@@ -78,7 +78,7 @@ def score_streams(
                     continue
                 for (segment, _), losses in zip(batch, _score(model, batch, condition, args, progress), strict=True):
                     values = _values(losses, streams.curve_steps)
-                    _refuse_not_finite(values, condition, segment)
+                    refuse_broken_loss(values, condition, segment, args.ttt.kind)
                     store.add(kind, item_id(segment), values)
 
 
@@ -135,11 +135,16 @@ def _values(losses: StepLosses, curve_steps: int) -> dict[str, Any]:
     return {"steps": steps, "sums": _pair(losses, 0, steps), "by_position": stretches, "curve": curve}
 
 
-def _refuse_not_finite(values: dict[str, Any], condition: str, segment: Segment) -> None:
+def refuse_broken_loss(values: dict[str, Any], condition: str, segment: Segment, memory: str) -> None:
+    """Raises a ConfigError when the loss of a stream is not finite.
+
+    Args:
+        memory: its kind, of the model that was scored.
+    """
     if not np.isfinite(values["sums"]).all():
         raise ConfigError(
             f"{segment.path}: its loss is not finite ({condition}). `python -m finetune.doctor` tells whether the "
-            "weights are; where updates alone break it, a lower --ttt.learning_rate shows."
+            f"weights are; where updates alone break it, a lower --ttt.{RATES[memory]} shows."
         )
 
 

@@ -20,7 +20,7 @@ RELATIVE_DELTA = re.compile(r"ttt/(.+)/relative_delta")
 PANELS = (
     ("Loss", "nats"),
     ("What TTT changes in the held-out loss (negative: better)", "nats"),
-    ("Relative delta of the fast weights, per layer", "‖delta‖ / ‖W_down‖"),
+    ("Relative delta of the fast weights, per layer", "‖delta‖ / ‖W_0‖"),
     ("Learning rates", "rate"),
 )
 

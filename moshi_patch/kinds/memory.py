@@ -148,10 +148,6 @@ class TTTMemory(StreamingModule[TTTState]):
         """Whether the weights that let anything through are still zero, so that the model is as without it."""
 
     @abc.abstractmethod
-    def materialise(self, device: torch.device | None) -> None:
-        """Give new weights that are still on the meta device their initial values on `device`."""
-
-    @abc.abstractmethod
     def delta_norm(self) -> torch.Tensor:
         """`[B]`: how far all that rows have learnt is from the weights they began with. For reports."""
 

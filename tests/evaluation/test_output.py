@@ -13,7 +13,7 @@ from finetune.data.segments import Segment
 from finetune.evaluation.output import write_results
 from finetune.evaluation.result_store import ResultStore
 from finetune.evaluation.run import evaluate
-from finetune.evaluation.scoring import MINUTES
+from finetune.evaluation.scoring import MINUTES, refuse_broken_loss
 from finetune.evaluation.settings_in_force import parse_command_line
 from finetune.evaluation.streams import Streams
 from finetune.evaluation.summary import summarise
@@ -86,6 +86,12 @@ def test_items_that_do_not_fit_on_the_disk_are_one_line_and_those_before_are_kep
     again = ResultStore(tmp_path, "a")
     assert again.get("kind", "first") == {"loss": 1.0}
     assert again.get("kind", "second") is None
+
+
+@pytest.mark.parametrize(("memory", "rate"), [("in_place", "ttt.learning_rate"), ("mlp", "ttt.base_lr")])
+def test_a_loss_that_is_not_finite_names_the_rate_that_its_kind_of_memory_has(memory, rate, tmp_path):
+    with pytest.raises(ConfigError, match=rf"a\.wav: its loss is not finite \(updates on\).*a lower --{rate} shows"):
+        refuse_broken_loss({"sums": [[math.nan], [1.0]]}, "updates on", Segment(tmp_path / "a.wav", 0), memory)
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_never_stored_nor_read(words, tmp_path, monkeypatch):

@@ -20,16 +20,18 @@ MIMI = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_each_kind_of_model_has_is_accepted(kind):
-    check_model_config({**TINY, **TTT, **KINDS[kind], "model_type": kind, "moshi_name": "model.safetensors"})
+    config = {**TINY, **TTT, **KINDS[kind], "model_type": kind, "moshi_name": "model.safetensors"}
+    assert check_model_config(config) is None
 
 
 def test_what_is_published_is_accepted():
-    check_model_config(loaders._lm_kwargs)
-    check_mimi_config(MIMI)
+    assert check_model_config(loaders._lm_kwargs) is None
+    assert check_mimi_config(MIMI) is None
 
 
 def test_an_absent_value_and_an_unknown_key_are_moshis_business():
-    check_model_config({"dim": None, "conditioners": None, "delays": None, "nobody_knows": {"a": [1.5, "x", True]}})
+    config = {"dim": None, "conditioners": None, "delays": None, "nobody_knows": {"a": [1.5, "x", True]}}
+    assert check_model_config(config) is None
 
 
 @pytest.mark.parametrize(

@@ -206,10 +206,6 @@ class TTTGating(TTTMemory):
         """Whether the filters of the target generator are."""
         return not any(weight.any() for weight in self.target_generator.conv1d.parameters())
 
-    def materialise(self, device: torch.device | None) -> None:
-        """Give target weights that are still on the meta device their initial values on `device`."""
-        self.target_generator.materialise(device)
-
     def delta(self) -> torch.Tensor:
         """`[B, D, H]`: what all rows that stream have learnt, the fast weight minus W_0. Allocates it; for reports."""
         return self._streaming_state.fast.full_delta(self.config.learning_rate * self.config.target_gain)

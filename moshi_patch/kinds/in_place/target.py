@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..weights import NewWeights, materialise
+from ..weights import NewWeights
 
 TARGET_KEYS = ("conv1d.conv.weight", "W_target.weight")
 """Names of the two weights of a :class:`TargetGenerator`, below its own."""
@@ -126,10 +126,6 @@ class TargetGenerator(nn.Module):
     def forward(self, x0: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Targets `[B, T, D]` of the target source `x0 [B, T, D]`, whose first step starts a chunk."""
         return self.W_target(self.conv1d(x0, chunk_size))
-
-    def materialise(self, device: torch.device | None) -> None:
-        """Give weights that are still on the meta device their initial values on `device`."""
-        materialise(self, device)
 
     def taps(self, x0: torch.Tensor) -> torch.Tensor:
         """`[B, K, D]`: what the single step `x0 [B, D]` adds to the targets of itself and of the K - 1 steps before."""

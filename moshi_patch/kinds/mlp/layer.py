@@ -22,8 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from ...call import LayerCall, current_call
 from ...config import TTTConfig
 from ..memory import TTTMemory, TTTState
-from ..weights import NewWeights, materialise
-from .ops import MLPFastWeight, MLPWeights, dual_with_delta, segment_, step_
+from ..weights import NewWeights
+from .ops import MLPFastWeight, MLPWeights, dual, segment_, step_
 
 EXPANSION = 4
 """Hidden width of the inner MLP over d."""
@@ -195,7 +195,7 @@ class TTTMLP(TTTMemory, NewWeights):
         q, k, v, eta = self._inputs(x)
         eta = torch.zeros_like(eta) if self._muted(call) else eta
         group = self.config.scan_checkpoint_group_size or None
-        y, delta = dual_with_delta(self._weights(), q, k, v, eta, self.config.mini_batch_size, group_size=group)
+        y, delta = dual(self._weights(), q, k, v, eta, self.config.mini_batch_size, group_size=group)
         with torch.no_grad():  # a layer that is computed again must save for backward what it did the first time
             for keep in self._watching.values():
                 keep(delta.norm()[0])
@@ -223,10 +223,6 @@ class TTTMLP(TTTMemory, NewWeights):
     def is_closed(self) -> bool:
         """Whether the gate is."""
         return not self.gating_alpha.any()
-
-    def materialise(self, device: torch.device | None) -> None:
-        """Give weights that are still on the meta device their initial values on `device`."""
-        materialise(self, device)
 
     def delta_norm(self) -> torch.Tensor:
         """`[B]`: Frobenius norm of what W1, b1, W2 and b2 of all heads have become more than they were."""

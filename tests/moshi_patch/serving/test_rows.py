@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import moshi_patch
 from moshi_patch.serving.rows import Rows
@@ -270,3 +271,29 @@ def test_rows_are_given_once_and_frames_are_those_of_a_step(ttt_repo):
     for count in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match=f"count={count!r}: must be a positive whole number of rows"):
             Rows(*load(ttt_repo, torch.float32), count)
+
+
+class Fetches(TorchFunctionMode):
+    """Writes down what makes the host wait for the device, if there is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("cpu", "item", "tolist", "nonzero", "equal", "__bool__", "__int__", "__float__", "__index__"):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_fetches_what_it_made_with_one_copy(ttt_repo):
+    rows = make_rows(ttt_repo, 2)
+    for row in range(rows.count):
+        rows.join(row, Sampling(seed=row))
+    seen = []
+    for frame in frames(end=30):
+        with Fetches() as fetches:
+            rows.step({0: frame, 1: frame})
+        seen.append(fetches.seen)
+    assert seen[2:] == [["cpu"]] * 28  # before that, rows begin

@@ -24,29 +24,15 @@ def dual(
     mini_batch_size: int,
     *,
     group_size: int | None = GROUP_SIZE,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, MLPDelta]:
     """The function that :func:`naive` specifies, for training, evaluation and scoring.
 
     Args:
         weights, q, k, v, eta, mini_batch_size: as of :func:`naive`, in any dtypes.
         group_size: mini-batches that backward computes again at a time; None: nothing is computed twice.
     Returns:
-        `[B, h, T, d]` in the dtype of `q`, float32 at least, as which all of it is computed.
+        `[B, h, T, d]` and what was learnt in all, in the dtype of `q`, float32 at least, as which all is computed.
     """
-    return dual_with_delta(weights, q, k, v, eta, mini_batch_size, group_size=group_size)[0]
-
-
-def dual_with_delta(
-    weights: MLPWeights,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    eta: torch.Tensor,
-    mini_batch_size: int,
-    *,
-    group_size: int | None = GROUP_SIZE,
-) -> tuple[torch.Tensor, MLPDelta]:
-    """As :func:`dual`, and what was learnt in all."""
     dtype = wide(q)
     norm, beginning = norm_of(weights, dtype), layers_of(weights, dtype)
     inputs = [part.to(dtype) for part in (q, k, v, eta)]

@@ -86,17 +86,15 @@ class MLPFastWeight:
         """All entries, `[B, h, 2C, *]`: no copies."""
         return Entries(self.keys, self.hidden, self.grad1, self.grad2)
 
-    def previous(self) -> torch.Tensor:
-        """`[B, 2C]` bool: which places of the rings hold the previous mini-batch (none, all zero, during the first)."""
-        size = self.mini_batch_size
-        half = torch.arange(2 * size, device=self.keys.device) // size
-        return half != (self.position // size % 2)[:, None]
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, 2C]` bool each: which places of the rings hold the previous mini-batch, and which the current one.
 
-    def current(self) -> torch.Tensor:
-        """`[B, 2C]` bool: which places of the rings hold steps of the current mini-batch that were taken."""
+        The previous one's are all zero during the first; the current one's are those of steps that were taken.
+        """
         size = self.mini_batch_size
         place = torch.arange(2 * size, device=self.keys.device)
-        return ~self.previous() & (place % size < (self.position % size)[:, None])
+        previous = place // size != (self.position // size % 2)[:, None]
+        return previous, ~previous & (place % size < (self.position % size)[:, None])
 
     def unfolded(self, layer: torch.Tensor) -> torch.Tensor:
         """`[B, inputs]` bool: the input rows of `layer`, delta1 or delta2, that still lack the previous update."""
@@ -107,7 +105,7 @@ class MLPFastWeight:
     def at_start(self) -> Layers:
         """`[B, h, *]`: what was learnt up to the start of the current mini-batch. Allocates it."""
         deltas = Layers(self.delta1, self.delta2)
-        whole = learnt(deltas, _masked(self.rings(), self.previous()))
+        whole = learnt(deltas, _masked(self.rings(), self.places()[0]))
         return Layers(
             *(
                 torch.where(self.unfolded(old)[:, None, :, None], new, old)
@@ -117,7 +115,7 @@ class MLPFastWeight:
 
     def full_delta(self) -> MLPDelta:
         """What was learnt up to now: fast weights in force minus those of a fresh stream. Allocates it; for reports."""
-        return learnt(self.at_start(), _masked(self.rings(), self.current())).split()
+        return learnt(self.at_start(), _masked(self.rings(), self.places()[1])).split()
 
 
 def rows_per_step(inputs: int, mini_batch_size: int) -> int:

@@ -47,7 +47,8 @@ def step_(
     eta = torch.where(learns.expand(len(q))[:, None], eta, 0.0)[:, :, None, None]
     q, k, v = q[:, :, None], k[:, :, None], v[:, :, None]
 
-    first, second = _Layer(state, 1, weights.W1, weights.b1), _Layer(state, 2, weights.W2, weights.b2)
+    places = state.places()
+    first, second = (_Layer(number, state, weights, places) for number in (1, 2))
     z1, z1_read = first.at_start_and_now(k, q)
     hidden = gelu(z1)
     grad2 = loss_gradient(second.at_start(hidden), k, v, norm)
@@ -55,14 +56,15 @@ def step_(
     grad2 = eta * grad2
 
     # What this step itself teaches is read beside the rings: rows that do not run leave theirs as they are.
-    own = with_one(q) @ with_one(k).transpose(2, 3)
+    key, hidden_1 = with_one(k), with_one(hidden)
+    own = with_one(q) @ key.transpose(2, 3)
     hidden_read = gelu(z1_read - own * grad1)
-    own = with_one(hidden_read) @ with_one(hidden).transpose(2, 3)
+    own = with_one(hidden_read) @ hidden_1.transpose(2, 3)
     out = q + normalised(second.now(hidden_read) - own * grad2, norm)
 
     for layer in (first, second):
         layer.fold_(exec_mask)
-    _write_(state, Entries(with_one(k), with_one(hidden), grad1, grad2), exec_mask, exec_mask & learns)
+    _write_(state, Entries(key, hidden_1, grad1, grad2), exec_mask, exec_mask & learns)
     return out[:, :, 0]
 
 
@@ -73,14 +75,17 @@ class _Layer:
     the input rows not folded yet, and, to read, of the current one in all of them.
     """
 
-    def __init__(self, state: MLPFastWeight, number: int, weight: torch.Tensor, bias: torch.Tensor):
-        self.state, self.weight, self.bias = state, weight, bias
-        self.delta, self.inputs, self.gradients = (
-            (state.delta1, state.keys, state.grad1) if number == 1 else (state.delta2, state.hidden, state.grad2)
+    def __init__(
+        self, number: int, state: MLPFastWeight, weights: MLPWeights, places: tuple[torch.Tensor, torch.Tensor]
+    ):
+        self.state = state
+        self.weight, self.bias, self.delta, self.inputs, self.gradients = (
+            (weights.W1, weights.b1, state.delta1, state.keys, state.grad1)
+            if number == 1
+            else (weights.W2, weights.b2, state.delta2, state.hidden, state.grad2)
         )
+        self.previous, self.current = (mask[:, None, None] for mask in places)  # [B, 1, 1, 2C]
         self.unfolded = state.unfolded(self.delta)[:, None, None]  # [B, 1, 1, m]
-        self.previous = state.previous()[:, None, None]  # [B, 1, 1, 2C]
-        self.current = state.current()[:, None, None]
 
     def at_start(self, u: torch.Tensor) -> torch.Tensor:
         """`u [B, h, 1, m - 1]` through the layer as it was when the mini-batch began."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from moshi_patch.kinds.mlp.ops import MLPWeights, dual, dual_with_delta, naive
+from moshi_patch.kinds.mlp.ops import MLPWeights, dual, naive
 from tests.moshi_patch.kinds.mlp.support import BATCH, HEADS, D, inputs, make_weights
 from tests.support.models import relative
 
@@ -33,7 +33,7 @@ def results(function, parts: list[torch.Tensor], size: int, **options) -> list[t
 def test_one_pass_equals_the_specification_in_outputs_and_in_every_gradient(size, steps):
     parts = leaves(STEPS[steps])
     expected = results(naive, parts, size)
-    actual = results(dual_with_delta, parts, size, group_size=2)
+    actual = results(dual, parts, size, group_size=2)
     for name, one, other in zip(("y", *NAMES[:4], *(f"gradient to {n}" for n in NAMES)), expected, actual, strict=True):
         assert other.abs().max() > 0, name
         assert relative(other, one) < 1e-12, name
@@ -42,15 +42,15 @@ def test_one_pass_equals_the_specification_in_outputs_and_in_every_gradient(size
 def test_the_gradients_are_those_of_finite_differences():
     weights, (q, k, v, eta) = make_weights(heads=1, width=3), inputs(5, batch=1, heads=1, width=3)
     parts = [part.requires_grad_() for part in (*weights, q, k, v, eta)]
-    assert torch.autograd.gradcheck(lambda *args: dual(MLPWeights(*args[:6]), *args[6:], 2), parts)
+    assert torch.autograd.gradcheck(lambda *args: dual(MLPWeights(*args[:6]), *args[6:], 2)[0], parts)
 
 
 @pytest.mark.parametrize("group_size", [None, 1, 3, 100])
 def test_computing_groups_again_changes_no_bit(group_size):
     parts = leaves(5 * C + 3)
     for one, other in zip(
-        results(dual_with_delta, parts, C, group_size=2),
-        results(dual_with_delta, parts, C, group_size=group_size),
+        results(dual, parts, C, group_size=2),
+        results(dual, parts, C, group_size=group_size),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -58,8 +58,8 @@ def test_computing_groups_again_changes_no_bit(group_size):
 
 def test_computing_groups_again_works_inside_what_is_itself_computed_again():
     parts = leaves(5 * C + 3)
-    again = functools.partial(checkpoint, dual_with_delta, use_reentrant=False)
-    for one, other in zip(results(dual_with_delta, parts, C), results(again, parts, C), strict=True):
+    again = functools.partial(checkpoint, dual, use_reentrant=False)
+    for one, other in zip(results(dual, parts, C), results(again, parts, C), strict=True):
         assert torch.equal(one, other)
 
 
@@ -76,7 +76,7 @@ def test_backward_keeps_less_when_groups_are_smaller():
 
 def test_no_step_hears_the_future_and_every_step_hears_all_of_the_past():
     weights, (q, k, v, eta) = make_weights(), (part.requires_grad_() for part in inputs(2 * C + 3, batch=1))
-    y = dual(weights, q, k, v, eta, C)
+    y = dual(weights, q, k, v, eta, C)[0]
     for t in range(y.shape[2]):
         for name, gradient in zip(
             ["q", "k", "v", "eta"],
@@ -100,7 +100,7 @@ def test_no_weight_is_written():
 def test_bfloat16_inputs_are_computed_in_float32():
     weights, parts = make_weights(), inputs(3 * C)
     narrow = MLPWeights(*(part.bfloat16() for part in weights)), [part.bfloat16() for part in parts]
-    y = dual(*(narrow[0],), *narrow[1], C)
+    y = dual(narrow[0], *narrow[1], C)[0]
     assert y.dtype == torch.float32
     exact = naive(MLPWeights(*(part.double() for part in narrow[0])), *(part.double() for part in narrow[1]), C)[0]
     assert relative(y.double(), exact) < 1e-4
@@ -108,8 +108,8 @@ def test_bfloat16_inputs_are_computed_in_float32():
 
 def test_a_rate_of_zero_teaches_nothing():
     weights, (q, k, v, eta) = make_weights(), inputs(3 * C)
-    y, delta = dual_with_delta(weights, q, k, v, torch.zeros_like(eta), C)
+    y, delta = dual(weights, q, k, v, torch.zeros_like(eta), C)
     assert delta.norm().tolist() == [0.0] * BATCH
     order = torch.arange(3 * C).flip(0)
-    assert relative(dual(weights, q[:, :, order], k, v, torch.zeros_like(eta), C), y[:, :, order]) < 1e-12
+    assert relative(dual(weights, q[:, :, order], k, v, torch.zeros_like(eta), C)[0], y[:, :, order]) < 1e-12
     assert y.shape == (BATCH, HEADS, 3 * C, D)
