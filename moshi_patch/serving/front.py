@@ -12,6 +12,7 @@ from .closing import CLOSE_S
 from .codec import Codecs
 from .limits import Limits, TooManyError
 from .person import End, Person
+from .sampler import Sampling
 from .session import Session, refuse
 from .tick import Engine, Notices
 from .tickets import Tickets
@@ -35,6 +36,7 @@ class Front:
         tickets: of people who have names; None: nobody has one. If something is kept then, it is kept as one person's,
             and who comes while that one talks is a guest, of whom nothing is kept.
         limits: how much one person or address may have; None: everything.
+        sampling: of who asks for nothing else.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Front:
         text_of: Callable[[int], str],
         tickets: Tickets | None = None,
         limits: Limits | None = None,
+        sampling: Sampling | None = None,
     ):
         self.engine, self.codecs, self.text_of, self.tickets, self.limits = engine, codecs, text_of, tickets, limits
+        self.sampling = sampling or Sampling()
         self.sessions: dict[Person, Session] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task | None = None
@@ -99,7 +103,7 @@ class Front:
         await websocket.prepare(request)
         bound_buffers(request, self.engine.policy.socket_bytes)
         try:
-            wishes = read_wishes(request.query)
+            wishes = read_wishes(request.query, self.sampling)
             name = self._name(request)
             person = Person(wishes.sampling, name, wishes.metadata, guest=self.tickets is None)
             with self._counted(request, name):

@@ -24,12 +24,14 @@ from .operators import add_operator_routes
 from .policy import Policy
 from .remember import Memories
 from .rows import Rows
+from .sampler import Sampling
 from .stock_server import address_problem, show_log
 from .store import MemoryStore
 from .store_types import StoreError
 from .tick import Engine
 from .tickets import TICKET_PATH, Tickets, add_ticket_routes
 from .web_page import add_page
+from .wishes import default_sampling
 from .writer import Writer
 
 PER_PERSON = 2
@@ -51,6 +53,7 @@ class Model(NamedTuple):
     mimi: Any
     lm: Any
     tokenizer: Any
+    sampling: Sampling
 
 
 def serve(options: argparse.Namespace, prog: str) -> None:
@@ -110,7 +113,8 @@ def load_app(options: argparse.Namespace, prog: str) -> web.Application:
     limits = Limits(PER_PERSON, per_address, trusted_proxies=options.trusted_proxies)
     access = Access(options.host, options.allow_origin)
     engine = Engine(rows, policy, memories)
-    return make_app(engine, text_of(model.tokenizer), access, tickets, limits, options.drain_timeout)
+    text = text_of(model.tokenizer)
+    return make_app(engine, text, access, tickets, limits, options.drain_timeout, model.sampling)
 
 
 def make_app(
@@ -120,6 +124,7 @@ def make_app(
     tickets: Tickets | None = None,
     limits: Limits | None = None,
     drain_s: float = DRAIN_S,
+    sampling: Sampling | None = None,
 ) -> web.Application:
     """An application that serves `engine`, which begins and ends with it, the page, and what operators look at.
 
@@ -129,13 +134,14 @@ def make_app(
         tickets: of people who have names; None: nobody has one, and all memory is one person's.
         limits: how much one person or address may have; None: everything.
         drain_s: seconds that those who talk may go on when the server is to end.
+        sampling: of who asks for nothing else; None: moshi's.
     """
     app = web.Application()
     if access:
         access.attach(app)
     if tickets:
         add_ticket_routes(app, tickets, limits)
-    front = Front(engine, Codecs(engine.rows.count), text_of, tickets, limits)
+    front = Front(engine, Codecs(engine.rows.count), text_of, tickets, limits, sampling)
     front.attach(app)
     app[DRAIN] = Drain(front, drain_s, (CHAT_PATH, TICKET_PATH))
     app[DRAIN].attach(app)
@@ -165,12 +171,14 @@ def load_model(options: argparse.Namespace, prog: str) -> Model:
                 lora_weights=options.lora_weight,
                 config_path=options.config_path,
             )
+            with ending_in_one_line(f"{options.hf_repo}: "):
+                sampling = default_sampling(info.lm_gen_config)
             mimi = info.get_mimi(device=device)
             dtype = torch.float16 if options.half else torch.float32 if options.float32 else torch.bfloat16
             lm = info.get_moshi(device=device, dtype=dtype, fuse_lora=options.fuse_lora)
     except (RepositoryError, LocalEntryNotFoundError) as error:
         raise ServerError(str(error)) from error
-    return Model(info, mimi, lm, info.get_text_tokenizer())
+    return Model(info, mimi, lm, info.get_text_tokenizer(), sampling)
 
 
 def text_of(tokenizer: Any) -> Any:
