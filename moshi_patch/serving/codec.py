@@ -11,7 +11,6 @@ import itertools
 import multiprocessing
 import signal
 from collections import defaultdict, deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,16 +85,15 @@ _codecs: defaultdict[int, Codec] = defaultdict(Codec)
 """In the thread or process that does the work."""
 
 
-def _decode(person: int, data: bytes) -> tuple[np.ndarray, bool]:
-    return _codecs[person].decode(data)
-
-
-def _skip(person: int, data: bytes) -> None:
-    _codecs[person].skip(data)
-
-
-def _encode(person: int, pcm: np.ndarray) -> bytes:
-    return _codecs[person].encode(pcm)
+def _do_all(jobs: list[tuple[str, int, Any]]) -> list[Any]:
+    """What each job comes to, or its exception. A job is a method of :class:`Codec`, a person, and the argument."""
+    results = []
+    for work, person, data in jobs:
+        try:
+            results.append(getattr(_codecs[person], work)(data))
+        except Exception as error:
+            results.append(error)
+    return results
 
 
 def _close(person: int) -> None:
@@ -119,6 +117,10 @@ class Codecs:
         self.processes = count
         self._workers = [self._start() for _ in range(max(1, count))]
         self._homes: dict[int, concurrent.futures.Executor] = {}
+        # What is asked for at about the same time, as the answers of one step are, goes there together: the way to
+        # another thread and back costs as much as the decoding of a frame.
+        self._waiting: dict[concurrent.futures.Executor, list[tuple[tuple[str, int, Any], asyncio.Future]]] = {}
+        self._tasks: set[asyncio.Task] = set()
 
     def _start(self) -> concurrent.futures.Executor:
         if not self.processes:
@@ -140,7 +142,7 @@ class Codecs:
             NotOpusError: as it.
             RuntimeError: when the process that had the streams of this person ended.
         """
-        return await self._do(person, _decode, data)
+        return await self._do("decode", person, data)
 
     async def skip(self, person: int, data: bytes) -> None:
         """As :meth:`Codec.skip`.
@@ -148,7 +150,7 @@ class Codecs:
         Raises:
             NotOpusError, RuntimeError: as :meth:`decode`.
         """
-        await self._do(person, _skip, data)
+        await self._do("skip", person, data)
 
     async def encode(self, person: int, pcm: np.ndarray) -> bytes:
         """As :meth:`Codec.encode`.
@@ -156,21 +158,40 @@ class Codecs:
         Raises:
             RuntimeError: as :meth:`decode`.
         """
-        return await self._do(person, _encode, pcm)
+        return await self._do("encode", person, pcm)
 
     def close(self, person: int) -> None:
         """Forgets a person."""
         with contextlib.suppress(RuntimeError):  # it ended, or is about to
             self._homes.pop(person).submit(_close, person)
 
-    async def _do(self, person: int, work: Callable[..., Any], *arguments: Any) -> Any:
-        home = self._homes[person]
+    async def _do(self, work: str, person: int, data: Any) -> Any:
+        home, result = self._homes[person], asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(home, [])
+        waiting.append(((work, person, data), result))
+        if len(waiting) == 1:
+            task = asyncio.create_task(self._work(home))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await result
+
+    async def _work(self, home: concurrent.futures.Executor) -> None:
+        """Has all done that waits for `home`, but for those who do not want it any more: they may be closed already."""
+        asked = [(job, result) for job, result in self._waiting.pop(home) if not result.done()]
         try:
-            return await asyncio.get_running_loop().run_in_executor(home, work, person, *arguments)
-        except concurrent.futures.BrokenExecutor as error:
-            if home in self._workers:
+            jobs = [job for job, _ in asked]
+            ends = await asyncio.get_running_loop().run_in_executor(home, _do_all, jobs)
+        except RuntimeError as error:
+            if home in self._workers and isinstance(error, concurrent.futures.BrokenExecutor):
                 self._workers[self._workers.index(home)] = self._start()
-            raise RuntimeError("a process for Opus ended") from error
+            ends = [RuntimeError("a process for Opus ended")] * len(asked)
+        for (_, result), end in zip(asked, ends, strict=True):
+            if result.done():
+                continue
+            if isinstance(end, Exception):
+                result.set_exception(end)
+            else:
+                result.set_result(end)
 
     def shut_down(self) -> None:
         """Ends the threads or processes."""
