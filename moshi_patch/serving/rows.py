@@ -6,7 +6,7 @@ People join, stall and leave at any step. What a row says is, bit for bit, the s
 never change, no operation mixes rows, and each draws with noise of its own. All states are allocated once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class Rows:
         self._steps: list[int | None] = [None] * count  # that a row has made since it was joined; None: it is free
         self._stale: set[int] = set()  # rows that still hold what somebody said
         self._memories: dict[int, Mapping[str, torch.Tensor]] = {}  # to be given to rows that are reset next
+        self._masked: dict[MimiModel | RowLMGen, frozenset[int]] = {}  # rows that each was last told to run
 
     @property
     def free(self) -> list[int]:
@@ -117,7 +118,7 @@ class Rows:
         for key in memory:
             layers.setdefault(key.rpartition(".")[0], []).append(key)
         for layer, keys in layers.items():
-            with torch.no_grad():
+            with torch.inference_mode():
                 self.forget()  # a row that changed hands is reset before, not after
                 live = fast_weight_tensors(self.lm_gen.lm_model)
                 for key in keys:
@@ -125,7 +126,7 @@ class Rows:
                         live[key][place].copy_(saved, non_blocking=True)
             yield layer
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def set_updates(self, row: int, enabled: bool) -> None:
         """Whether what a row hears from now on is learnt, until it changes hands.
 
@@ -153,7 +154,7 @@ class Rows:
         self._memories.pop(row, None)
         self._stale.add(row)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forget(self) -> None:
         """Makes every row that changed hands bitwise a fresh one, or one with the memory it was given and no more.
 
@@ -162,6 +163,7 @@ class Rows:
         if not self._stale:
             return
         mask = self._mask(self._stale)
+        self._masked.clear()  # a reset switches its rows on
         self.mimi.reset_streaming(mask)
         self.lm_gen.reset_streaming(mask)
         state = self.lm_gen._streaming_state  # its reset leaves the tokens that were said
@@ -172,7 +174,7 @@ class Rows:
         self._memories.clear()
         self._stale.clear()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, frames: Mapping[int, np.ndarray]) -> dict[int, Answer]:
         """One step of the rows that have a frame; all others stall, and remain as they are.
 
@@ -193,19 +195,19 @@ class Rows:
                 raise ValueError(f"row={row}: a frame is of {sound.shape[2]} samples, not of shape {frame.shape}.")
             sound[row, 0] = frame
         self.forget()  # first, as a reset switches the masks of its rows on
-        heard = self._mask(frames)
-        self.mimi.set_exec_mask(heard)
-        self.lm_gen.set_exec_mask(heard)
+        self._run_only(self.mimi, frames)
+        self._run_only(self.lm_gen, frames)
         dtype = next(self.mimi.parameters()).dtype
         codes = self.mimi.encode(torch.from_numpy(sound).to(self._device, dtype, non_blocking=True))
         first = [row for row in frames if self._steps[row] == 0]
         if first:  # stock's server encodes the first frame as what was before the conversation, and begins anew
+            self._masked.pop(self.mimi)
             self.mimi.reset_streaming(self._mask(first))
         tokens = self.lm_gen.step(codes)
         for row in frames:
             self._steps[row] += 1
         speaking = [row for row in frames if self._steps[row] > self.lm_gen.max_delay]
-        self.mimi.set_exec_mask(self._mask(speaking))  # the decoder begins later than the encoder
+        self._run_only(self.mimi, speaking)  # the decoder begins later than the encoder
         pcm = self.mimi.decode(tokens[:, 1:].clamp(min=0))
         return self._answers(frames, speaking, tokens[:, 0, 0], pcm[:, 0])
 
@@ -222,7 +224,14 @@ class Rows:
             answers[row] = Answer(finite, *spoken)
         return answers
 
-    def _mask(self, rows: Any) -> torch.Tensor:
+    def _run_only(self, model: MimiModel | RowLMGen, rows: Iterable[int]) -> None:
+        """Has all other rows stall. Each of some hundred states has a mask of its own, so not when nothing changes."""
+        rows = frozenset(rows)
+        if self._masked.get(model) != rows:
+            model.set_exec_mask(self._mask(rows))
+            self._masked[model] = rows
+
+    def _mask(self, rows: Iterable[int]) -> torch.Tensor:
         """`[R]` bool on the device, without waiting for it: nothing but the answers ends what the host runs ahead."""
         mask = np.zeros(self.count, bool)
         mask[list(rows)] = True

@@ -116,25 +116,23 @@ def _shift(bits: torch.Tensor, places: int) -> torch.Tensor:
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
-def gumbel(seed: torch.Tensor, position: torch.Tensor, codebook: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise `[B, K]`, float64, of the `tokens [B, K]` for rows with these seeds and positions `[B]`."""
+def place_bits(seed: torch.Tensor, position: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """A hash of each row's seed and position and of each codebook: `[B, N]` of `[B]`, `[B]` and `[N]`, all int64."""
     increment = _signed(INCREMENT)
     bits = mix(seed + increment)
     bits = mix(bits + position * increment)
-    bits = mix(bits + _signed(codebook * INCREMENT))
-    bits = mix(bits[:, None] + tokens * increment)
+    return mix(bits[:, None] + codebooks * increment)
+
+
+def gumbel(place: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise `[B, K]`, float64, of the `tokens [B, K]` at the `place [B]` of :func:`place_bits`."""
+    bits = mix(place[:, None] + tokens * _signed(INCREMENT))
     uniform = (_shift(bits, 64 - UNIFORM_BITS).double() + 0.5) * 2.0**-UNIFORM_BITS
     return -torch.log(-torch.log(uniform))
 
 
 def sample(
-    logits: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    codebook: int,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    most: int,
+    logits: torch.Tensor, place: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, most: int
 ) -> torch.Tensor:
     """One token per row, `[B]` int64, drawn from the softmax of `logits / temperature` over the row's top-k tokens.
 
@@ -143,15 +141,14 @@ def sample(
 
     Args:
         logits: `[B, V]`.
-        seed, position: `[B]` int64; the same four of seed, position, codebook and logits give the same token.
+        place: `[B]` int64, one codebook of :func:`place_bits`; the same place and logits give the same token.
         temperature: `[B]` float64; a row with 0 takes its most likely token, as `argmax` does.
         top_k: `[B]` int64, from 1; more than `most` counts as `most`.
         most: candidates that are looked at.
     """
     likely, tokens = torch.topk(logits, min(most, logits.shape[-1]), dim=-1)
     rank = torch.arange(likely.shape[-1], device=logits.device)
-    noise = gumbel(seed, position, codebook, tokens)
-    score = likely.double() / temperature.clamp(min=1e-9)[:, None] + noise
+    score = likely.double() / temperature.clamp(min=1e-9)[:, None] + gumbel(place, tokens)
     score = score.masked_fill(rank >= top_k[:, None], float("-inf"))
     drawn = tokens.gather(-1, score.argmax(-1, keepdim=True))[:, 0]
     return torch.where(temperature > 0, drawn, logits.argmax(-1))
@@ -184,8 +181,9 @@ class RowLMGen(LMGen):
         )
         self.sampling = RowSampling.allocate(rows, lm_model.device)
         self.finite = torch.ones(rows, dtype=torch.bool, device=lm_model.device)
-        # A step makes a new tensor of offsets; what a captured graph reads has to stay in its place.
-        self._position = torch.zeros(rows, dtype=torch.int64, device=lm_model.device)
+        self._codebooks = torch.arange(1 + lm_model.dep_q, device=lm_model.device)
+        # What a captured graph reads has to stay in its place.
+        self._places = torch.zeros(rows, len(self._codebooks), dtype=torch.int64, device=lm_model.device)
         self._text_logits: torch.Tensor | None = None
 
     def _see_text_logits(self, logits: torch.Tensor) -> None:
@@ -194,10 +192,10 @@ class RowLMGen(LMGen):
 
     def _draw_text(self, token: torch.Tensor) -> None:
         """Replaces the text token `[B]` of this step, in place."""
-        self._position.copy_(self._streaming_state.offsets)
         own = self.sampling
-        where = (own.seed, self._position, TEXT)
-        token.copy_(sample(self._text_logits, *where, own.temperature_text, own.top_k_text, MAX_CANDIDATES_TEXT))
+        self._places.copy_(place_bits(own.seed, self._streaming_state.offsets, self._codebooks))
+        place = self._places[:, TEXT]
+        token.copy_(sample(self._text_logits, place, own.temperature_text, own.top_k_text, MAX_CANDIDATES_TEXT))
 
     def depformer_step(self, text_token: torch.Tensor, transformer_out: torch.Tensor) -> torch.Tensor:
         """The audio tokens `[B, dep_q]` of a step, as stock's, but for how each is drawn."""
@@ -210,7 +208,6 @@ class RowLMGen(LMGen):
                 if guided:
                     with_conditions, without = logits.chunk(2)
                     logits = without + (with_conditions - without) * self.cfg_coef
-                where = (own.seed, self._position, codebook + 1)
-                token = sample(logits, *where, own.temperature, own.top_k, MAX_CANDIDATES)
+                token = sample(logits, self._places[:, codebook + 1], own.temperature, own.top_k, MAX_CANDIDATES)
                 tokens.append(token)
         return torch.stack(tokens, 1)

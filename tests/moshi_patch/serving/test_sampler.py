@@ -5,7 +5,7 @@ import torch
 from moshi.models import LMGen
 from moshi.utils.sampling import sample_token
 
-from moshi_patch.serving.sampler import MAX_CANDIDATES, RowLMGen, Sampling, gumbel, mix, sample
+from moshi_patch.serving.sampler import MAX_CANDIDATES, RowLMGen, Sampling, gumbel, mix, place_bits, sample
 from tests.support.model_kinds import build, conditions
 from tests.support.models import TTT, random_codes, randomise_targets, tiny_model
 
@@ -17,7 +17,12 @@ def draw(logits: torch.Tensor, seeds, positions, temperature: float = 0.8, top_k
     seeds, positions = torch.broadcast_tensors(torch.as_tensor(seeds), torch.as_tensor(positions))
     count = len(seeds)
     settings = torch.full((count,), temperature, dtype=torch.float64), torch.full((count,), top_k)
-    return sample(logits.expand(count, -1), seeds, positions, codebook, *settings, MAX_CANDIDATES)
+    return sample(logits.expand(count, -1), place(seeds, positions, codebook), *settings, MAX_CANDIDATES)
+
+
+def place(seeds: torch.Tensor, positions: torch.Tensor, codebook: int) -> torch.Tensor:
+    """`[B]`, of codebook 1 to 4 among others, as the model asks for them."""
+    return place_bits(seeds, positions, torch.arange(5))[:, codebook]
 
 
 @pytest.fixture
@@ -62,7 +67,8 @@ def test_neither_the_next_position_nor_codebook_nor_seed_is_told_by_this_one(log
 
 
 def test_noise_is_gumbels_and_a_hash_is_one_to_one():
-    noise = gumbel(torch.arange(300), torch.zeros(300, dtype=torch.long), 0, torch.arange(100).expand(300, -1))
+    zeros = torch.zeros(300, dtype=torch.long)
+    noise = gumbel(place(torch.arange(300), zeros, 0), torch.arange(100).expand(300, -1))
     assert noise.isfinite().all()
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
     assert noise.std().item() == pytest.approx(1.2825, abs=0.03)
@@ -77,11 +83,11 @@ def test_a_row_draws_the_same_wherever_it_stands_and_whoever_stands_beside_it(lo
     batch = torch.randn(8, VOCABULARY, generator=generator)
     seeds, positions = torch.arange(8) * 7919, torch.arange(8) * 3
     settings = torch.linspace(0.2, 2, 8, dtype=torch.float64), torch.arange(8) * 5 + 1
-    tokens = sample(batch, seeds, positions, 2, *settings, MAX_CANDIDATES)
+    tokens = sample(batch, place(seeds, positions, 2), *settings, MAX_CANDIDATES)
     order = torch.randperm(8, generator=generator)
     moved = [part[order] for part in (batch, seeds, positions, *settings)]
     moved[0][:4], moved[1][:4], moved[3][:4] = torch.nan, 0, 0  # the neighbours are others, and not finite
-    again = sample(*moved[:3], 2, *moved[3:], MAX_CANDIDATES)
+    again = sample(moved[0], place(*moved[1:3], 2), *moved[3:], MAX_CANDIDATES)
     assert torch.equal(again[4:], tokens[order][4:])
 
 
@@ -90,7 +96,8 @@ def test_temperature_zero_takes_what_stock_takes(logits):
     tied[:, [30, 7, 11]] = 1
     for values in (logits.expand(4, -1), tied):
         zero, one = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.long)
-        tokens = sample(values, torch.arange(4), torch.arange(4), 0, zero, 25 * one, MAX_CANDIDATES)
+        anywhere = place(torch.arange(4), torch.arange(4), 0)
+        tokens = sample(values, anywhere, zero, 25 * one, MAX_CANDIDATES)
         assert torch.equal(tokens, sample_token(values.float(), False))
     assert torch.equal(draw(logits, torch.arange(50), 0, 1.0, top_k=1), logits.argmax().expand(50))
 
