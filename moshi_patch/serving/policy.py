@@ -17,6 +17,8 @@ class Policy:
     """What a server allows; one place for all of it.
 
     Attributes:
+        grace_s: seconds longer than a step that the model waits for somebody who spoke in the last one: a frame that is
+            a little late would else miss a step that all others are in.
         backlog: frames of somebody that may wait for the model. Above it, sound that comes faster than it is spoken
             is not read for now, and of sound that comes in time the oldest is dropped.
         outbox: frames that may wait for somebody to read them, who is sent away above that.
@@ -32,6 +34,7 @@ class Policy:
         metadata_s: seconds between two messages about somebody's memory.
     """
 
+    grace_s: float = 0.02
     backlog: int = 6
     outbox: int = 125
     socket_bytes: int = 32 << 10

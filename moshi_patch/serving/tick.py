@@ -63,6 +63,7 @@ class Engine:
         self._notify: Callable[[Notices], None] = lambda notices: None
         self._ending = False
         self._last = float("-inf")  # when the last step began
+        self._spoke: set[Person] = set()  # in it
         self._ticks = np.zeros(RECENT_TICKS, np.float32)
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._ready = threading.Event()
@@ -186,7 +187,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.no_grad():  # a switch of this thread alone
+            with torch.inference_mode():  # a switch of this thread alone
                 self._warm_up()
                 self._ready.set()
                 while self._wait():
@@ -228,13 +229,14 @@ class Engine:
                 self._changed.wait(due)
 
     def _step_due_in(self, now: float) -> float:
-        """Now when everybody has a frame, or somebody more than one; else a step's length after the last one."""
-        waiting = [len(person.frames) for person in self._places.talking()]
-        if not any(waiting):
+        """Now when everybody has a frame, or somebody more than one; else a step's length or so after the last one."""
+        waiting = {person: len(person.frames) for person in self._places.talking()}
+        if not any(waiting.values()):
             return 60.0
-        if all(waiting) or max(waiting) > 1:
+        if all(waiting.values()) or max(waiting.values()) > 1:
             return 0.0
-        return max(0.0, self._last + STEP_S - now)
+        expected = any(person in self._spoke for person, frames in waiting.items() if not frames)
+        return max(0.0, self._last + STEP_S + expected * self.policy.grace_s - now)
 
     def _tick(self) -> None:
         begin = time.monotonic()
@@ -248,7 +250,7 @@ class Engine:
             self.rows.forget()
             self._look(talking, begin)
             return
-        self._last = begin
+        self._last, self._spoke = begin, set(frames)
         answers = self.rows.step({person.row: frame for person, (frame, _) in frames.items()})
         with self._changed:
             self._answer(frames, answers)

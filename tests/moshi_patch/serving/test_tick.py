@@ -4,13 +4,12 @@ import random
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 
 import moshi_patch
-from moshi_patch.serving.person import Begin, End, Pace, Person, Place, Stage
-from moshi_patch.serving.policy import FRAME, RATE, STEP_S, Policy
+from moshi_patch.serving.person import Begin, End, Person, Place, Stage
+from moshi_patch.serving.policy import Policy
 from moshi_patch.serving.rows import Answer
 from moshi_patch.serving.sampler import Sampling
 from tests.support.hall import Hall
@@ -130,94 +129,6 @@ def test_the_next_person_in_a_row_that_was_not_finite_is_well(hall, alone):
         hall.leave(person)
 
 
-class Steps:
-    """Rows whose steps take as long as they are told, and which note who was heard when."""
-
-    def __init__(self, rows, seconds=0.0):
-        self.rows, self.seconds, self.noted = rows, seconds, []
-        rows_step = rows.step
-
-        def step(frames):
-            began = time.monotonic()
-            answers = rows_step(frames)
-            time.sleep(max(0.0, began + self.seconds - time.monotonic()))
-            self.noted.append((began, {row: frame[0] for row, frame in frames.items()}))
-            return answers
-
-        rows.step = step
-
-
-@pytest.fixture(scope="module")
-def slow_hall(patched_module, ttt_repo):
-    rows = make_rows(ttt_repo, 2)
-    steps = Steps(rows)
-    hall = Hall(rows)
-    yield hall, steps
-    hall.engine.stop()
-
-
-def numbered(count: int) -> list[np.ndarray]:
-    """Frames that tell which they are."""
-    return [np.full(FRAME, number / 1000, np.float32) for number in range(1, count + 1)]
-
-
-@slow
-def test_of_speech_that_a_slow_model_cannot_follow_the_oldest_is_dropped_and_counted(slow_hall):
-    hall, steps = slow_hall
-    person = hall.come()
-    steps.noted.clear()
-    steps.seconds, before, late = 0.2, hall.engine.dropped_frames, hall.engine.late_frames
-    for frame in numbered(40):
-        assert hall.engine.hear(person, [frame], ahead=False)
-        assert len(person.frames) <= 6
-        time.sleep(0.02)
-    while person.frames:
-        time.sleep(0.01)
-    steps.seconds = 0.0
-    hall.leave(person)
-    heard = [round(1000 * next(iter(frames.values()))) for _, frames in steps.noted]
-    assert heard == sorted(heard)
-    assert heard[-6:] == list(range(35, 41))  # the newest are all heard
-    assert person.dropped == 40 - len(heard) == hall.engine.dropped_frames - before > 10
-    assert hall.engine.late_frames - late >= 5
-
-
-@slow
-def test_nothing_of_a_file_is_dropped_however_slow_the_model_is(slow_hall):
-    hall, steps = slow_hall
-    person = hall.come()
-    steps.noted.clear()
-    steps.seconds, before = 0.05, hall.engine.dropped_frames
-    assert not hall.engine.hear(person, numbered(20), ahead=True)  # no room for more
-    hall.wait(person, Answer, 15)
-    assert hall.engine.hear(person, [], ahead=True)
-    hall.wait(person, Answer, 20)
-    steps.seconds = 0.0
-    hall.leave(person)
-    assert [round(1000 * next(iter(frames.values()))) for _, frames in steps.noted] == list(range(1, 21))
-    assert hall.engine.dropped_frames == before
-
-
-@slow
-def test_a_step_waits_for_everybody_but_no_longer_than_a_step(slow_hall):
-    hall, steps = slow_hall
-    one, other = hall.come(), hall.come()
-    hall.engine.hear(one, numbered(1), ahead=False)
-    hall.wait(one, Answer, 1)
-    steps.noted.clear()
-    began = time.monotonic()
-    hall.engine.hear(one, numbered(1), ahead=False)
-    hall.wait(one, Answer, 2)
-    assert time.monotonic() - began > 0.03  # it waited for the other one, who said nothing
-    steps.noted.clear()
-    hall.engine.hear(one, numbered(1), ahead=False)
-    hall.engine.hear(other, numbered(1), ahead=False)
-    hall.wait(one, Answer, 3)
-    assert [sorted(frames) for _, frames in steps.noted] == [[0, 1]]  # both in one step
-    for person in (one, other):
-        hall.leave(person)
-
-
 @slow
 def test_a_tick_lets_in_no_more_than_a_few_and_who_waits_is_told_a_place(hall):
     people = [hall.enter() for _ in range(6)]
@@ -267,28 +178,3 @@ def test_when_the_model_fails_everybody_is_told_and_nobody_is_let_in(patched_mod
     assert hall.engine.stats()["failure"] == "RuntimeError in the model"
     hall.engine.stop()
     assert "device lost" in caplog.text
-
-
-def test_speech_is_in_time_and_a_file_or_a_flood_is_not_wherever_the_clock_stands():
-    for start in (0.0, 1e9):
-        speech, now = Pace(3 * STEP_S), start
-        for _ in range(1000):
-            now += STEP_S
-            assert not speech.hear(FRAME, now)
-        now += 60.0  # silence gives no credit for later
-        assert not speech.hear(FRAME, now)
-        assert speech.hear(12 * FRAME, now)
-        now += 2.0
-        assert not speech.hear(FRAME, now)
-        assert speech.hear(RATE, now - 100.0)  # a clock that went back
-
-
-def test_a_flood_is_told_from_speech_also_where_the_model_is_slow():
-    """As the time in which it is not read does not count."""
-    pace, now = Pace(3 * STEP_S), 0.0
-    ahead = []
-    for _ in range(100):
-        ahead.append(pace.hear(FRAME, now))
-        now += 0.2  # the model takes longer than a step
-        pace.resume(now)
-    assert ahead == [False] * 3 + [True] * 97
