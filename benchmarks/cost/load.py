@@ -48,20 +48,34 @@ class Heard:
 
     Attributes:
         sent, answers: messages of sound.
-        responses: seconds from when a frame was sent until its answer came, where all were answered.
+        talks: in real time: the frames of each that were sent, one a step, and when its answers came, in steps after
+            the first frame.
         conversations: that began.
         refused: how conversations ended that the server ended: code and reason, counted.
     """
 
     sent: int = 0
     answers: int = 0
-    responses: list[float] = field(default_factory=list)
+    talks: list[tuple[int, np.ndarray]] = field(default_factory=list)
     conversations: int = 0
     refused: dict[str, int] = field(default_factory=dict)
 
+    def responses(self) -> np.ndarray:
+        """Seconds from when a frame was sent until its answer came, in conversations in which all were answered.
+
+        Answer i is to frame i + d. The codebooks and the codec are delayed by d, the same at all times; as no answer
+        comes before its frame, d is at most what the earliest one says.
+        """
+        if not self.talks:
+            return np.zeros(0)
+        ages = [came - np.arange(len(came)) for _, came in self.talks]
+        delay = int(min(age.min() for age in ages))
+        whole = [age for age, (sent, came) in zip(ages, self.talks, strict=True) if len(came) + delay + 3 >= sent]
+        return STEP_S * (np.concatenate(whole) - delay) if whole else np.zeros(0)
+
     def summary(self) -> dict[str, Any]:
         """JSON-ready; times in milliseconds."""
-        times = 1000 * np.array(self.responses)
+        times = 1000 * self.responses()
         return {
             "conversations": self.conversations,
             "frames": self.sent,
@@ -103,10 +117,7 @@ async def converse(
         heard.sent += sent
         heard.answers += len(came)
         if came and not fast:
-            behind = int((came[0] - start) / STEP_S)  # frames that the codebooks and the codec are delayed by
-            if len(came) + behind + 3 < sent:
-                return  # the server left frames out: which one an answer is to cannot be told
-            heard.responses += [at - (start + (index + behind) * STEP_S) for index, at in enumerate(came)]
+            heard.talks.append((sent, (np.array(came) - start) / STEP_S))
 
 
 async def _listen(socket: aiohttp.ClientWebSocketResponse, came: list[float]) -> None:
