@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from .arguments import value_of, wrong_path
 from .cpu import fitted_threads, without_compiling_before_import
-from .serving.options import server_options, server_parser
+from .serving.stock.options import server_options, server_parser
 
 SERVER = "moshi.server"
 ENVIRONMENT = """environment, on a CPU:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch")
     additions: contextlib.AbstractContextManager = contextlib.nullcontext()
     arguments = options.args
     if options.module == SERVER:
-        from .serving.stock_server import add_conversations, split_options
+        from .serving.stock.stock_server import add_conversations, split_options
 
         chosen, arguments = split_options(arguments)
         additions = add_conversations(chosen)

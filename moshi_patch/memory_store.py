@@ -18,7 +18,7 @@ from typing import Any
 
 from .arguments import OneLineParser
 from .errors import in_one_line
-from .serving.persons import check_person
+from .serving.memories.persons import check_person
 
 
 def memory_parser(prog: str) -> OneLineParser:
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m moshi_patch.m
     options = parser.parse_args(argv)
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name
-    from .serving.store import MemoryStore  # with torch, which takes its time
-    from .serving.store_types import StoreError
+    from .serving.memories.store import MemoryStore  # with torch, which takes its time
+    from .serving.memories.store_types import StoreError
 
     try:
         store = MemoryStore(options.memory_dir, None, getattr(options, "key_file", None))

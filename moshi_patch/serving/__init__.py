@@ -1,1 +1,1 @@
-"""Serves a model: what is added to the stock server of one conversation."""
+"""Serves a model: to many people at once (`program`), or to one through moshi's own server (`stock`)."""

@@ -14,25 +14,25 @@ from ..errors import in_one_line
 from ..patch import install
 from ..repository import LocalEntryNotFoundError, RepositoryError, local_repositories
 from ..tokenizer import fitting_tokenizers
-from .access import Access, parse_origin
-from .codec import Codecs
-from .drain import Drain
-from .front import CHAT_PATH, Front
-from .limits import Limits
-from .listening import allow_many_connections, open_host_problem, ssl_context
-from .operators import add_operator_routes
-from .policy import Policy
-from .remember import Memories
-from .rows import Rows
-from .sampler import Sampling
-from .stock_server import address_problem, show_log
-from .store import MemoryStore
-from .store_types import StoreError
-from .tick import Engine
-from .tickets import TICKET_PATH, Tickets, add_ticket_routes
-from .web_page import add_page
-from .wishes import default_sampling
-from .writer import Writer
+from .engine.codec import Codecs
+from .engine.policy import Policy
+from .engine.rows import Rows
+from .engine.sampler import Sampling
+from .engine.tick import Engine
+from .memories.remember import Memories
+from .memories.store import MemoryStore
+from .memories.store_types import StoreError
+from .memories.writer import Writer
+from .stock.stock_server import address_problem, show_log
+from .web.access import Access, parse_origin
+from .web.drain import Drain
+from .web.front import CHAT_PATH, Front
+from .web.limits import Limits
+from .web.listening import allow_many_connections, open_host_problem, ssl_context
+from .web.operators import add_operator_routes
+from .web.tickets import TICKET_PATH, Tickets, add_ticket_routes
+from .web.web_page import add_page
+from .web.wishes import default_sampling
 
 PER_PERSON = 2
 """Conversations of one name: the second one waits until the first is over, as when a page is reloaded."""

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from moshi_patch.server import server_parser, wrong_numbers
-from moshi_patch.serving.front import CHAT_PATH
-from moshi_patch.serving.operators import HEALTH_PATH, METRICS_PATH
-from moshi_patch.serving.tickets import TICKET_PATH
+from moshi_patch.serving.web.front import CHAT_PATH
+from moshi_patch.serving.web.operators import HEALTH_PATH, METRICS_PATH
+from moshi_patch.serving.web.tickets import TICKET_PATH
 from tests.support.sites import CONFIGURATION, write_certificate
 from tests.support.tiny_repository import ROOT
 from tests.support.tools import find_haproxy, needs_haproxy

@@ -5,8 +5,8 @@ import torch
 from moshi.utils.compile import no_cuda_graph
 
 import moshi_patch
-from moshi_patch.serving.rows import Rows
-from moshi_patch.serving.sampler import MAX_CANDIDATES, Sampling, sample
+from moshi_patch.serving.engine.rows import Rows
+from moshi_patch.serving.engine.sampler import MAX_CANDIDATES, Sampling, sample
 from tests.support.rows import GREEDY, Person, assert_same, converse, frames
 
 pytestmark = pytest.mark.usefixtures("patched")

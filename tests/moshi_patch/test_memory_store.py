@@ -11,7 +11,7 @@ import torch
 import moshi_patch
 import moshi_ttt
 from moshi_patch.memory import fast_weight_tensors
-from moshi_patch.serving.store import MemoryStore
+from moshi_patch.serving.memories.store import MemoryStore
 from tests.support.memories import streaming_model
 from tests.support.memory_stores import file_of, key_file, model_and_memory, other_memory
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.architecture import ENTRY_POINTS, PAGE, ROOMS, ROOT, TREES, arrows, fill, modules, room
+from tests.support.architecture import ENTRY_POINTS, PAGE, ROOMS, ROOT, SERVING, TREES, arrows, fill, modules, room
 
 
 def test_a_room_uses_only_rooms_that_stand_before_it():
@@ -17,6 +17,18 @@ def test_a_room_uses_only_rooms_that_stand_before_it():
         if room(name) in ROOMS and room(used) in ROOMS and ROOMS.index(room(used)) > ROOMS.index(room(name))
     ]
     assert upwards == []
+
+
+def test_a_room_of_the_server_uses_only_rooms_that_stand_before_it():
+    inside = "moshi_patch.serving."
+    pairs = [
+        (name.removeprefix(inside).split(".")[0], used.removeprefix(inside).split(".")[0])
+        for name, uses in arrows().items()
+        for used in uses
+        if name.startswith(inside) and used.startswith(inside)
+    ]
+    assert {one for pair in pairs for one in pair} == set(SERVING)
+    assert [pair for pair in pairs if SERVING.index(pair[1]) > SERVING.index(pair[0])] == []
 
 
 def test_no_import_runs_in_a_circle():

@@ -34,7 +34,7 @@ def test_every_subpackage_is_in_the_wheel():
 
 
 def test_the_page_is_in_the_wheel(installed):
-    page = Path("moshi_patch", "serving", "page")
+    page = Path("moshi_patch", "serving", "web", "page")
     names = {path.name for path in (installed / page).iterdir()}
     assert names == {path.name for path in (ROOT / page).iterdir()} >= {"index.html", "app.js", "style.css"}
 

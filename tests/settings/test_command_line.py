@@ -18,7 +18,7 @@ from finetune.settings.commands import CheckArgs, DoctorArgs, ExportArgs
 from finetune.settings.evaluation import EvalArgs
 from finetune.settings.limits import settings_of
 from finetune.settings.schema import TrainArgs
-from moshi_patch.serving.options import server_options
+from moshi_patch.serving.stock.options import server_options
 from tests.support.tiny_repository import ENVIRONMENT, ROOT
 
 SCHEMAS = {

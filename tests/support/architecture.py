@@ -13,6 +13,9 @@ PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = ("common", "settings", "data", "model", "checkpoint", "training", "evaluation", "doctor", "export")
 """The rooms of `finetune`; each may use those before it."""
 
+SERVING = ("memories", "engine", "web", "stock", "program")
+"""The rooms of `moshi_patch.serving`, likewise; the last one is a file."""
+
 TREES = ("moshi_patch", "finetune", "benchmarks", "example")
 """Folders of the tree, in the order in which they are read."""
 ENTRY_POINTS = ("train.py", "eval_from_checkpoint.py")

@@ -11,7 +11,7 @@ import numpy as np
 import sphn
 from aiohttp import web
 
-from moshi_patch.serving.web_page import add_page
+from moshi_patch.serving.web.web_page import add_page
 
 RATE, FRAME = 24_000, 1920
 START_S = 30

@@ -3,9 +3,9 @@
 import threading
 import time
 
-from moshi_patch.serving.person import Begin, Person, Stage
-from moshi_patch.serving.rows import Answer
-from moshi_patch.serving.tick import Engine
+from moshi_patch.serving.engine.person import Begin, Person, Stage
+from moshi_patch.serving.engine.rows import Answer
+from moshi_patch.serving.engine.tick import Engine
 from tests.support.rows import GREEDY
 from tests.support.servers import ANSWER_S
 

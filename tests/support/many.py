@@ -13,10 +13,10 @@ import sphn
 import torch
 from aiohttp import web
 
-from moshi_patch.serving.front import CHAT_PATH, Front
-from moshi_patch.serving.policy import Policy
+from moshi_patch.serving.engine.policy import Policy
+from moshi_patch.serving.engine.tick import Engine
 from moshi_patch.serving.program import DRAIN, make_app, text_of
-from moshi_patch.serving.tick import Engine
+from moshi_patch.serving.web.front import CHAT_PATH, Front
 from tests.support.rows import make_rows
 from tests.support.servers import ANSWER_S, RATE, speech
 

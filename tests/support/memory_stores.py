@@ -8,7 +8,7 @@ import torch
 
 from moshi_patch.memory import copy_memory
 from moshi_patch.memory_stream import is_delta
-from moshi_patch.serving.store import MemoryStore
+from moshi_patch.serving.memories.store import MemoryStore
 from tests.support.memories import streaming_model
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import moshi_patch
 from moshi_patch.memory import copy_memory, restore_memory
-from moshi_patch.serving.rows import Answer, Rows
-from moshi_patch.serving.sampler import Sampling
+from moshi_patch.serving.engine.rows import Answer, Rows
+from moshi_patch.serving.engine.sampler import Sampling
 from tests.support.servers import FRAME, user_speech
 
 GREEDY = Sampling(temperature=0, temperature_text=0)

@@ -26,7 +26,7 @@ from moshi.models import LMGen
 
 import moshi_patch
 from moshi_patch.__main__ import main
-from moshi_patch.serving.stock_server import find_chat_handler
+from moshi_patch.serving.stock.stock_server import find_chat_handler
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT
 
 RATE, FRAME = 24_000, 1920

@@ -9,9 +9,9 @@ from aiohttp import web
 from moshi.models import LMGen
 
 import moshi_patch
-from moshi_patch.serving.access import Access
-from moshi_patch.serving.conversations import Conversations
-from moshi_patch.serving.stock_server import missing_parts
+from moshi_patch.serving.stock.conversations import Conversations
+from moshi_patch.serving.stock.stock_server import missing_parts
+from moshi_patch.serving.web.access import Access
 from tests.support.models import TTT, randomise_targets, tiny_model
 
 TIMEOUT_S = 60

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 import moshi_patch
-from moshi_patch.serving.policy import Policy
+from moshi_patch.serving.engine.policy import Policy
 from tests.support.browsers import chromium, write_microphone
 from tests.support.fake_chat import fake_chat
 from tests.support.many import SharedServer

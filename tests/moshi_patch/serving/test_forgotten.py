@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from moshi_patch.serving.person import Begin, End, Person
-from moshi_patch.serving.policy import Policy
-from moshi_patch.serving.remember import Memories
-from moshi_patch.serving.store import MemoryStore
-from moshi_patch.serving.store_types import Unavailable
-from moshi_patch.serving.writer import Writer
+from moshi_patch.serving.engine.person import Begin, End, Person
+from moshi_patch.serving.engine.policy import Policy
+from moshi_patch.serving.memories.remember import Memories
+from moshi_patch.serving.memories.store import MemoryStore
+from moshi_patch.serving.memories.store_types import Unavailable
+from moshi_patch.serving.memories.writer import Writer
 from tests.support.hall import Hall
 from tests.support.memory_stores import model_and_memory, number_in, other_memory
 from tests.support.rows import GREEDY, frames, make_rows

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from moshi_patch.serving.limits import Limits
-from moshi_patch.serving.policy import Policy
-from moshi_patch.serving.remember import Memories
-from moshi_patch.serving.store import MemoryStore
-from moshi_patch.serving.tickets import Tickets
-from moshi_patch.serving.writer import Writer
+from moshi_patch.serving.engine.policy import Policy
+from moshi_patch.serving.memories.remember import Memories
+from moshi_patch.serving.memories.store import MemoryStore
+from moshi_patch.serving.memories.writer import Writer
+from moshi_patch.serving.web.limits import Limits
+from moshi_patch.serving.web.tickets import Tickets
 from tests.support.many import hear, receive, run, say, serve, talk
 from tests.support.rows import load
 from tests.support.servers import speech

@@ -9,7 +9,7 @@ import pytest
 import sphn
 import torch
 
-from moshi_patch.serving.policy import Policy
+from moshi_patch.serving.engine.policy import Policy
 from moshi_patch.serving.program import text_of
 from tests.support.many import STEPS, hear, receive, run, say, serve, talk, tokenizer_of
 from tests.support.rows import stock_answers
@@ -255,7 +255,7 @@ def test_what_an_address_may_not_ask_for_is_refused_by_name(many, query, reason)
 
 
 def test_a_page_of_another_site_may_not_talk(ttt_repo):
-    from moshi_patch.serving.access import Access
+    from moshi_patch.serving.web.access import Access
 
     async def conversation():
         async with serve(ttt_repo, access=Access("localhost")) as server:

@@ -1,0 +1,140 @@
+"""Opus of many people, in a thread or in other processes: each has streams of their own, in pieces of bounded size."""
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+import sphn
+
+from moshi_patch.serving.engine import codec
+from moshi_patch.serving.engine.codec import Codec, Codecs, NotOpusError
+from moshi_patch.serving.engine.policy import FRAME, RATE
+from tests.support.servers import speech, user_speech
+
+
+def everything(streams: Codec, data: bytes) -> tuple[np.ndarray, int]:
+    """All frames of `data`, and the most that came at once."""
+    frames, more = streams.decode(data)
+    parts = [frames]
+    while more:
+        frames, more = streams.decode(b"")
+        parts.append(frames)
+    return np.concatenate(parts), max(len(part) for part in parts)
+
+
+def test_a_file_comes_out_in_pieces_of_less_than_a_second_and_is_the_same_sound():
+    messages = speech("boat", 60)
+    whole, most = everything(Codec(), b"".join(messages))
+    streams = Codec()
+    piecewise = np.concatenate([everything(streams, message)[0] for message in messages])
+    np.testing.assert_array_equal(whole, piecewise)
+    assert whole.shape[1] == FRAME
+    assert len(whole) >= 58
+    assert most <= 12
+
+
+def test_what_is_no_opus_is_said_to_be_none_and_does_not_end_the_worker():
+    for nonsense in (b"nonsense" * 50, bytes(1000), b"OggS" * 100):
+        with pytest.raises(NotOpusError, match="the audio is not Opus in Ogg"):
+            everything(Codec(), nonsense)
+
+
+async def converse(codecs: Codecs, names: list[str]) -> dict[str, tuple[np.ndarray, bytes]]:
+    async def one(name: str):
+        person = codecs.open()
+        frames = [(await codecs.decode(person, message))[0] for message in speech(name, 12)]
+        opus = b"".join([await codecs.encode(person, frame) for frame in user_speech(name, 12).reshape(-1, FRAME)])
+        codecs.close(person)
+        return name, (np.concatenate(frames), opus)
+
+    return dict(await asyncio.gather(*[one(name) for name in names]))
+
+
+async def until_it_fails(codecs: Codecs, person: int) -> None:
+    while True:
+        await codecs.decode(person, b"")
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_for_more_than_eight_people_opus_is_done_in_other_processes_with_the_same_result():
+    async def both():
+        few, many = Codecs(8), Codecs(9)
+        try:
+            assert (few.processes, many.processes, Codecs(30).processes) == (0, 1, 3)
+            here, there = await converse(few, ["boat", "train"]), await converse(many, ["boat", "train", "sister"])
+            (worker,) = many._workers[0]._processes
+            assert worker != os.getpid()
+            people = [many.open(), many.open()]
+            os.kill(worker, signal.SIGKILL)
+            for person in people:  # also the one who says nothing until there is a new process
+                with pytest.raises(RuntimeError, match="a process for Opus ended"):
+                    await until_it_fails(many, person)
+            return here, there, await converse(many, ["boat"])  # in a new process
+        finally:
+            few.shut_down()
+            many.shut_down()
+
+    here, there, again = asyncio.run(asyncio.wait_for(both(), 60))
+    for name, (frames, opus) in here.items():
+        np.testing.assert_array_equal(there[name][0], frames)
+        heard = [sphn.OpusStreamReader(RATE).append_bytes(one) for one in (there[name][1], opus)]
+        np.testing.assert_array_equal(*heard)
+    np.testing.assert_array_equal(again["boat"][0], here["boat"][0])
+
+
+def test_what_is_asked_for_at_once_is_done_in_one_go_and_each_gets_their_own_or_the_reason(monkeypatch):
+    do_all, goes = codec._do_all, []
+    monkeypatch.setattr(codec, "_do_all", lambda jobs: goes.append(len(jobs)) or do_all(jobs))
+    message = b"".join(speech("boat", 8))
+
+    async def three_at_once():
+        codecs = Codecs(3)
+        try:
+            asked = [codecs.decode(codecs.open(), data) for data in (message, b"no Opus" * 50, message)]
+            return await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            codecs.shut_down()
+
+    (first, _), wrong, (third, _) = asyncio.run(three_at_once())
+    assert goes == [3]
+    assert isinstance(wrong, NotOpusError)
+    np.testing.assert_array_equal(first, third)
+    np.testing.assert_array_equal(first, Codec().decode(message)[0])
+
+
+def test_who_goes_while_their_sound_waits_leaves_no_stream_behind():
+    async def leave():
+        codecs = Codecs(3)
+        gone, stays = codecs.open(), codecs.open()
+        try:
+            asked = asyncio.create_task(codecs.decode(gone, b""))
+            await asyncio.sleep(0)  # it is asked for, and has not been sent to the thread
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            codecs.close(gone)
+            await codecs.decode(stays, b"")
+            return gone in codec._codecs, stays in codec._codecs
+        finally:
+            codecs.close(stays)
+            codecs.shut_down()
+
+    assert asyncio.run(leave()) == (False, True)
+
+
+def test_a_stream_that_was_skipped_at_first_is_heard_from_there_on_and_streams_may_follow_each_other():
+    first, second = speech("boat", 30), speech("train", 30)
+    skipped, usual = Codec(), Codec()
+    for message in first[:10]:
+        skipped.skip(message)
+        everything(usual, message)
+    heard, expected = (everything(one, b"".join(first[10:]))[0] for one in (skipped, usual))
+    assert len(heard) == len(expected) >= 18
+    np.testing.assert_allclose(heard[10:], expected[10:], atol=0.01)  # once the decoder has forgotten how it began
+    kept = skipped._rest.size  # less than a frame of the first stream
+    following, alone = (everything(one, b"".join(second))[0].ravel() for one in (skipped, Codec()))
+    length = min(len(following) - kept, len(alone))
+    assert length >= 28 * FRAME
+    np.testing.assert_array_equal(following[kept : kept + length], alone[:length])
