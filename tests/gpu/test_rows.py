@@ -6,7 +6,7 @@ from moshi.utils.compile import no_cuda_graph
 
 import moshi_patch
 from moshi_patch.serving.engine.rows import Rows
-from moshi_patch.serving.engine.sampler import MAX_CANDIDATES, Sampling, sample
+from moshi_patch.serving.engine.sampler import MAX_CANDIDATES, Sampling, place_bits, sample
 from tests.support.rows import GREEDY, Person, assert_same, converse, frames
 
 pytestmark = pytest.mark.usefixtures("patched")
@@ -35,17 +35,21 @@ def test_replayed_graphs_answer_every_row_as_the_plain_functions_do(ttt_repo):
 def test_a_draw_does_not_wait_for_the_device_and_can_be_captured():
     logits = torch.randn(4, 2048, device="cuda")
     seed, position = torch.arange(4, device="cuda"), torch.zeros(4, dtype=torch.long, device="cuda")
+    codebooks = torch.arange(9, device="cuda")
     temperature, top_k = torch.full((4,), 0.8, device="cuda").double(), torch.full((4,), 250, device="cuda")
-    arguments = logits, seed, position, 1, temperature, top_k, MAX_CANDIDATES
+
+    def draw() -> torch.Tensor:
+        return sample(logits, place_bits(seed, position, codebooks)[:, 1], temperature, top_k, MAX_CANDIDATES)
+
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sample(*arguments)
+        draw()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        drawn = sample(*arguments)
+        drawn = draw()
     for step in range(20):
         position.fill_(step)
         graph.replay()
-        assert torch.equal(drawn, sample(*arguments))
+        assert torch.equal(drawn, draw())

@@ -34,6 +34,10 @@ ANSWERS = 40  # audio messages to wait for: two chunks of 16 steps and a half on
 START_S, ANSWER_S = 120, 120  # longest waits for a server to start and for its answers, on a busy machine
 BUSY = 1013
 IDLE_S = 2
+UPGRADE = (
+    b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
 
 
 @dataclass

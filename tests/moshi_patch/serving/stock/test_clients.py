@@ -10,12 +10,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from tests.support.servers import ANSWER_S, ANSWERS, FRAME, IDLE_S, run
-
-UPGRADE = (
-    b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
+from tests.support.servers import ANSWER_S, ANSWERS, FRAME, IDLE_S, UPGRADE, run
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import zlib
 import aiohttp
 import pytest
 
-from tests.moshi_patch.serving.test_clients import UPGRADE
-from tests.moshi_patch.serving.test_rude import GREEDY, STEPS, beside_a_witness, session_of_stranger
+from tests.moshi_patch.serving.web.test_rude import GREEDY, STEPS, beside_a_witness, session_of_stranger
 from tests.support.many import hear, talk
+from tests.support.servers import UPGRADE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched_module")]
 

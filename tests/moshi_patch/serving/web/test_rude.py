@@ -13,9 +13,8 @@ import pytest
 from moshi_patch.serving.engine import codec
 from moshi_patch.serving.engine.ogg import checksum
 from moshi_patch.serving.engine.policy import Policy
-from tests.moshi_patch.serving.test_clients import UPGRADE
 from tests.support.many import hear, receive, run, say, serve, talk
-from tests.support.servers import ANSWER_S, speech
+from tests.support.servers import ANSWER_S, UPGRADE, speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched_module")]
 
