@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import sphn
 
+from ...errors import in_one_line
 from .ogg import CAPTURE, FIRST, OggPages
 from .policy import FRAME, RATE
 
@@ -91,8 +92,8 @@ def _do_all(jobs: list[tuple[str, int, Any]]) -> list[Any]:
     for work, person, data in jobs:
         try:
             results.append(getattr(_codecs[person], work)(data))
-        except Exception as error:
-            results.append(error)
+        except BaseException as error:  # a panic in Rust is no Exception; nobody may be left without an answer
+            results.append(error if isinstance(error, NotOpusError) else RuntimeError(f"Opus: {in_one_line(error)}"))
     return results
 
 
@@ -181,10 +182,12 @@ class Codecs:
         try:
             jobs = [job for job, _ in asked]
             ends = await asyncio.get_running_loop().run_in_executor(home, _do_all, jobs)
-        except RuntimeError as error:
-            if home in self._workers and isinstance(error, concurrent.futures.BrokenExecutor):
+        except concurrent.futures.BrokenExecutor:
+            if home in self._workers:
                 self._workers[self._workers.index(home)] = self._start()
             ends = [RuntimeError("a process for Opus ended")] * len(asked)
+        except Exception as error:
+            ends = [error] * len(asked)
         for (_, result), end in zip(asked, ends, strict=True):
             if result.done():
                 continue

@@ -105,6 +105,35 @@ def test_what_is_asked_for_at_once_is_done_in_one_go_and_each_gets_their_own_or_
     np.testing.assert_array_equal(first, Codec().decode(message)[0])
 
 
+def test_nobody_is_left_without_an_answer_whatever_goes_wrong(monkeypatch):
+    class Panic(BaseException):
+        """As those of Rust, which are no exceptions."""
+
+    def panics(streams, pcm):
+        raise Panic("a panic\nof two lines")
+
+    monkeypatch.setattr(Codec, "encode", panics)
+
+    async def ask(codecs: Codecs):
+        return await asyncio.gather(
+            codecs.encode(codecs.open(), np.zeros(FRAME, np.float32)),
+            codecs.decode(codecs.open(), b""),
+            return_exceptions=True,
+        )
+
+    async def both():
+        codecs = Codecs(3)
+        panicked = await ask(codecs)
+        codecs.shut_down()
+        return panicked, await ask(codecs)
+
+    (panicked, (frames, more)), ended = asyncio.run(asyncio.wait_for(both(), 60))
+    assert isinstance(panicked, RuntimeError)
+    assert "a panic of two lines" in str(panicked)
+    assert (len(frames), more) == (0, False)
+    assert [type(one) for one in ended] == [RuntimeError] * 2
+
+
 def test_who_goes_while_their_sound_waits_leaves_no_stream_behind():
     async def leave():
         codecs = Codecs(3)
