@@ -132,8 +132,8 @@ class Codecs:
 
     def open(self) -> int:
         """A new person's number."""
-        person = next(_numbers)
-        self._homes[person] = self._workers[person % len(self._workers)]
+        person, homes = next(_numbers), list(self._homes.values())
+        self._homes[person] = min(self._workers, key=homes.count)
         return person
 
     async def decode(self, person: int, data: bytes) -> tuple[np.ndarray, bool]:

@@ -134,6 +134,21 @@ def test_nobody_is_left_without_an_answer_whatever_goes_wrong(monkeypatch):
     assert [type(one) for one in ended] == [RuntimeError] * 2
 
 
+@pytest.mark.slow
+def test_people_are_spread_evenly_over_the_processes_whoever_leaves():
+    codecs = Codecs(24)
+    try:
+        people = [codecs.open() for _ in range(8)]
+        for person in people[::2]:
+            codecs.close(person)
+        for _ in range(4):
+            codecs.open()
+        homes = list(codecs._homes.values())
+        assert [homes.count(worker) for worker in codecs._workers] == [4, 4]
+    finally:
+        codecs.shut_down()
+
+
 def test_who_goes_while_their_sound_waits_leaves_no_stream_behind():
     async def leave():
         codecs = Codecs(3)
