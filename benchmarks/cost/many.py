@@ -3,11 +3,11 @@
 `python -m benchmarks.cost.many [--rows 1,2,4,8] [--seconds 20] [--fast] [--minutes 60] [--joins 1000] [--out FILE]`
 
 *Rows*: for 1, 2, 4, 8 ... rows, until a tick takes 80 ms, a server in a process of its own and as many people, in real
-time; beside it `--stock` servers of one conversation each, `python -m moshi_patch moshi.server`, with one person each.
-The two talk in turns, `--turns` each, as a processor is not equally fast at all times. Processor time per person and
-frame is that of the server's processes over the frames that were sent. p50, p99 and late frames depend entirely on what
-else the machine does. On a machine that is busy use `--fast`: nobody keeps to real time then, no frame is dropped, and
-the percentiles mean nothing. A tick "takes" its processor time then.
+time; beside it as many servers of one conversation, `python -m moshi_patch moshi.server`, but at most `--stock`, with
+one person each. The two talk in turns, `--turns` each, as a processor is not equally fast at all times. Processor time
+per person and frame is that of the server's processes over the frames that were sent. p50, p99 and late frames depend
+entirely on what else the machine does. On a machine that is busy use `--fast`: nobody keeps to real time then, no frame
+is dropped, and the percentiles mean nothing. A tick "takes" its processor time then.
 
 *Minutes*: at `--people` rows one half talks on and the other comes and goes, `--joins` times in all. Resident memory
 every few seconds, and the line through it.
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", default="1,2,4,8,16,32,64")
     parser.add_argument("--seconds", type=float, default=20, help="for each number of rows")
     parser.add_argument("--turns", type=int, default=5, help="of so many seconds in all, for each of the two")
-    parser.add_argument("--stock", type=int, default=2, help="stock servers beside each other at most; 0: none")
+    parser.add_argument("--stock", type=int, default=8, help="stock servers beside each other at most; 0: none")
     parser.add_argument("--fast", action="store_true", help="not in real time, for a machine that is busy")
     parser.add_argument("--float32", action="store_true", help="of the server for many; stock's is bfloat16")
     parser.add_argument("--minutes", type=float, default=60, help="0: leave that part out")
