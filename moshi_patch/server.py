@@ -43,7 +43,7 @@ def server_parser(prog: str) -> OneLineParser:
     files.add_argument("--cfg-coef", type=float, default=1.0)
     dtypes = files.add_mutually_exclusive_group()
     dtypes.add_argument("--half", action="store_true", help="float16 instead of bfloat16")
-    dtypes.add_argument("--float32", action="store_true", help="float32 instead of bfloat16: faster on a CPU")
+    dtypes.add_argument("--float32", action="store_true", help="float32 instead of bfloat16")
     files.add_argument("--no_fuse_lora", action="store_false", dest="fuse_lora")
     return parser
 
