@@ -118,11 +118,14 @@ def test_server_with_everything_left_out(tmp_path):
 def test_many(ttt_repo, monkeypatch):
     """With a server in this process."""
     monkeypatch.setattr(load, "ENCODED_STEPS", 20)
+    monkeypatch.setattr(many, "LEAVE_S", 0.1)
     here = SharedServer(ttt_repo, rows=2)
     try:
         address = here.server.url.split("/")[2]
         server = SimpleNamespace(address=address, process=SimpleNamespace(pid=os.getpid()))
-        cost = many.measure([server], 2, 0.5, fast=True)
+        talking = many.Load([server], 2, fast=True)
+        talking.turn(0.5)
+        cost = talking.summary()
         steady = many.measure_hour(server, 2, 0.03, joins=2)
     finally:
         here.stop()

@@ -186,6 +186,8 @@ class Codecs:
             if home in self._workers:
                 self._workers[self._workers.index(home)] = self._start()
             ends = [RuntimeError("a process for Opus ended")] * len(asked)
+        except asyncio.CancelledError:  # so ends what still waits when all is shut down
+            ends = [RuntimeError("Opus is shut down")] * len(asked)
         except Exception as error:
             ends = [error] * len(asked)
         for (_, result), end in zip(asked, ends, strict=True):

@@ -17,6 +17,7 @@ from moshi.models import LMModel, MimiModel
 from ...healing import forget_on_reset
 from ...memory import check_memory, copy_memory, fast_weight_tensors, restore_memory
 from ...model import ttt_memories, ttt_row_updates
+from .nearest import same_codes_in_every_row
 from .sampler import RowLMGen, Sampling
 
 
@@ -55,7 +56,8 @@ class Rows:
         self._device = lm.device
         for model in (mimi, lm):
             forget_on_reset(model)
-        with torch.no_grad():
+        same_codes_in_every_row(mimi)
+        with torch.no_grad():  # not in inference mode, as all else here: others may write to a state
             mimi.streaming_forever(count)
             self.lm_gen.streaming_forever(count)
         self._steps: list[int | None] = [None] * count  # that a row has made since it was joined; None: it is free

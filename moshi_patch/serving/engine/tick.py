@@ -212,6 +212,7 @@ class Engine:
         self.rows.join(0, Sampling())
         for _ in range(WARM_UP_STEPS):
             self.rows.step({0: silence})
+        self.rows.step({})  # moshi captures how masks are set at their second change, and nobody shall wait for that
         self.rows.leave(0)
         self.rows.forget()
 

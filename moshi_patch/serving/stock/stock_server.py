@@ -1,4 +1,4 @@
-"""Running `moshi.server` with more than it has: see :mod:`.conversations`, :mod:`.access` and the options below.
+"""Running `moshi.server` with more than it has: see :mod:`.conversations`, :mod:`..web.access` and the options below.
 
 Nothing of the stock server is replaced: its application is caught on the way to `aiohttp.web.run_app`.
 """

@@ -34,7 +34,7 @@ TICK = ("moshi_tick_seconds", "How long a tick took, of the latest ones.")
 QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
 Stats = Callable[[], Mapping[str, Any]]
-"""As :meth:`.tick.Engine.stats`; numbers that are not known are None."""
+"""As :meth:`..engine.tick.Engine.stats`; numbers that are not known are None."""
 
 
 class Figures:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...errors import in_one_line
 from ..engine.sampler import Sampling
 
 NUMBERS = {
@@ -51,6 +52,8 @@ def default_sampling(lm_gen_config: Mapping[str, Any]) -> Sampling:
     Raises:
         ValueError: in one line, naming the key, its value and what is allowed.
     """
+    if not isinstance(lm_gen_config, Mapping):
+        raise ValueError(f"lm_gen_config={in_one_line(lm_gen_config)}: must be an object")
     settings = dict(lm_gen_config)
     draws = settings.pop("use_sampling", True)
     if not isinstance(draws, bool):
@@ -59,7 +62,7 @@ def default_sampling(lm_gen_config: Mapping[str, Any]) -> Sampling:
         settings.pop(key, None)
     if unknown := sorted(settings.keys() - OF_CHECKPOINT.keys()):
         allowed = ", ".join(("use_sampling", *OF_CHECKPOINT))
-        raise ValueError(f"lm_gen_config: {unknown[0]}: this server does not know it; it knows {allowed}")
+        raise ValueError(f"lm_gen_config: {in_one_line(unknown[0])}: this server does not know it; it knows {allowed}")
     try:
         sampling = Sampling(**{OF_CHECKPOINT[key]: value for key, value in settings.items()})
     except ValueError as error:

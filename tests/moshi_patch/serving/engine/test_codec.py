@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -147,6 +148,25 @@ def test_people_are_spread_evenly_over_the_processes_whoever_leaves():
         assert [homes.count(worker) for worker in codecs._workers] == [4, 4]
     finally:
         codecs.shut_down()
+
+
+def test_what_still_waits_when_all_is_shut_down_has_an_answer(monkeypatch):
+    do_all, go = codec._do_all, threading.Event()
+    monkeypatch.setattr(codec, "_do_all", lambda jobs: go.wait(30) and do_all(jobs))
+
+    async def shut_down():
+        codecs, asked = Codecs(3), []
+        for _ in range(2):
+            asked.append(asyncio.create_task(codecs.decode(codecs.open(), b"")))
+            await asyncio.sleep(0.05)  # the second one waits for the thread
+        codecs.shut_down()
+        go.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    (frames, more), ended = asyncio.run(asyncio.wait_for(shut_down(), 60))
+    assert (len(frames), more) == (0, False)
+    assert isinstance(ended, RuntimeError)
+    assert str(ended) == "Opus is shut down"
 
 
 def test_who_goes_while_their_sound_waits_leaves_no_stream_behind():

@@ -147,6 +147,27 @@ def test_a_tick_lets_in_no_more_than_a_few_and_who_waits_is_told_a_place(hall):
 
 
 @slow
+def test_masks_have_changed_twice_before_anybody_comes(patched_module, ttt_repo):
+    """Moshi captures a graph of the second change, while no other thread may use the device."""
+    rows = make_rows(ttt_repo, 2)
+    changes = {rows.mimi: 0, rows.lm_gen: 0}
+
+    def counted(model):
+        set_exec_mask = model.set_exec_mask
+
+        def count(mask):
+            changes[model] += 1
+            set_exec_mask(mask)
+
+        return count
+
+    for model in changes:
+        model.set_exec_mask = counted(model)
+    Hall(rows).engine.stop()
+    assert min(changes.values()) >= 2
+
+
+@slow
 def test_who_leaves_twice_or_speaks_after_the_end_does_no_harm(hall):
     person = hall.come()
     for _ in range(3):

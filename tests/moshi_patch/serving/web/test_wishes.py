@@ -41,6 +41,9 @@ def test_a_checkpoint_says_how_tokens_are_drawn(lm_gen_config, drawn):
             "lm_gen_config: cfg_is_no_text: this server does not know it; it knows use_",
         ),
         ({"seed": 3}, "lm_gen_config: seed: this server does not know it"),
+        ({"two\nlines": 3}, "lm_gen_config: two lines: this server does not know it"),
+        (None, "lm_gen_config=None: must be an object"),
+        (["temp"], "lm_gen_config=['temp']: must be an object"),
     ],
 )
 def test_what_a_checkpoint_may_not_say_is_refused_by_name(lm_gen_config, reason):
