@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -205,27 +206,38 @@ def test_who_has_no_ticket_does_not_come_in(ttt_repo, tickets, query):
 
 
 class Silent(MemoryStore):
-    """A store that does not answer to a read before it is let."""
+    """A store that does not answer who asks for Anna's memory, for longer than a server waits."""
 
-    asked = 0
+    asked = False
 
     def read(self, person):
-        self.asked += 1
-        time.sleep(5)
+        if person == "Anna":
+            self.asked = True
+            time.sleep(6)
         return super().read(person)
 
 
 def test_a_store_that_does_not_answer_sends_its_person_away_and_the_others_talk_on(ttt_repo, tickets, tmp_path):
     store = Silent(tmp_path / "memories", load(ttt_repo, torch.float32)[1])
+    policy = dataclasses.replace(POLICY, read_s=4.0)
+
+    async def turned_away(server):
+        async with server.session.ws_connect(f"{server.url}?ticket={await ticket(server, 'Anna')}") as socket:
+            return (await hear(socket)).end
 
     async def conversations():
-        async with serve(ttt_repo, policy=POLICY, memories=Memories(Writer(store)), tickets=tickets) as server:
-            query = f"?ticket={await ticket(server, 'Anna')}"
-            async with server.session.ws_connect(server.url + query) as socket:
-                end = (await hear(socket)).end
-            return end, server.engine.stats()["people"]
+        async with serve(ttt_repo, policy=policy, memories=Memories(Writer(store)), tickets=tickets) as server:
+            async with connect(server, "Ben") as ben:
+                anna = asyncio.create_task(turned_away(server))
+                while not store.asked:
+                    await asyncio.sleep(0.01)
+                await say(ben, speech("boat", 24))
+                await hear(ben, 12)
+                waits = not anna.done()
+                end = await anna
+            return end, waits, server.engine.dropped_frames
 
-    assert run(conversations()) == ((1011, "the store of memories does not answer"), 0)
+    assert run(conversations()) == ((1011, "the store of memories does not answer"), True, 0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other_model"])
