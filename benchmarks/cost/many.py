@@ -85,8 +85,12 @@ class Load:
         return sum(processor_s(server.process.pid) for server in self.servers)
 
     def summary(self) -> dict[str, Any]:
-        each = {"processor_ms_per_frame": round(1000 * self.used_s / max(1, self.heard.sent), 2)}
-        return each | {"of_each_turn": self.turns} | self.heard.summary()
+        """JSON-ready."""
+        return {
+            "processor_ms_per_frame": round(1000 * self.used_s / max(1, self.heard.sent), 2),
+            "of_each_turn": self.turns,
+            **self.heard.summary(),
+        }
 
 
 def measure_rows(

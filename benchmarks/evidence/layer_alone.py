@@ -8,7 +8,6 @@ its value is asked. Chance is ln 32 = 3.47 nats; only what was written in the sa
 Shapes: `B` sequences, `T` = 32 steps.
 """
 
-import argparse
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--base-lr", type=float, nargs="+", default=[1.0, 0.1, 0.05], help="`ttt_base_lr`")
     parser.add_argument("--mini-batch-size", type=int, default=8, help="`ttt_mini_batch_size`")
-    args: argparse.Namespace = parse_arguments(parser, argv)
+    args = parse_arguments(parser, argv)
     runs = [
         measure(base_lr, args.mini_batch_size, seed, args.steps)
         for seed in range(args.seeds)

@@ -23,13 +23,13 @@ from .memories.remember import Memories
 from .memories.store import MemoryStore
 from .memories.store_types import StoreError
 from .memories.writer import Writer
-from .stock.stock_server import address_problem, show_log
 from .web.access import Access, parse_origin
 from .web.drain import Drain
 from .web.front import CHAT_PATH, Front
 from .web.limits import Limits
-from .web.listening import allow_many_connections, open_host_problem, ssl_context
+from .web.listening import address_problem, allow_many_connections, open_host_problem, ssl_context
 from .web.operators import add_operator_routes
+from .web.request_log import show_log
 from .web.tickets import TICKET_PATH, Tickets, add_ticket_routes
 from .web.web_page import add_page
 from .web.wishes import default_sampling

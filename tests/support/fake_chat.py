@@ -12,6 +12,7 @@ import sphn
 from aiohttp import web
 
 from moshi_patch.serving.web.web_page import add_page
+from tests.support.listening import listening
 
 RATE, FRAME = 24_000, 1920
 START_S = 30
@@ -87,14 +88,10 @@ class FakeChat:
         add_page(app)
         app.router.add_post("/api/ticket", self._give_ticket)
         app.router.add_get("/api/chat", self._chat)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.port = runner.addresses[0][1]
-        self._ready.set()
-        await self._end.wait()
-        await self._hang_up(1001, "", cut=True)
-        await runner.cleanup()
+        async with listening(app) as (_, self.port):
+            self._ready.set()
+            await self._end.wait()
+            await self._hang_up(1001, "", cut=True)
 
     async def _note(self, request: web.Request, response: web.StreamResponse) -> None:
         self.paths.append(request.path)

@@ -17,6 +17,7 @@ from moshi_patch.serving.engine.policy import Policy
 from moshi_patch.serving.engine.tick import Engine
 from moshi_patch.serving.program import DRAIN, make_app, text_of
 from moshi_patch.serving.web.front import CHAT_PATH, Front
+from tests.support.listening import listening
 from tests.support.rows import make_rows
 from tests.support.servers import ANSWER_S, RATE, speech
 
@@ -108,15 +109,8 @@ async def serve(
     made = await asyncio.to_thread(make_rows, repo, rows, dtype)
     engine = Engine(made, policy, options.pop("memories", None))
     app = make_app(engine, text_of(tokenizer_of(repo)), **options)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    try:
-        async with aiohttp.ClientSession() as session:
-            yield Server(engine, app, session, f"http://{host}:{port}{CHAT_PATH}")
-    finally:
-        await runner.cleanup()
+    async with listening(app) as (host, port), aiohttp.ClientSession() as session:
+        yield Server(engine, app, session, f"http://{host}:{port}{CHAT_PATH}")
 
 
 def tokenizer_of(repo: Any) -> Any:

@@ -27,6 +27,7 @@ from moshi.models import LMGen
 import moshi_patch
 from moshi_patch.__main__ import main
 from moshi_patch.serving.stock.stock_server import find_chat_handler
+from tests.support.listening import listening
 from tests.support.tiny_repository import DATA, ENVIRONMENT, ROOT
 
 RATE, FRAME = 24_000, 1920
@@ -205,13 +206,9 @@ class ServerHere(Client):
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        runner = web.AppRunner(self.app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.port = runner.addresses[0][1]
-        self._ready.set()
-        await self._end.wait()
-        await runner.cleanup()
+        async with listening(self.app) as (_, self.port):
+            self._ready.set()
+            await self._end.wait()
 
     def stop(self) -> None:
         """As SIGTERM does. Waits for the end of the conversation."""

@@ -12,6 +12,7 @@ import moshi_patch
 from moshi_patch.serving.stock.conversations import Conversations
 from moshi_patch.serving.stock.stock_server import missing_parts
 from moshi_patch.serving.web.access import Access
+from tests.support.listening import listening
 from tests.support.models import TTT, randomise_targets, tiny_model
 
 TIMEOUT_S = 60
@@ -56,15 +57,8 @@ async def served(access: Access | None = None, **options):
     if access:
         access.attach(app)
     Conversations(server.handle_chat, **options).attach(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    try:
-        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-            yield server, session
-    finally:
-        await runner.cleanup()
+    async with listening(app) as (host, port), aiohttp.ClientSession(f"http://{host}:{port}") as session:
+        yield server, session
 
 
 def run(client):

@@ -230,14 +230,18 @@ class Engine:
                 self._changed.wait(due)
 
     def _step_due_in(self, now: float) -> float:
-        """Now when everybody has a frame, or somebody more than one; else a step's length or so after the last one."""
-        waiting = {person: len(person.frames) for person in self._places.talking()}
-        if not any(waiting.values()):
+        """Now when everybody has a frame, or somebody more than one; else a step's length after the last one.
+
+        A little later while somebody is missing who spoke in that one.
+        """
+        talking = self._places.talking()
+        waiting = [len(person.frames) for person in talking]
+        if not any(waiting):
             return 60.0
-        if all(waiting.values()) or max(waiting.values()) > 1:
+        if all(waiting) or max(waiting) > 1:
             return 0.0
-        expected = any(person in self._spoke for person, frames in waiting.items() if not frames)
-        return max(0.0, self._last + STEP_S + expected * self.policy.grace_s - now)
+        is_expected = any(not person.frames and person in self._spoke for person in talking)
+        return max(0.0, self._last + STEP_S + (self.policy.grace_s if is_expected else 0.0) - now)
 
     def _tick(self) -> None:
         begin = time.monotonic()

@@ -5,12 +5,10 @@ Nothing of the stock server is replaced: its application is caught on the way to
 
 import argparse
 import contextlib
-import errno
 import functools
 import inspect
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +23,8 @@ from torch import nn
 
 from ...errors import in_one_line
 from ..web.access import Access, parse_origin
-from ..web.request_log import keep_requests_out_of_the_log
+from ..web.listening import address_problem
+from ..web.request_log import show_log
 from .conversations import STATUS_PATH, Conversations
 from .kept_memory import KeptMemory
 from .options import IDLE_TIMEOUT, server_parser
@@ -92,22 +91,6 @@ def stock_options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_known_args(arguments)[0]
 
 
-def address_problem(host: str, port: int) -> str | None:
-    """Why a server cannot listen there, known before its model is loaded; None when it can."""
-    if not 0 <= port <= 65_535:
-        return f"--port {port}: must be a number from 0 to 65535"
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        return f"--host {host}: no such address ({getattr(error, 'strerror', None) or error})"
-    problems = [binding_error(*address) for address in addresses]
-    if errno.EADDRINUSE in problems:
-        return f"--port {port}: another program listens there already; stop it, or choose another port"
-    if all(problems):
-        return f"--host {host} --port {port}: cannot listen there ({os.strerror(problems[0])})"
-    return None
-
-
 def page_problem() -> str | None:
     """Why moshi's own page, which is on the Hub, cannot be served; None once it is on this machine."""
     try:
@@ -115,19 +98,6 @@ def page_problem() -> str | None:
     except (OSError, HfHubHTTPError) as error:
         reason = in_one_line(error)
         return f"moshi's page cannot be fetched from the Hub ({reason}): --static none serves without it"
-    return None
-
-
-def binding_error(family: int, kind: int, protocol: int, _: str, address: tuple) -> int | None:
-    """The system's number for why nothing can listen at an address, as `asyncio` would; None when it can."""
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(address)
-    except OSError as error:
-        return error.errno
     return None
 
 
@@ -174,20 +144,6 @@ def add_conversations(options: Options) -> Iterator[None]:
             yield
         finally:
             web.run_app, loaders.CheckpointInfo.from_hf_repo = stock, staticmethod(stock_find)
-
-
-def show_log() -> None:
-    """Has what this package logs printed, on a program's standard error, unless it is already.
-
-    That of the web server goes on without what requests hold.
-    """
-    package = logging.getLogger(__name__.partition(".")[0])
-    package.setLevel(logging.INFO)
-    keep_requests_out_of_the_log()
-    if not package.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
-        package.addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Where a server may listen, with how many connections, and with which certificate."""
 
 import contextlib
+import errno
 import ipaddress
+import os
 import resource
 import socket
 import ssl
@@ -13,6 +15,35 @@ def open_host_problem(host: str, has_tokens: bool) -> str | None:
     if has_tokens or is_loopback(host):
         return None
     return f"--host {host}: without --token-file only this machine may connect (--host localhost)"
+
+
+def address_problem(host: str, port: int) -> str | None:
+    """Why a server cannot listen there, known before its model is loaded; None when it can."""
+    if not 0 <= port <= 65_535:
+        return f"--port {port}: must be a number from 0 to 65535"
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        return f"--host {host}: no such address ({getattr(error, 'strerror', None) or error})"
+    problems = [binding_error(*address) for address in addresses]
+    if errno.EADDRINUSE in problems:
+        return f"--port {port}: another program listens there already; stop it, or choose another port"
+    if all(problems):
+        return f"--host {host} --port {port}: cannot listen there ({os.strerror(problems[0])})"
+    return None
+
+
+def binding_error(family: int, kind: int, protocol: int, _: str, address: tuple) -> int | None:
+    """The system's number for why nothing can listen at an address, as `asyncio` would; None when it can."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def is_loopback(host: str) -> bool:

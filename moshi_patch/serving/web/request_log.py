@@ -1,4 +1,4 @@
-"""What the libraries of the web server log of requests that are no HTTP: one line, without the secrets in them."""
+"""What a server logs; of requests that are no HTTP its libraries log one line, without the secrets in them."""
 
 import logging
 
@@ -8,6 +8,20 @@ from aiohttp.web_protocol import RequestPayloadError
 LOGGERS = ("aiohttp.server", "asyncio")
 WHAT_A_CLIENT_CAN_DO = ("Fatal error: protocol.data_received() call failed", "socket.accept() out of system resource")
 """Beginnings of what asyncio logs, with a traceback of many lines."""
+
+
+def show_log() -> None:
+    """Has what this package logs printed, on a program's standard error, unless it is already.
+
+    That of the web server goes on without what requests hold.
+    """
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.setLevel(logging.INFO)
+    keep_requests_out_of_the_log()
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        package.addHandler(handler)
 
 
 def keep_requests_out_of_the_log() -> None:

@@ -17,6 +17,7 @@ from moshi_patch.serving.stock.kept_memory import KeptMemory
 from moshi_patch.serving.web import closing
 from moshi_patch.serving.web.closing import close_or_cut
 from tests.support.disks import largest_file
+from tests.support.listening import listening
 from tests.support.models import TTT, TTT_MLP, randomise_targets, tiny_model
 from tests.support.small_server import SPEECH, TIMEOUT_S, converse, run, served
 
@@ -147,16 +148,9 @@ def test_a_request_without_a_websocket_is_cut(patched):
             return web.Response()
 
         app.router.add_get("/", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
-        try:
-            async with aiohttp.ClientSession() as session:
-                with pytest.raises(aiohttp.ClientConnectionError):
-                    await session.get(f"http://{host}:{port}/")
-        finally:
-            await runner.cleanup()
+        async with listening(app) as (host, port), aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await session.get(f"http://{host}:{port}/")
 
     run(client())
 

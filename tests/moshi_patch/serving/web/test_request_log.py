@@ -8,8 +8,9 @@ import resource
 import pytest
 from aiohttp import web
 
-from moshi_patch.serving.stock.stock_server import show_log
 from moshi_patch.serving.web.listening import allow_many_connections
+from moshi_patch.serving.web.request_log import show_log
+from tests.support.listening import listening
 from tests.support.many import run
 
 UPGRADE = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -48,19 +49,16 @@ def ask(*requests: bytes) -> list[bytes]:
     async def asking():
         app = web.Application()
         app.add_routes([web.get("/api/chat", chat), web.get("/gone", gone), web.get("/fault", fault)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
         answers = []
-        for request in requests:
-            reader, writer = await asyncio.open_connection(*runner.addresses[0])
-            writer.write(request)
-            with contextlib.suppress(ConnectionError):
-                answers.append(await reader.read(4096))
-                writer.write_eof()
-                await reader.read()
-            writer.close()
-        await runner.cleanup()
+        async with listening(app, access_log=None) as address:
+            for request in requests:
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(request)
+                with contextlib.suppress(ConnectionError):
+                    answers.append(await reader.read(4096))
+                    writer.write_eof()
+                    await reader.read()
+                writer.close()
         return answers
 
     return run(asking())
