@@ -55,7 +55,7 @@ class FakeChat:
         self.place: int | None = None
         self.close: tuple[int, str] | None = None
         self.refusal: tuple[int, dict[str, str]] | None = None
-        self._sockets: set[web.WebSocketResponse] = set()
+        self._ends: dict[web.WebSocketResponse, asyncio.Future] = {}
         self._ready, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -72,11 +72,11 @@ class FakeChat:
         asyncio.run_coroutine_threadsafe(self._hang_up(code, reason, cut), self._loop).result(START_S)
 
     async def _hang_up(self, code: int, reason: str, cut: bool) -> None:
-        for socket in list(self._sockets):
+        for socket, end in list(self._ends.items()):
             if cut:
                 socket._req.transport.abort()
-            else:
-                await socket.close(code=code, message=reason.encode())
+            elif not end.done():
+                end.set_result((code, reason))
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -117,16 +117,25 @@ class FakeChat:
             (code, reason), self.close = self.close, None
             await socket.close(code=code, message=reason.encode())
             return socket
-        self._sockets.add(socket)
+        end = self._ends[socket] = asyncio.get_running_loop().create_future()
+        talk = asyncio.create_task(self._converse(socket, heard))
         try:
-            with contextlib.suppress(ConnectionError):
-                await socket.send_bytes(b"\x00")
-                await self._converse(socket, heard)
+            await asyncio.wait([talk, end], return_when=asyncio.FIRST_COMPLETED)
+            talk.cancel()  # a socket that somebody reads while it is closed is cut: the code may not arrive
+            await asyncio.wait([talk])
+            if end.done():
+                code, reason = end.result()
+                await socket.close(code=code, message=reason.encode())
         finally:
-            self._sockets.discard(socket)
+            del self._ends[socket]
         return socket
 
     async def _converse(self, socket: web.WebSocketResponse, heard: Heard) -> None:
+        with contextlib.suppress(ConnectionError):
+            await socket.send_bytes(b"\x00")
+            await self._answer(socket, heard)
+
+    async def _answer(self, socket: web.WebSocketResponse, heard: Heard) -> None:
         reader, writer, rest, frames = sphn.OpusStreamReader(RATE), sphn.OpusStreamWriter(RATE), np.zeros(0), 0
         updates = True
         async for message in socket:

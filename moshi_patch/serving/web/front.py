@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import Callable
 
 from aiohttp import WSCloseCode, web
@@ -14,6 +13,7 @@ from ..engine.sampler import Sampling
 from ..engine.tick import Engine, Notices
 from .closing import CLOSE_S
 from .limits import Limits, TooManyError
+from .line import Line
 from .session import Session, refuse
 from .tickets import Tickets
 from .wishes import read_wishes
@@ -99,19 +99,17 @@ class Front:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One person, from the handshake of the websocket to its end."""
-        websocket = make_websocket(self.engine.policy.message_bytes)
-        await websocket.prepare(request)
-        bound_buffers(request, self.engine.policy.socket_bytes)
+        line = await Line.open(request, self.engine.policy)
         try:
             wishes = read_wishes(request.query, self.sampling)
             name = self._name(request)
             person = Person(wishes.sampling, name, wishes.metadata, guest=self.tickets is None)
             with self._counted(request, name):
-                end = await self._converse(person, websocket, request.transport)
+                end = await self._converse(person, line)
         except (ValueError, PermissionError, TooManyError) as error:
             end = End(WSCloseCode.POLICY_VIOLATION, str(error))
-        await refuse(request, websocket, end.code, end.reason)
-        return websocket
+        await refuse(request, line.websocket, end.code, end.reason)
+        return line.websocket
 
     def _name(self, request: web.Request) -> str | None:
         if self.tickets is None:
@@ -126,13 +124,11 @@ class Front:
             return contextlib.nullcontext()
         return self.limits.conversation(name if self.tickets else None, self.limits.address(request))
 
-    async def _converse(
-        self, person: Person, websocket: web.WebSocketResponse, transport: asyncio.Transport | None
-    ) -> End:
+    async def _converse(self, person: Person, line: Line) -> End:
         if not self.engine.enter(person):
             why = "this server is about to stop" if self.engine.draining else "all places are taken, come again"
             return End(WSCloseCode.TRY_AGAIN_LATER, why)
-        session = Session(self.engine, self.codecs, self.text_of, person, websocket, transport)
+        session = Session(self.engine, self.codecs, self.text_of, person, line)
         self.sessions[person] = session
         try:
             return await session.run()
@@ -140,17 +136,3 @@ class Front:
             self.engine.leave(person)
             del self.sessions[person]
             self.codecs.close(session.codec)
-
-
-def make_websocket(message_bytes: int) -> web.WebSocketResponse:
-    """Without compression: Opus has none to gain, and 4 KB of it may hold 4 MB. Its session answers pings."""
-    return web.WebSocketResponse(max_msg_size=message_bytes, compress=False, autoping=False)
-
-
-def bound_buffers(request: web.Request, size: int) -> None:
-    """Has the system take no more than `size` bytes from a client that floods, so that what is read at once is soon
-    seen through, and for one that does not read: else it would take megabytes."""
-    if request.transport is not None:
-        connection = request.transport.get_extra_info("socket")
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            connection.setsockopt(socket.SOL_SOCKET, option, size)

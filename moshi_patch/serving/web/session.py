@@ -21,6 +21,7 @@ from ..engine.policy import RATE, STEP_S
 from ..engine.rows import Answer
 from ..engine.tick import Engine
 from .closing import close_or_cut
+from .line import Line
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,11 @@ class Session:
         codecs: Codecs,
         text_of: Callable[[int], str],
         person: Person,
-        socket: web.WebSocketResponse,
-        transport: asyncio.Transport | None,
+        line: Line,
     ):
-        self.engine, self.codecs, self.text_of, self.person = engine, codecs, text_of, person
-        self.socket, self.transport = socket, transport
+        self.engine, self.codecs, self.text_of, self.person, self.line = engine, codecs, text_of, person, line
         self.policy, self.codec = engine.policy, codecs.open()
+        line.on_too_long(self._refuse_length)
         self._outbox: deque[Any] = deque()
         self._filled, self._room, self._over = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._end = End(WSCloseCode.OK, "")
@@ -102,7 +102,7 @@ class Session:
     async def _listen(self) -> None:
         while not self._over.is_set():
             try:
-                await self._read(await self.socket.receive(timeout=self._patience()))
+                await self._read(await self.line.receive(self._patience()))
                 await asyncio.sleep(0)  # what is already here would else be read before anybody else's
             except asyncio.TimeoutError:
                 pass
@@ -113,23 +113,24 @@ class Session:
         sound = message.type is WSMsgType.BINARY and message.data[:1] == bytes([SOUND]) and len(message.data) > 1
         if not sound and self._chatter.hear(CHATTER_SAMPLES, time.monotonic()):
             self.end(WSCloseCode.POLICY_VIOLATION, "too many messages without sound")
+        elif message.type in (WSMsgType.BINARY, WSMsgType.TEXT) and len(message.data) > self.policy.message_bytes:
+            self._refuse_length()
         elif message.type is WSMsgType.BINARY:
             await self._take(message.data)
         elif message.type is WSMsgType.PING:
-            if not self._is_full():  # else who reads no answer would keep this from ending
-                await self.socket.pong(message.data)
+            if not self.line.is_full():  # else who reads no answer would keep this from ending
+                await self.line.websocket.pong(message.data)
         elif message.type is WSMsgType.TEXT:
             self.end(WSCloseCode.UNSUPPORTED_DATA, "text frames are no part of this protocol")
         elif message.type is not WSMsgType.PONG:
-            self.end(self.socket.close_code or WSCloseCode.OK, "")
+            self.end(self.line.websocket.close_code or WSCloseCode.OK, "")
 
     def _is_idle(self) -> bool:
         idle_s = self.policy.idle_s
         return bool(idle_s) and self._begun.is_set() and time.monotonic() >= self._last_sound + idle_s
 
-    def _is_full(self) -> bool:
-        """Whether they do not read, and as much is on its way to them as may be."""
-        return self.transport is not None and self.transport.get_write_buffer_size() > self.policy.socket_bytes
+    def _refuse_length(self) -> None:
+        self.end(WSCloseCode.MESSAGE_TOO_BIG, f"more than {self.policy.message_bytes >> 20} MiB in one message")
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next message."""
@@ -188,13 +189,13 @@ class Session:
         while True:
             await self._filled.wait()
             while self._outbox:
-                while self._is_full():
+                while self.line.is_full():
                     await asyncio.sleep(STEP_S / 2)  # they do not read; aiohttp itself would take 64 KiB more
                 await self._say(self._outbox.popleft())
             self._filled.clear()
 
     async def _say(self, notice: Any) -> None:
-        send = self.socket.send_bytes
+        send = self.line.websocket.send_bytes
         if isinstance(notice, Begin):
             self._last_sound = time.monotonic()
             self._pace.resume(self._last_sound)

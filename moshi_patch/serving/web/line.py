@@ -1,0 +1,93 @@
+"""One websocket, and how much of this machine's memory its client can take.
+
+aiohttp holds a frame until all of it is here and only then looks at its length: who announces a terabyte could send it.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from aiohttp import WSMessage, web
+
+from ..engine.policy import Policy
+
+MARGIN_BYTES = 1 << 20
+"""More than a message may hold: what stands between two messages in the buffers of aiohttp and asyncio is less."""
+
+
+class Line:
+    """A websocket that holds so much of what is on its way in either direction, and no more.
+
+    Attributes:
+        websocket: None of its messages may be received past :meth:`receive`.
+        policy: how much that is.
+    """
+
+    def __init__(self, websocket: web.WebSocketResponse, transport: asyncio.Transport | None, policy: Policy):
+        self.websocket, self.policy, self._transport = websocket, policy, transport
+        self._inlet: _Inlet | None = None
+
+    @classmethod
+    async def open(cls, request: web.Request, policy: Policy) -> "Line":
+        """Answers the handshake of the websocket.
+
+        Without compression: Opus has none to gain, and 4 KB of it may hold 4 MB. Pings are the receiver's to answer.
+        """
+        largest = policy.message_bytes + MARGIN_BYTES
+        own_limit = largest + MARGIN_BYTES  # aiohttp's, for one whose fragments have pings between them
+        websocket = web.WebSocketResponse(max_msg_size=own_limit, compress=False, autoping=False)
+        await websocket.prepare(request)
+        line = cls(websocket, request.transport, policy)
+        if request.transport is not None:
+            line._inlet = _Inlet(request.protocol, largest)
+            request.transport.set_protocol(line._inlet)
+            line._bound_buffers(request.transport)
+        return line
+
+    def _bound_buffers(self, transport: asyncio.Transport) -> None:
+        """Has the system take no more than that from a client that floods, so that what is read at once is soon seen
+        through, and for one that does not read: else it would take megabytes."""
+        connection = transport.get_extra_info("socket")
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, self.policy.socket_bytes)
+
+    def on_too_long(self, tell: Callable[[], None]) -> None:
+        """Has `tell` called when more has come since the last message than a message may hold."""
+        if self._inlet is not None:
+            self._inlet.tell = tell
+
+    async def receive(self, timeout: float | None) -> WSMessage:
+        """The next message.
+
+        Args:
+            timeout: seconds; None: no limit.
+
+        Raises:
+            asyncio.TimeoutError: there was none.
+        """
+        message = await self.websocket.receive(timeout=timeout)
+        if self._inlet is not None:
+            self._inlet.unread = 0
+        return message
+
+    def is_full(self) -> bool:
+        """Whether the client does not read, and as much is on its way to it as may be."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > self.policy.socket_bytes
+
+
+class _Inlet(asyncio.Protocol):
+    """Counts what comes between two messages, and throws it away above a limit; all else is aiohttp's protocol's."""
+
+    def __init__(self, protocol: asyncio.Protocol, limit: int):
+        self._protocol, self._limit, self.unread = protocol, limit, 0
+        self.tell: Callable[[], None] = lambda: None
+        self.connection_made, self.connection_lost = protocol.connection_made, protocol.connection_lost
+        self.pause_writing, self.resume_writing = protocol.pause_writing, protocol.resume_writing
+        self.eof_received = protocol.eof_received
+
+    def data_received(self, data: bytes) -> None:
+        self.unread += len(data)
+        if self.unread <= self._limit:
+            self._protocol.data_received(data)
+        else:
+            self.tell()

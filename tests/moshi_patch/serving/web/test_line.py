@@ -1,0 +1,102 @@
+"""What one client makes a server hold, and whether it is told why it is sent away while it talks on."""
+
+import asyncio
+import socket
+import struct
+import time
+
+import aiohttp
+import pytest
+
+from tests.support.many import Server, hear
+from tests.support.servers import ANSWER_S, UPGRADE, speech
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patched_module")]
+
+MIB = 1 << 20
+SENT = 64
+"""MiB that a client sends of a message without an end, of which 4 may be held."""
+
+MASK = bytes([0x80]) + bytes(4)
+EMPTY_PING = bytes([0x89]) + MASK
+
+
+def frame(opcode: int, length: int) -> bytes:
+    """The head of a frame that is masked with zeros."""
+    return bytes([opcode, 0xFF]) + struct.pack(">Q", length) + bytes(4)
+
+
+def endless(kind: str):
+    """What is sent, piece by piece."""
+    block = bytes(MIB)
+    if kind == "frame":
+        yield frame(0x82, 1 << 40)
+        yield from [block] * SENT
+    elif kind == "empty_fragments":
+        yield frame(0x02, 0)
+        for _ in range(SENT):
+            yield (bytes([0x00]) + MASK) * (MIB // 6)
+    else:
+        yield frame(0x02, 0)
+        for _ in range(SENT):
+            yield frame(0x00, MIB) + block + (EMPTY_PING if kind == "fragments_and_pings" else b"")
+
+
+def held_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / MIB
+
+
+def attack(url: str, kind: str) -> tuple[float, bytes]:
+    """Sends it. How many MiB more this process, which is the server's, holds at most meanwhile; what came back."""
+    host, port = url.split("/")[2].split(":")
+    before, most, heard = held_mib(), 0.0, b""
+    with socket.create_connection((host, int(port)), timeout=ANSWER_S) as client:
+        client.sendall(UPGRADE)
+        while b"\x82\x01\x00" not in heard:  # the handshake of the conversation
+            heard += client.recv(1000)
+        try:
+            for piece in endless(kind):
+                client.sendall(piece)
+                most = max(most, held_mib() - before)
+            while got := client.recv(1000):
+                heard += got
+        except ConnectionError:
+            assert kind == "fragments_and_pings"  # aiohttp's own limit cuts them
+    return most, heard
+
+
+@pytest.mark.parametrize("kind", ["frame", "fragments", "empty_fragments", "fragments_and_pings"])
+def test_a_message_without_an_end_is_not_held(many, kind):
+    async def of(server):
+        return server.url
+
+    most, heard = attack(many.run(of), kind)
+    assert most < SENT / 2
+    if kind != "fragments_and_pings":
+        assert heard.endswith(struct.pack(">H", 1009) + b"more than 4 MiB in one message")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [("hello?", 1003), (b"\x09what", 1003), (b"\x01" + b"OggS" * 500, 1007), (b"\x01" + bytes(5 * MIB), 1009)],
+    ids=["text", "kind", "garbage", "length"],
+)
+def test_who_talks_on_and_reads_late_is_told_why_they_are_sent_away(many, message, code):
+    """A server that cuts a connection while something is on its way to it takes back what it said last."""
+
+    async def talk(server):
+        async with aiohttp.ClientSession() as session:
+            server = Server(server.engine, server.app, session, server.url)
+            async with server.connect() as websocket:
+                await (websocket.send_str if isinstance(message, str) else websocket.send_bytes)(message)
+                for sound in speech("boat", 50):
+                    await websocket.send_bytes(b"\x01" + sound)
+                time.sleep(0.1)  # a client that is busy
+                return (await hear(websocket)).end
+
+    async def in_a_thread(server):
+        return await asyncio.to_thread(lambda: asyncio.run(talk(server)))
+
+    for _ in range(5):
+        assert many.run(in_a_thread)[0] == code
