@@ -1,7 +1,8 @@
-"""Opus in and out, a reader and a writer for each person, away from the event loop and, for many, in other processes.
+"""Opus in and out, a reader and a writer for each person; for many people, in other processes.
 
 sphn holds Python's lock while it works: 100 ms for two seconds of sound. Here it never gets more than a second at a
-time, whatever somebody sends: 87 bytes of Opus can hold seconds.
+time, whatever somebody sends: 87 bytes of Opus can hold seconds. As nothing else runs meanwhile, a thread is no help:
+the event loop does what few people send and hear, and a thread finds the pages in a long message.
 """
 
 import asyncio
@@ -25,6 +26,9 @@ PEOPLE_IN_PROCESS = 8
 
 PEOPLE_PER_PROCESS = 12
 """A person's Opus takes 3 to 5 ms of a step of 80."""
+
+SHORT_BYTES = 16 << 10
+"""Up to so many, a message of few people is done at once: the way to a thread and back costs as much as its sound."""
 
 FLAGS, GRANULE = 5, slice(6, 14)
 """Of a page of Ogg; the granule position of the pages that a stream begins with is 0."""
@@ -107,7 +111,7 @@ def _leave_signals_to_the_server() -> None:
 
 
 class Codecs:
-    """The codecs of all people: in a thread for few, in other processes for many. Used by the event loop.
+    """The codecs of all people, here for few and in other processes for many. Used by the event loop.
 
     Args:
         rows: how many people talk at the same time.
@@ -167,7 +171,13 @@ class Codecs:
             self._homes.pop(person).submit(_close, person)
 
     async def _do(self, work: str, person: int, data: Any) -> Any:
-        home, result = self._homes[person], asyncio.get_running_loop().create_future()
+        home = self._homes[person]
+        if not self.processes and len(data) <= SHORT_BYTES:
+            (end,) = _do_all([(work, person, data)])
+            if isinstance(end, Exception):
+                raise end
+            return end
+        result = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(home, [])
         waiting.append(((work, person, data), result))
         if len(waiting) == 1:

@@ -19,6 +19,8 @@ class Policy:
     Attributes:
         grace_s: seconds longer than a step that the model waits for somebody who spoke in the last one: a frame that is
             a little late would else miss a step that all others are in.
+        pause_s: seconds by which a pause between people's frames must be longer than the one after the steps for these
+            to move to its beginning.
         backlog: frames of somebody that may wait for the model. Above it, sound that comes faster than it is spoken
             is not read for now, and of sound that comes in time the oldest is dropped.
         outbox: frames that may wait for somebody to read them, who is sent away above that.
@@ -35,6 +37,7 @@ class Policy:
     """
 
     grace_s: float = 0.02
+    pause_s: float = 0.01
     backlog: int = 6
     outbox: int = 125
     socket_bytes: int = 32 << 10

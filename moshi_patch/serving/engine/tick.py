@@ -15,10 +15,11 @@ import torch
 from aiohttp import WSCloseCode
 
 from ..memories.remember import Memories
+from .beat import Beat
 from .percentiles import percentiles
 from .person import End, Person, Room, Stage, late
 from .places import Places
-from .policy import STEP_S, Policy
+from .policy import Policy
 from .rows import Answer, Rows
 from .sampler import Sampling
 from .watch import Watch
@@ -62,8 +63,7 @@ class Engine:
         self._notices: Notices = []
         self._notify: Callable[[Notices], None] = lambda notices: None
         self._ending = False
-        self._last = float("-inf")  # when the last step began
-        self._spoke: set[Person] = set()  # in it
+        self._beat = Beat(self.policy)
         self._ticks = np.zeros(RECENT_TICKS, np.float32)
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._ready = threading.Event()
@@ -105,10 +105,13 @@ class Engine:
         with self._changed:
             if person.stage is not Stage.TALKING:
                 return True
-            dropped = person.dropped
-            room = person.take(frames, ahead, self.policy.backlog, time.monotonic())
+            now, dropped = time.monotonic(), person.dropped
+            talking = self._places.talking()
+            due = self._beat.due_in(talking, now)
+            room = person.take(frames, ahead, self.policy.backlog, now)
             self.dropped_frames += person.dropped - dropped
-            self._changed.notify_all()
+            if self._beat.due_in(talking, now) < due:  # waking the model's thread costs as much as Opus does
+                self._changed.notify_all()
             return room
 
     def leave(self, person: Person) -> None:
@@ -222,40 +225,25 @@ class Engine:
             while True:
                 now = time.monotonic()
                 talking = self._places.talking()
-                due = min(self._places.due_in(now), self._step_due_in(now), self._watch.due_in(talking, now))
+                due = min(self._places.due_in(now), self._beat.due_in(talking, now), self._watch.due_in(talking, now))
                 if self._ending and not self._places.people:
                     return False
                 if due <= 0 or self._notices:
                     return True
                 self._changed.wait(due)
 
-    def _step_due_in(self, now: float) -> float:
-        """Now when everybody has a frame, or somebody more than one; else a step's length after the last one.
-
-        A little later while somebody is missing who spoke in that one.
-        """
-        talking = self._places.talking()
-        waiting = [len(person.frames) for person in talking]
-        if not any(waiting):
-            return 60.0
-        if all(waiting) or max(waiting) > 1:
-            return 0.0
-        is_expected = any(not person.frames and person in self._spoke for person in talking)
-        return max(0.0, self._last + STEP_S + (self.policy.grace_s if is_expected else 0.0) - now)
-
     def _tick(self) -> None:
         begin = time.monotonic()
         with self._changed:
             self._places.move(begin)
-            due = self._step_due_in(begin) <= 0
-            frames = self._take_frames() if due else {}
             talking = self._places.talking()
+            frames = self._take_frames(talking) if self._beat.due_in(talking, begin) <= 0 else {}
         self._send()
         if not frames:
             self.rows.forget()
             self._look(talking, begin)
             return
-        self._last, self._spoke = begin, set(frames)
+        self._beat.begin(talking, {person: came for person, (_, came) in frames.items()}, begin)
         answers = self.rows.step({person.row: frame for person, (frame, _) in frames.items()})
         with self._changed:
             self._answer(frames, answers)
@@ -268,9 +256,9 @@ class Engine:
         if told := self._watch.look(talking, now):
             self._notify([told])
 
-    def _take_frames(self) -> dict[Person, tuple[np.ndarray, float | None]]:
+    def _take_frames(self, talking: list[Person]) -> dict[Person, tuple[np.ndarray, float | None]]:
         frames = {}
-        for person in self._places.talking():
+        for person in talking:
             if person.frames:
                 frames[person] = person.frames.popleft()
                 if person.pending and len(person.frames) < self.policy.backlog:
@@ -283,7 +271,7 @@ class Engine:
         for person, (_, came) in frames.items():
             answer = answers[person.row]
             person.heard += 1
-            person.step_ms = 1000 * (now - self._last)
+            person.step_ms = 1000 * (now - self._beat.last)
             self.frames += 1
             self.late_frames += late(came, now)
             if answer.finite:

@@ -156,6 +156,8 @@ class Session:
         while more and not self._over.is_set():
             frames, more = await self.codecs.decode(self.codec, data)
             data = b""
+            if more:
+                await asyncio.sleep(0)  # others are heard between two pieces
             if not len(frames):
                 continue
             now = self._last_sound = time.monotonic()

@@ -42,6 +42,12 @@ def test_what_is_no_opus_is_said_to_be_none_and_does_not_end_the_worker():
             everything(Codec(), nonsense)
 
 
+@pytest.fixture
+def in_the_thread(monkeypatch):
+    """Short messages go the way of long ones."""
+    monkeypatch.setattr(codec, "SHORT_BYTES", -1)
+
+
 async def converse(codecs: Codecs, names: list[str]) -> dict[str, tuple[np.ndarray, bytes]]:
     async def one(name: str):
         person = codecs.open()
@@ -86,7 +92,7 @@ def test_for_more_than_eight_people_opus_is_done_in_other_processes_with_the_sam
     np.testing.assert_array_equal(again["boat"][0], here["boat"][0])
 
 
-def test_what_is_asked_for_at_once_is_done_in_one_go_and_each_gets_their_own_or_the_reason(monkeypatch):
+def test_what_is_asked_for_at_once_is_done_in_one_go_and_each_gets_their_own_or_the_reason(monkeypatch, in_the_thread):
     do_all, goes = codec._do_all, []
     monkeypatch.setattr(codec, "_do_all", lambda jobs: goes.append(len(jobs)) or do_all(jobs))
     message = b"".join(speech("boat", 8))
@@ -106,7 +112,8 @@ def test_what_is_asked_for_at_once_is_done_in_one_go_and_each_gets_their_own_or_
     np.testing.assert_array_equal(first, Codec().decode(message)[0])
 
 
-def test_nobody_is_left_without_an_answer_whatever_goes_wrong(monkeypatch):
+@pytest.fixture
+def panic(monkeypatch):
     class Panic(BaseException):
         """As those of Rust, which are no exceptions."""
 
@@ -115,6 +122,8 @@ def test_nobody_is_left_without_an_answer_whatever_goes_wrong(monkeypatch):
 
     monkeypatch.setattr(Codec, "encode", panics)
 
+
+def test_nobody_is_left_without_an_answer_whatever_goes_wrong(panic, in_the_thread):
     async def ask(codecs: Codecs):
         return await asyncio.gather(
             codecs.encode(codecs.open(), np.zeros(FRAME, np.float32)),
@@ -135,6 +144,36 @@ def test_nobody_is_left_without_an_answer_whatever_goes_wrong(monkeypatch):
     assert [type(one) for one in ended] == [RuntimeError] * 2
 
 
+def test_what_few_people_say_goes_through_no_thread_unless_it_is_long(monkeypatch, panic):
+    do_all, threads = codec._do_all, []
+    monkeypatch.setattr(codec, "_do_all", lambda jobs: threads.append(threading.get_ident()) or do_all(jobs))
+    messages = speech("boat", 60)
+    whole = b"".join(messages)
+    monkeypatch.setattr(codec, "SHORT_BYTES", max(map(len, messages)))
+
+    async def decode(codecs, person, data):
+        frames, more = await codecs.decode(person, data)
+        return [frames, *(await decode(codecs, person, b"") if more else [])]
+
+    async def talk():
+        codecs = Codecs(8)
+        short, long = codecs.open(), codecs.open()
+        try:
+            said = [frames for message in messages for frames in await decode(codecs, short, message)]
+            assert set(threads) == {threading.get_ident()}
+            with pytest.raises(RuntimeError, match="a panic of two lines"):
+                await codecs.encode(short, np.zeros(FRAME, np.float32))
+            at_once = await decode(codecs, long, whole)
+            assert set(threads) > {threading.get_ident()}
+            return np.concatenate(said), np.concatenate(at_once)
+        finally:
+            for person in (short, long):
+                codecs.close(person)
+            codecs.shut_down()
+
+    np.testing.assert_array_equal(*asyncio.run(talk()))
+
+
 @pytest.mark.slow
 def test_people_are_spread_evenly_over_the_processes_whoever_leaves():
     codecs = Codecs(24)
@@ -150,7 +189,7 @@ def test_people_are_spread_evenly_over_the_processes_whoever_leaves():
         codecs.shut_down()
 
 
-def test_what_still_waits_when_all_is_shut_down_has_an_answer(monkeypatch):
+def test_what_still_waits_when_all_is_shut_down_has_an_answer(monkeypatch, in_the_thread):
     do_all, go = codec._do_all, threading.Event()
     monkeypatch.setattr(codec, "_do_all", lambda jobs: go.wait(30) and do_all(jobs))
 
@@ -169,7 +208,7 @@ def test_what_still_waits_when_all_is_shut_down_has_an_answer(monkeypatch):
     assert str(ended) == "Opus is shut down"
 
 
-def test_who_goes_while_their_sound_waits_leaves_no_stream_behind():
+def test_who_goes_while_their_sound_waits_leaves_no_stream_behind(in_the_thread):
     async def leave():
         codecs = Codecs(3)
         gone, stays = codecs.open(), codecs.open()
