@@ -20,6 +20,8 @@ NUMBERS = {
 """Names in an address, and those of :class:`Sampling`."""
 
 SEEDS = ("text_seed", "audio_seed")
+ONE_SEED = "seed"
+"""Of PersonaPlex, in place of the two."""
 
 OF_CHECKPOINT = {"temp": "temperature", "temp_text": "temperature_text", "top_k": "top_k", "top_k_text": "top_k_text"}
 """Arguments of `LMGen`, and the names of :class:`Sampling`."""
@@ -104,7 +106,12 @@ def _renamed(error: ValueError, names: Mapping[str, str]) -> str:
 
 
 def _seed(query: Mapping[str, str]) -> int:
-    if not any(key in query for key in SEEDS):
+    given = [key for key in SEEDS if key in query]
+    if ONE_SEED in query:
+        if given:
+            raise ValueError(f"{ONE_SEED}: leave it out, or {given[0]}: they say the same in two ways")
+        return int(_number(ONE_SEED, query[ONE_SEED], int)) % (1 << 64)
+    if not given:
         return secrets.randbits(64)
     text, audio = (int(_number(key, query.get(key, "0"), int)) % (1 << 64) for key in SEEDS)
     return (text * (1 << 32) + audio) % (1 << 64)

@@ -240,6 +240,8 @@ def test_who_comes_to_a_full_server_is_told_their_place_and_who_finds_no_place_c
         ("?text_topk=1.5", "text_topk='1.5': must be a whole number"),
         ("?audio_topk=-3", "audio_topk=-3: must be a whole number, 0 or more"),
         ("?text_seed=seed", "text_seed='seed': must be a whole number"),
+        ("?seed=1.5", "seed='1.5': must be a whole number"),
+        ("?seed=1&audio_seed=2", "seed: leave it out, or audio_seed"),
         ("?metadata=yes", "metadata='yes': must be 0 or 1"),
     ],
 )

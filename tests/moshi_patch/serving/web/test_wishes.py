@@ -58,6 +58,7 @@ def test_what_an_address_asks_for_goes_before_what_the_checkpoint_says():
     assert (one.temperature, one.temperature_text, one.top_k, one.top_k_text) == (0.5, 0.4, 30, 3)
     asked = read_wishes({"audio_temperature": "1", "text_topk": "7", "text_seed": "1", "audio_seed": "2"}, checkpoint)
     assert asked.sampling == Sampling((1 << 32) + 2, 1.0, 0.4, 30, 7)
+    assert read_wishes({"seed": "7"}, checkpoint).sampling.seed == 7  # as LiveKit's plugin says it
 
 
 @pytest.mark.slow
