@@ -123,6 +123,8 @@ class FakeChat:
             await asyncio.wait([talk, end], return_when=asyncio.FIRST_COMPLETED)
             talk.cancel()  # a socket that somebody reads while it is closed is cut: the code may not arrive
             await asyncio.wait([talk])
+            if not talk.cancelled():
+                talk.result()
             if end.done():
                 code, reason = end.result()
                 await socket.close(code=code, message=reason.encode())

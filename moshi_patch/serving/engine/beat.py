@@ -28,7 +28,7 @@ class Beat:
 
     def __init__(self, policy: Policy):
         self.policy, self.last = policy, float("-inf")
-        self._expected: set[Person] = set()
+        self._expected: dict[Person, float] = {}  # when the last step began that each was in
         self._seen, self._moved = 0, float("-inf")
 
     def due_in(self, talking: Sequence[Person], now: float) -> float:
@@ -51,13 +51,13 @@ class Beat:
             talking: all who may speak.
             came: when the frames came that are in it; None: ahead of their time.
         """
-        missing = {person for person in talking if person in self._expected and person not in came}
-        in_time = now < self.last + STEP_S + self.policy.grace_s  # it went before them, as somebody catches up
-        self.last, self._expected = now, set(came) | (missing if in_time else set())
+        latest = now - STEP_S - self.policy.grace_s  # a step may go before somebody, as another catches up: once
+        awaited = {person: at for person, at in self._expected.items() if person in talking and at > latest}
+        self.last, self._expected = now, awaited | dict.fromkeys(came, now)
         early = self._before_a_longer_pause(came, now)
         self._seen = self._seen + 1 if early else 0
         if self._seen >= GAP_STEPS and now >= self._moved + MOVE_EVERY_S:
-            self._expected, self._seen, self._moved = early, 0, now
+            self._expected, self._seen, self._moved = dict.fromkeys(early, now), 0, now
 
     def _before_a_longer_pause(self, came: Mapping[Person, float | None], now: float) -> set[Person]:
         """Those whose frames come before a pause that is longer than the one that begins now; nobody, if it is not."""

@@ -18,7 +18,7 @@ import numpy as np
 import sphn
 
 from ...errors import in_one_line
-from .ogg import CAPTURE, FIRST, OggPages
+from .ogg import CAPTURE, FIRST, OggPages, packets_in
 from .policy import FRAME, RATE
 
 PEOPLE_IN_PROCESS = 8
@@ -30,8 +30,11 @@ PEOPLE_PER_PROCESS = 12
 SHORT_BYTES = 16 << 10
 """Up to so many, a message of few people is done at once: the way to a thread and back costs as much as its sound."""
 
-FLAGS, GRANULE = 5, slice(6, 14)
-"""Of a page of Ogg; the granule position of the pages that a stream begins with is 0."""
+FLAGS = 5
+"""Of a page of Ogg."""
+
+HEADERS = 2
+"""Packets that a stream begins with, on pages of their own: what it is, and comments (RFC 7845)."""
 
 
 class NotOpusError(ValueError):
@@ -44,6 +47,7 @@ class Codec:
     def __init__(self) -> None:
         self._reader, self._writer = sphn.OpusStreamReader(RATE), sphn.OpusStreamWriter(RATE)
         self._pages, self._waiting, self._rest = OggPages(), deque(), np.zeros(0, np.float32)
+        self._headers = 0  # that are still to come of what is skipped
 
     def decode(self, data: bytes) -> tuple[np.ndarray, bool]:
         """Whole frames `[N, F]`, float32, of less than a second; and whether what came already holds more.
@@ -65,11 +69,15 @@ class Codec:
             NotOpusError: as :meth:`decode`.
         """
         for piece in self._pages.feed(data):
-            if piece.startswith(CAPTURE) and piece[GRANULE] == bytes(8):
+            if is_first(piece):
+                self._headers = HEADERS
+            packets = packets_in(piece)
+            if self._headers and packets <= self._headers and piece.startswith(CAPTURE):
+                self._headers -= packets
                 self._read(piece)
 
     def _read(self, piece: bytes) -> np.ndarray:
-        if piece.startswith(CAPTURE) and len(piece) > FLAGS and piece[FLAGS] & FIRST:
+        if is_first(piece):
             self._reader = sphn.OpusStreamReader(RATE)  # files of several streams are files too
         try:
             return self._reader.append_bytes(piece)
@@ -81,6 +89,11 @@ class Codec:
     def encode(self, pcm: np.ndarray) -> bytes:
         """The next bytes of the stream for `pcm [F]`; none at times."""
         return self._writer.append_pcm(pcm)
+
+
+def is_first(piece: bytes) -> bool:
+    """Whether a stream begins with this page."""
+    return piece.startswith(CAPTURE) and len(piece) > FLAGS and bool(piece[FLAGS] & FIRST)
 
 
 _numbers = itertools.count(1)

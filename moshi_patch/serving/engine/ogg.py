@@ -75,6 +75,13 @@ def page_size(data: bytes, start: int) -> int | None:
     return HEADER_SIZE + segments + sum(data[table : table + segments])
 
 
+def packets_in(page: bytes) -> int:
+    """How many packets end in `page`; 0 for what is none."""
+    if len(page) < HEADER_SIZE or not page.startswith(CAPTURE):
+        return 0
+    return sum(size < 255 for size in page[HEADER_SIZE : HEADER_SIZE + page[HEADER_SIZE - 1]])
+
+
 def without_empty_packets(page: bytes, is_open: bool) -> bytes:
     """`page` without packets of no bytes, which Opus does not have (RFC 7845): sphn would make five seconds of each.
 

@@ -238,12 +238,13 @@ class Engine:
             self._places.move(begin)
             talking = self._places.talking()
             frames = self._take_frames(talking) if self._beat.due_in(talking, begin) <= 0 else {}
+            if frames:
+                self._beat.begin(talking, {person: came for person, (_, came) in frames.items()}, begin)
         self._send()
         if not frames:
             self.rows.forget()
             self._look(talking, begin)
             return
-        self._beat.begin(talking, {person: came for person, (_, came) in frames.items()}, begin)
         answers = self.rows.step({person.row: frame for person, (frame, _) in frames.items()})
         with self._changed:
             self._answer(frames, answers)

@@ -108,6 +108,7 @@ class Front:
                 end = await self._converse(person, line)
         except (ValueError, PermissionError, TooManyError) as error:
             end = End(WSCloseCode.POLICY_VIOLATION, str(error))
+        line.give_back()
         await refuse(request, line.websocket, end.code, end.reason)
         return line.websocket
 

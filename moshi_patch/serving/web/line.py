@@ -14,6 +14,9 @@ from ..engine.policy import Policy
 MARGIN_BYTES = 1 << 20
 """More than a message may hold: what stands between two messages in the buffers of aiohttp and asyncio is less."""
 
+QUEUED_BYTES = 256 << 10
+"""That may wait to be received. aiohttp has such a limit too, but counts no bytes for an empty ping."""
+
 
 class Line:
     """A websocket that holds so much of what is on its way in either direction, and no more.
@@ -39,7 +42,7 @@ class Line:
         await websocket.prepare(request)
         line = cls(websocket, request.transport, policy)
         if request.transport is not None:
-            line._inlet = _Inlet(request.protocol, largest)
+            line._inlet = _Inlet(request.transport, request.protocol, largest)
             request.transport.set_protocol(line._inlet)
             line._bound_buffers(request.transport)
         return line
@@ -65,10 +68,21 @@ class Line:
         Raises:
             asyncio.TimeoutError: there was none.
         """
-        message = await self.websocket.receive(timeout=timeout)
-        if self._inlet is not None:
+        if self._inlet is None:
+            return await self.websocket.receive(timeout=timeout)
+        waiting = asyncio.get_running_loop().call_soon(self._inlet.want)  # unless there is one already
+        try:
+            message = await self.websocket.receive(timeout=timeout)
             self._inlet.unread = 0
-        return message
+            return message
+        finally:
+            waiting.cancel()
+            self._inlet.wanted = False
+
+    def give_back(self) -> None:
+        """Nobody receives any more but aiohttp, which reads on until the client has closed its side."""
+        if self._inlet is not None:
+            self._inlet.want()
 
     def is_full(self) -> bool:
         """Whether the client does not read, and as much is on its way to it as may be."""
@@ -76,18 +90,37 @@ class Line:
 
 
 class _Inlet(asyncio.Protocol):
-    """Counts what comes between two messages, and throws it away above a limit; all else is aiohttp's protocol's."""
+    """Counts what comes between two messages, and throws it away above a limit; all else is aiohttp's protocol's.
 
-    def __init__(self, protocol: asyncio.Protocol, limit: int):
-        self._protocol, self._limit, self.unread = protocol, limit, 0
+    Args:
+        protocol: aiohttp's, of the connection.
+        limit: bytes.
+
+    Attributes:
+        tell: called for what is thrown away.
+        unread: bytes that came since the last message was received.
+        wanted: whether somebody waits for a message, as none is there.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol, limit: int):
+        self._transport, self._protocol, self._limit = transport, protocol, limit
         self.tell: Callable[[], None] = lambda: None
+        self.unread, self.wanted = 0, False
+        self._queued = 0  # bytes that came since nothing was there
         self.connection_made, self.connection_lost = protocol.connection_made, protocol.connection_lost
         self.pause_writing, self.resume_writing = protocol.pause_writing, protocol.resume_writing
         self.eof_received = protocol.eof_received
 
+    def want(self) -> None:
+        self.wanted, self._queued = True, 0
+        self._transport.resume_reading()
+
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)
-        if self.unread <= self._limit:
-            self._protocol.data_received(data)
-        else:
+        self._queued += len(data)
+        if self.unread > self._limit:
             self.tell()
+            return
+        self._protocol.data_received(data)
+        if self._queued > QUEUED_BYTES and not self.wanted:
+            self._transport.pause_reading()

@@ -36,6 +36,10 @@ CHATTER_SAMPLES, CHATTER_S = RATE // 50, 20.0
 """A message without sound counts as so many samples, and may come so much ahead: 1000 at once, then 50 a second."""
 
 
+MESSAGES_PER_S = 500
+"""That are read; so many more may come at once. Reading as fast as they come would leave the model's thread no time."""
+
+
 class Session:
     """One websocket: what comes goes to the engine at its pace, what the engine says goes out at the client's."""
 
@@ -56,7 +60,7 @@ class Session:
         self._begun = asyncio.Event()
         self._pace = Pace(self.policy.backlog * STEP_S / 2)
         self._last_sound = time.monotonic()
-        self._chatter = Pace(CHATTER_S)
+        self._chatter, self._messages = Pace(CHATTER_S), Pace(1.0)
 
     def hand(self, notice: Any) -> None:
         """Something for this person, from the engine."""
@@ -103,7 +107,8 @@ class Session:
         while not self._over.is_set():
             try:
                 await self._read(await self.line.receive(self._patience()))
-                await asyncio.sleep(0)  # what is already here would else be read before anybody else's
+                ahead = self._messages.hear(RATE // MESSAGES_PER_S, time.monotonic())
+                await asyncio.sleep(1 / MESSAGES_PER_S if ahead else 0)  # else nobody else would be heard meanwhile
             except asyncio.TimeoutError:
                 pass
             if self._is_idle():

@@ -108,7 +108,14 @@ def test_who_says_nothing_or_has_left_is_not_waited_for():
     silent.waits.clear()
     silent.run(speech([0.0], 2, start=4))
     assert silent.longest([0], 0) == pytest.approx(0)
-    assert silent.beat._expected == {first}
+    assert set(silent.beat._expected) == {first}
+
+
+def test_who_is_mute_for_a_while_is_not_waited_for_for_ever():
+    """The last speaker goes mute while the first one's frame has waited for most of a step."""
+    everybody = speech([0.0, 0.016, 0.032, 0.048, 0.064], 60)
+    done = Simulation(5).run([(at, number) for at, number in everybody if number != 4 or at < 20])
+    assert done.longest(range(4), 35) == pytest.approx(0.048)
 
 
 def test_who_is_a_little_late_is_waited_for_and_who_is_very_late_is_not():

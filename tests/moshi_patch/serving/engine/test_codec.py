@@ -11,6 +11,7 @@ import sphn
 
 from moshi_patch.serving.engine import codec
 from moshi_patch.serving.engine.codec import Codec, Codecs, NotOpusError
+from moshi_patch.serving.engine.ogg import FIRST, OggPages, checksum
 from moshi_patch.serving.engine.policy import FRAME, RATE
 from tests.support.servers import speech, user_speech
 
@@ -241,3 +242,27 @@ def test_a_stream_that_was_skipped_at_first_is_heard_from_there_on_and_streams_m
     length = min(len(following) - kept, len(alone))
     assert length >= 28 * FRAME
     np.testing.assert_array_equal(following[kept : kept + length], alone[:length])
+
+
+def page(packets: list[bytes], like: bytes, flags: int = 0) -> bytes:
+    """A page of the stream that the page `like` is of, at its beginning as it says."""
+    table = bytes(map(len, packets))
+    made = (
+        b"OggS\0" + bytes([flags]) + bytes(8) + like[14:18] + bytes(8) + bytes([len(table)]) + table + b"".join(packets)
+    )
+    return made[:22] + checksum(made) + made[26:]
+
+
+def test_nothing_of_what_is_skipped_is_decoded_wherever_it_says_it_stands(monkeypatch):
+    """Whoever waits in the queue could else have minutes of sound decoded, in a message that takes a moment to send."""
+    read, decoded = Codec._read, []
+    monkeypatch.setattr(Codec, "_read", lambda streams, piece: decoded.append(read(streams, piece)) or decoded[-1])
+    first, comments = OggPages().feed(b"".join(speech("boat", 3)))[:2]
+    sound = page([bytes([28 << 3 | 4 | 3, 48])] * 8, like=first)  # a second of stereo
+    crowded = page([first[28:], comments[28:], *[bytes([28 << 3 | 3, 48])] * 4], like=first, flags=FIRST)
+    for attack in (first + comments + sound * 50, (first + comments + sound) * 50, (first + sound) * 50, crowded * 50):
+        Codec().skip(attack)
+        assert sum(map(len, decoded)) == 0
+    assert decoded  # what a stream begins with
+    monkeypatch.undo()
+    assert len(everything(Codec(), first + comments + sound * 2)[0]) >= 11  # it would have been sound

@@ -1,6 +1,7 @@
 """What one client makes a server hold, and whether it is told why it is sent away while it talks on."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -8,6 +9,8 @@ import time
 import aiohttp
 import pytest
 
+from moshi_patch.serving.engine.ogg import checksum
+from moshi_patch.serving.web.session import MESSAGES_PER_S
 from tests.support.many import Server, hear
 from tests.support.servers import ANSWER_S, UPGRADE, speech
 
@@ -75,6 +78,56 @@ def test_a_message_without_an_end_is_not_held(many, kind):
     assert most < SENT / 2
     if kind != "fragments_and_pings":
         assert heard.endswith(struct.pack(">H", 1009) + b"more than 4 MiB in one message")
+
+
+@pytest.mark.parametrize("kind", [b"\x89" + MASK, b"\x82\x81" + bytes(4) + b"\x06"], ids=["pings", "bytes"])
+def test_what_waits_to_be_received_is_bounded_in_number_too(many, kind):
+    """aiohttp counts no bytes for an empty ping, and would take millions while a session waits."""
+
+    async def attack(server):
+        taken = 0
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(server.connect())
+            host, port = server.url.split("/")[2].split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(UPGRADE)
+            await reader.read(1000)
+            long = b"\x01" + b"OggS" * 300_000  # that takes 18 s to be spoken, in which nothing is received
+            writer.write(b"\x82\xff" + struct.pack(">Q", len(long)) + bytes(4) + long)
+            await writer.drain()
+            await asyncio.sleep(1)
+            before, block = held_mib(), kind * (65536 // len(kind))
+            with contextlib.suppress(asyncio.TimeoutError):
+                for _ in range(SENT * 16):
+                    writer.write(block)
+                    taken += len(block)
+                    await asyncio.wait_for(writer.drain(), 2)
+            more = held_mib() - before
+            writer.transport.abort()
+            return more, taken
+
+    more, taken = many.run(attack)
+    assert taken < 8 * MIB  # the rest waits in the sender's machine
+    assert more < 32
+
+
+def test_no_more_messages_are_read_a_second_than_the_model_can_do_without(many):
+    """A page without a packet is sound that nobody waits for: reading as fast as it comes would starve the model."""
+    empty = b"OggS\0\0" + bytes(8) + speech("boat", 1)[0][14:18] + bytes(8) + b"\0"
+    count = 2 * MESSAGES_PER_S
+
+    async def flood(server):
+        async with server.connect() as websocket:
+            began = time.monotonic()
+            for _ in range(count):
+                await websocket.send_bytes(b"\x01" + empty[:22] + checksum(empty) + empty[26:])
+            await websocket.send_str("the end")
+            return (await hear(websocket)).end[0], time.monotonic() - began
+
+    code, seconds = many.run(flood)
+    assert code == 1003
+    assert seconds >= 0.9 * (count / MESSAGES_PER_S - 1)  # a second's may come at once
 
 
 @pytest.mark.parametrize(
