@@ -126,7 +126,7 @@ def test_only_a_frame_that_changes_when_a_step_is_due_wakes_the_models_thread(sl
     woken, wake = [], hall.engine._changed.notify_all
     monkeypatch.setattr(hall.engine._changed, "notify_all", lambda: woken.append(True) or wake())
     monkeypatch.setattr(hall.engine._beat, "policy", dataclasses.replace(hall.engine.policy, grace_s=10.0))
-    hall.engine._beat._expected = {one, other}
+    hall.engine._beat._expected = dict.fromkeys((one, other), time.monotonic())
     hall.engine.hear(one, [], ahead=False)
     assert woken == []  # half a frame
     hall.engine.hear(one, numbered(1), ahead=False)
