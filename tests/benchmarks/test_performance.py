@@ -54,3 +54,7 @@ def test_what_a_person_costs_is_that_of_the_committed_results():
     assert f"{hour['slope_mib_per_minute']} MiB a minute" in page
     assert f"p50 {hour['tick_ms_p50']:.0f} ms, p99 {hour['tick_ms_p99']:.0f} ms" in page
     assert f"{hour['dropped']} of {hour['frames']:,} frames" in page
+    later = results("many_45_minutes")["steady"]
+    assert f"{later['joined']} joins, tick p50 {later['tick_ms_p50']:.0f} ms, p99 {later['tick_ms_p99']:.0f} ms" in page
+    assert f"{later['dropped']} of {later['frames']:,} frames" in page
+    assert f"{later['slope_mib_per_minute']} MiB a minute" in page
