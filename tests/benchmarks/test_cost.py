@@ -121,8 +121,7 @@ def test_many(ttt_repo, monkeypatch):
     monkeypatch.setattr(many, "LEAVE_S", 0.1)
     here = SharedServer(ttt_repo, rows=2)
     try:
-        address = here.server.url.split("/")[2]
-        server = SimpleNamespace(address=address, process=SimpleNamespace(pid=os.getpid()))
+        server = SimpleNamespace(address=here.server.address, process=SimpleNamespace(pid=os.getpid()))
         talking = many.Load([server], 2, fast=True)
         talking.turn(0.5)
         cost = talking.summary()

@@ -39,6 +39,11 @@ class Server:
     url: str
 
     @property
+    def address(self) -> str:
+        """Host and port."""
+        return self.url.split("/")[2]
+
+    @property
     def front(self) -> Front:
         return self.app[DRAIN].front
 

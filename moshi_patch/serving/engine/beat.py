@@ -34,8 +34,8 @@ class Beat:
     def due_in(self, talking: Sequence[Person], now: float) -> float:
         """Seconds until a step is due; 0: now.
 
-        That is when everybody who spoke in the last one has a frame, or somebody more than one; or else a step's length
-        and a little more after it.
+        That is when everybody has a frame who is expected, as they spoke in the last one, or somebody more than one; or
+        else a step's length and a little more after it.
         """
         waiting = [len(person.frames) for person in talking]
         if not any(waiting):
@@ -59,14 +59,14 @@ class Beat:
         if self._seen >= GAP_STEPS and now >= self._moved + MOVE_EVERY_S:
             self._expected, self._seen, self._moved = dict.fromkeys(early, now), 0, now
 
-    def _before_a_longer_pause(self, came: Mapping[Person, float | None], now: float) -> set[Person]:
+    def _before_a_longer_pause(self, came: Mapping[Person, float | None], now: float) -> list[Person]:
         """Those whose frames come before a pause that is longer than the one that begins now; nobody, if it is not."""
         if len(came) < 2 or None in came.values() or any(person.frames for person in came):
-            return set()
+            return []
         newest_first = sorted(came, key=came.__getitem__, reverse=True)
         ages = [now - came[person] for person in newest_first]
         pauses = [older - newer for newer, older in pairwise(ages)]
         longest = max(pauses)
         if longest < STEP_S - ages[-1] + self.policy.pause_s:
-            return set()
-        return set(newest_first[pauses.index(longest) + 1 :])
+            return []
+        return newest_first[pauses.index(longest) + 1 :]

@@ -18,7 +18,7 @@ import numpy as np
 import sphn
 
 from ...errors import in_one_line
-from .ogg import CAPTURE, FIRST, OggPages, packets_in
+from .ogg import CAPTURE, OggPages, is_first, packets_in
 from .policy import FRAME, RATE
 
 PEOPLE_IN_PROCESS = 8
@@ -29,9 +29,6 @@ PEOPLE_PER_PROCESS = 12
 
 SHORT_BYTES = 16 << 10
 """Up to so many, a message of few people is done at once: the way to a thread and back costs as much as its sound."""
-
-FLAGS = 5
-"""Of a page of Ogg."""
 
 HEADERS = 2
 """Packets that a stream begins with, on pages of their own: what it is, and comments (RFC 7845)."""
@@ -89,11 +86,6 @@ class Codec:
     def encode(self, pcm: np.ndarray) -> bytes:
         """The next bytes of the stream for `pcm [F]`; none at times."""
         return self._writer.append_pcm(pcm)
-
-
-def is_first(piece: bytes) -> bool:
-    """Whether a stream begins with this page."""
-    return piece.startswith(CAPTURE) and len(piece) > FLAGS and bool(piece[FLAGS] & FIRST)
 
 
 _numbers = itertools.count(1)

@@ -20,7 +20,7 @@ HEADER_SIZE = 27
 """Bytes of a page before its table of segments: capture pattern, version, flags, granule position (8), serial number
 (4), page number (4), checksum (4), number of segments."""
 
-CHECKSUM = slice(22, 26)
+FLAGS, CHECKSUM = 5, slice(22, 26)
 CONTINUED, FIRST, LAST = 1, 2, 4
 """Flags of a page: begins in the middle of a packet; begins, and ends, a stream."""
 
@@ -75,6 +75,11 @@ def page_size(data: bytes, start: int) -> int | None:
     return HEADER_SIZE + segments + sum(data[table : table + segments])
 
 
+def is_first(page: bytes) -> bool:
+    """Whether a stream begins with `page`."""
+    return page.startswith(CAPTURE) and len(page) > FLAGS and bool(page[FLAGS] & FIRST)
+
+
 def packets_in(page: bytes) -> int:
     """How many packets end in `page`; 0 for what is none."""
     if len(page) < HEADER_SIZE or not page.startswith(CAPTURE):
@@ -109,7 +114,7 @@ def cut(page: bytes) -> Iterator[bytes]:
         return
     borders = [0, *ends[PACKETS_PER_PAGE - 1 : -1 : PACKETS_PER_PAGE], len(table)]
     for begin, end in itertools.pairwise(borders):
-        flags = page[5] & ((0 if begin else CONTINUED | FIRST) | (LAST if end == len(table) else 0))
+        flags = page[FLAGS] & ((0 if begin else CONTINUED | FIRST) | (LAST if end == len(table) else 0))
         body = page[table_end + sum(table[:begin]) : table_end + sum(table[:end])]
         part = page[:5] + bytes([flags]) + page[6:26] + bytes([end - begin]) + table[begin:end] + body
         yield part[: CHECKSUM.start] + checksum(part) + part[CHECKSUM.stop :]

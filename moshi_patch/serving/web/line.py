@@ -26,9 +26,9 @@ class Line:
         policy: how much that is.
     """
 
-    def __init__(self, websocket: web.WebSocketResponse, transport: asyncio.Transport | None, policy: Policy):
-        self.websocket, self.policy, self._transport = websocket, policy, transport
-        self._inlet: _Inlet | None = None
+    def __init__(self, websocket: web.WebSocketResponse, request: web.Request, policy: Policy):
+        self.websocket, self.policy, self._transport = websocket, policy, request.transport
+        self._inlet = _Inlet(request.transport, request.protocol, policy.message_bytes + MARGIN_BYTES)
 
     @classmethod
     async def open(cls, request: web.Request, policy: Policy) -> "Line":
@@ -36,13 +36,11 @@ class Line:
 
         Without compression: Opus has none to gain, and 4 KB of it may hold 4 MB. Pings are the receiver's to answer.
         """
-        largest = policy.message_bytes + MARGIN_BYTES
-        own_limit = largest + MARGIN_BYTES  # aiohttp's, for one whose fragments have pings between them
-        websocket = web.WebSocketResponse(max_msg_size=own_limit, compress=False, autoping=False)
+        most = policy.message_bytes + 2 * MARGIN_BYTES  # for one whose fragments have pings between them
+        websocket = web.WebSocketResponse(max_msg_size=most, compress=False, autoping=False)
         await websocket.prepare(request)
-        line = cls(websocket, request.transport, policy)
-        if request.transport is not None:
-            line._inlet = _Inlet(request.transport, request.protocol, largest)
+        line = cls(websocket, request, policy)
+        if request.transport is not None:  # else the client is gone
             request.transport.set_protocol(line._inlet)
             line._bound_buffers(request.transport)
         return line
@@ -56,8 +54,7 @@ class Line:
 
     def on_too_long(self, tell: Callable[[], None]) -> None:
         """Has `tell` called when more has come since the last message than a message may hold."""
-        if self._inlet is not None:
-            self._inlet.tell = tell
+        self._inlet.tell = tell
 
     async def receive(self, timeout: float | None) -> WSMessage:
         """The next message.
@@ -68,8 +65,6 @@ class Line:
         Raises:
             asyncio.TimeoutError: there was none.
         """
-        if self._inlet is None:
-            return await self.websocket.receive(timeout=timeout)
         waiting = asyncio.get_running_loop().call_soon(self._inlet.want)  # unless there is one already
         try:
             message = await self.websocket.receive(timeout=timeout)
@@ -81,8 +76,7 @@ class Line:
 
     def give_back(self) -> None:
         """Nobody receives any more but aiohttp, which reads on until the client has closed its side."""
-        if self._inlet is not None:
-            self._inlet.want()
+        self._inlet.want()
 
     def is_full(self) -> bool:
         """Whether the client does not read, and as much is on its way to it as may be."""
@@ -93,6 +87,7 @@ class _Inlet(asyncio.Protocol):
     """Counts what comes between two messages, and throws it away above a limit; all else is aiohttp's protocol's.
 
     Args:
+        transport: of the connection; None: it is gone.
         protocol: aiohttp's, of the connection.
         limit: bytes.
 
@@ -102,7 +97,7 @@ class _Inlet(asyncio.Protocol):
         wanted: whether somebody waits for a message, as none is there.
     """
 
-    def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol, limit: int):
+    def __init__(self, transport: asyncio.Transport | None, protocol: asyncio.Protocol, limit: int):
         self._transport, self._protocol, self._limit = transport, protocol, limit
         self.tell: Callable[[], None] = lambda: None
         self.unread, self.wanted = 0, False
@@ -112,8 +107,10 @@ class _Inlet(asyncio.Protocol):
         self.eof_received = protocol.eof_received
 
     def want(self) -> None:
+        """Somebody waits for a message, and none is there."""
         self.wanted, self._queued = True, 0
-        self._transport.resume_reading()
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)

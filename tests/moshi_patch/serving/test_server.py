@@ -85,7 +85,7 @@ def test_in_float64_a_person_among_others_hears_what_stocks_loop_says_from_opus_
 
 
 def test_what_is_said_before_the_handshake_is_not_heard_and_a_burst_after_it_is(ttt_repo):
-    """LiveKit's plugin queues sound until the handshake, and sends all of it at once then."""
+    """Some clients queue sound until the handshake, and send all of it at once then."""
 
     async def impatient(server):
         async with server.session.ws_connect(server.url + GREEDY) as socket:

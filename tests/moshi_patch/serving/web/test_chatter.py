@@ -40,7 +40,7 @@ def frame(kind: int, data: bytes = b"") -> bytes:
 @pytest.mark.parametrize("reads", [True, False], ids=["reads", "reads_not"])
 def test_who_floods_with_what_is_no_sound_is_sent_away(many, usual, messages, reads):
     async def flood(server):
-        host, port = server.url.split("/")[2].split(":")
+        host, port = server.address.split(":")
         with socket.create_connection((host, int(port))) as client:
             client.sendall(UPGRADE)
             session = await session_of_stranger(server)

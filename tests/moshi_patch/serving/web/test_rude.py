@@ -171,7 +171,7 @@ def test_a_message_may_hold_ten_minutes_and_no_more(ttt_repo):
 
 async def do_not_read(server):
     """Talks and reads nothing, not even the close frame, through a socket that holds little."""
-    host, port = server.url.split("/")[2].split(":")
+    host, port = server.address.split(":")
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.connect((host, int(port)))
@@ -218,7 +218,7 @@ async def free_rows(server) -> int:
 )
 def test_sockets_that_are_half_open_or_gone_leave_their_row(many, usual, opening, reset):
     async def vanish(server):
-        host, port = server.url.split("/")[2].split(":")
+        host, port = server.address.split(":")
         for _ in range(3):
             with socket.create_connection((host, int(port)), timeout=ANSWER_S) as client:
                 client.sendall(opening)
@@ -232,7 +232,7 @@ def test_sockets_that_are_half_open_or_gone_leave_their_row(many, usual, opening
 
 def test_a_machine_that_is_gone_without_a_word_loses_its_row(many, usual):
     async def vanish(server):
-        host, port = server.url.split("/")[2].split(":")
+        host, port = server.address.split(":")
         with socket.create_connection((host, int(port)), timeout=ANSWER_S) as client:
             client.sendall(UPGRADE)
             session = await session_of_stranger(server)
